@@ -1,0 +1,1 @@
+"""ShapeStream, the procedural world: prompts, scenes, a renderer, a camera, scripted fakes and (apart) the oracles."""
