@@ -1,0 +1,197 @@
+"""Real encoded files, built with FFmpeg's own test sources through PyAV."""
+
+import wave
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from reelgym.video import VideoError, read_video, write_video
+
+
+SOURCE = "testsrc=duration=2:size=64x48:rate=25"
+
+
+def encode(path, source=SOURCE, codec="libx264", options=None, pix_fmt="yuv420p", container_options=None):
+    """Encode an FFmpeg test source, as the ffmpeg command would."""
+    with av.open(source, format="lavfi") as given, av.open(str(path), "w", options=container_options) as out:
+        video = given.streams.video[0]
+        stream = out.add_stream(codec, rate=video.average_rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = video.width, video.height, pix_fmt
+        for index, frame in enumerate(given.decode(video)):
+            frame = frame.reformat(format=pix_fmt)
+            frame.pts, frame.time_base = index, 1 / Fraction(video.average_rate)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def source_frames(source):
+    with av.open(source, format="lavfi") as given:
+        return torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in given.decode(video=0)])
+
+
+def blocks(frames=12, size=32):
+    """Coloured squares that move on dark grey: uint8 [F, H, W, 3]."""
+    video = np.full((frames, size, size, 3), 40, np.uint8)
+    for f in range(frames):
+        video[f, 4:12, f : f + 8] = (230, 40, 40)
+        video[f, 18:28, 20 - f : 30 - f] = (40, 80, 230)
+    return video
+
+
+def test_colours_survive_the_round_trip(tmp_path):
+    video = blocks()
+    write_video(tmp_path / "a.mp4", video, 8)
+    frames, fps = read_video(tmp_path / "a.mp4")
+    assert frames.dtype == torch.uint8 and frames.shape == (12, 32, 32, 3) and fps == 8
+    assert (frames.float() - torch.from_numpy(video).float()).abs().mean() < 6
+    big = np.kron(video, np.ones((1, 4, 4, 1), np.uint8))
+    write_video(tmp_path / "b.mkv", torch.from_numpy(big), 8)
+    frames, fps = read_video(tmp_path / "b.mkv")
+    small = frames.float().reshape(12, 32, 4, 32, 4, 3).mean((2, 4))
+    assert fps == 8 and (small - torch.from_numpy(video).float()).abs().mean() < 2
+
+
+@pytest.mark.parametrize("fps", [8, 29.97, 0.5, Fraction(24000, 1001)])
+def test_frame_rate_and_count_survive(tmp_path, fps):
+    write_video(tmp_path / "a.mp4", blocks(7), float(fps))
+    frames, source = read_video(tmp_path / "a.mp4")
+    assert len(frames) == 7 and source == pytest.approx(float(fps), rel=1e-4)
+
+
+def test_odd_sizes_are_padded_by_repeating_the_edge(tmp_path):
+    video = blocks(3, 33)[:, :, :31]
+    write_video(tmp_path / "a.mp4", video, 8)
+    frames, _ = read_video(tmp_path / "a.mp4")
+    assert frames.shape == (3, 34, 32, 3)
+    assert (frames[:, 33].float() - frames[:, 32].float()).abs().max() < 16
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), [
+    ("a.mp4", "libx264", {"crf": "1"}),
+    ("a.mkv", "libx264", {"crf": "1"}),
+    ("a.ts", "mpeg2video", {"qscale": "1", "b": "20M"}),
+    ("a.avi", "mpeg4", {"b": "20M"}),
+    ("a.webm", "libvpx-vp9", {"crf": "2", "b": "0", "cpu-used": "8"}),
+    ("a.mov", "mjpeg", {"b": "20M"}),
+])
+def test_reads_what_ffmpeg_makes(tmp_path, name, codec, options):
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    frames, fps = read_video(encode(tmp_path / name, SOURCE, codec, options, pix_fmt))
+    assert frames.shape == (50, 48, 64, 3) and fps == pytest.approx(25)
+    assert (frames.float() - source_frames(SOURCE).float()).abs().mean() < 12
+    sampled, fps = read_video(tmp_path / name, fps=8)
+    nearest = [0, 3, 6, 9, 12, 16, 19, 22, 25, 28, 31, 34, 37, 41, 44, 47]
+    assert fps == pytest.approx(25) and torch.equal(sampled, frames[nearest])
+
+
+def test_sampling_up_repeats_and_max_frames_stops(tmp_path):
+    write_video(tmp_path / "a.mp4", blocks(4), 4)
+    frames, _ = read_video(tmp_path / "a.mp4")
+    assert torch.equal(read_video(tmp_path / "a.mp4", fps=8)[0], frames[[0, 0, 1, 1, 2, 2, 3, 3]])
+    assert torch.equal(read_video(tmp_path / "a.mp4", fps=4)[0], frames)
+    assert torch.equal(read_video(tmp_path / "a.mp4", max_frames=3)[0], frames[:3])
+    means, _ = read_video(tmp_path / "a.mp4", each=lambda frame: frame.float().mean((0, 1)))
+    torch.testing.assert_close(means, frames.float().mean((1, 2)))
+
+
+def test_phone_rotation_is_applied(tmp_path):
+    path = encode(tmp_path / "a.mp4", options={"crf": "1"})
+    upright, _ = read_video(path)
+    one = (1 << 16).to_bytes(4, "big")
+    minus = (-(1 << 16) % (1 << 32)).to_bytes(4, "big")
+    nil, unit = bytes(4), (1 << 30).to_bytes(4, "big")
+    identity = one + nil * 3 + one + nil * 3 + unit
+    quarter_clockwise = nil + one + nil + minus + nil * 4 + unit
+    head, tkhd, rest = path.read_bytes().partition(b"tkhd")
+    (tmp_path / "b.mp4").write_bytes(head + tkhd + rest.replace(identity, quarter_clockwise, 1))
+    turned, _ = read_video(tmp_path / "b.mp4")
+    assert torch.equal(turned, upright.rot90(-1, (1, 2)))
+
+
+def refuses(path, words, **kwargs):
+    with pytest.raises(VideoError, match=words) as caught:
+        read_video(path, **kwargs)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    refuses(tmp_path / "absent.mp4", "no such file")
+    refuses(tmp_path, "is a folder")
+    (tmp_path / "empty.mp4").touch()
+    refuses(tmp_path / "empty.mp4", "is empty")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.mp4", "a.py", "a"])
+def test_text_is_no_video(tmp_path, name):
+    (tmp_path / name).write_text("a red circle moves left fast\n" * 200)
+    refuses(tmp_path / name, "not a video")
+
+
+def test_noise_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(20_000))
+    refuses(tmp_path / "a.mp4", "not a video")
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(8000))
+    refuses(tmp_path / "a.wav", "no video in it .found: audio")
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.mp4", {}),
+    ("a.mp4", {"movflags": "faststart"}),
+    ("a.mkv", {}),
+    ("a.avi", {}),
+])
+@pytest.mark.parametrize("keep", [0.02, 0.3, 0.7])
+def test_truncated_files_are_refused(tmp_path, name, options, keep):
+    codec = "mpeg4" if name == "a.avi" else "libx264"
+    path = encode(tmp_path / name, "testsrc=duration=6:size=64x48:rate=25", codec, container_options=options)
+    whole = path.read_bytes()
+    assert len(read_video(path)[0]) == 150
+    path.write_bytes(whole[: int(keep * len(whole))])
+    refuses(path, "cut short|no video")
+    refuses(path, "cut short|no video", fps=8)
+
+
+@pytest.mark.parametrize("where", ["file.txt/a.mp4", "folder.mp4", "/proc/a.mp4", "/dev/null/a.mp4"])
+def test_unwritable_output_is_named(tmp_path, where):
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(VideoError, match="cannot be written|is a folder") as caught:
+        write_video(tmp_path / where, blocks(3), 8)
+    assert "\n" not in str(caught.value) and where in str(caught.value)
+
+
+def test_wrong_frames_are_named(tmp_path):
+    good = blocks(3)
+    for bad in (good[0], good[:0], good.astype(np.float32), good[..., :1]):
+        with pytest.raises(VideoError, match="uint8"):
+            write_video(tmp_path / "a.mp4", bad, 8)
+    for fps in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(VideoError, match="fps"):
+            write_video(tmp_path / "a.mp4", good, fps)
+    with pytest.raises(VideoError, match=".mp4"):
+        write_video(tmp_path / "a.txt", good, 8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", blocks(3), 8)
+    before = (tmp_path / "a.mp4").read_bytes()
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reelgym.video.os.replace", full_disk)
+    with pytest.raises(VideoError, match="No space left"):
+        write_video(tmp_path / "a.mp4", blocks(5), 8)
+    assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
