@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+from reelgym.experiments.stats import (
+    Interval,
+    bootstrap_means,
+    censored_median,
+    mean_interval,
+    paired_difference,
+    sign_test,
+)
+
+
+def test_constant_scores_have_no_width():
+    interval = mean_interval(np.full((3, 5), 0.4))
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_one_cell_is_its_own_interval():
+    assert mean_interval([[0.7]]) == Interval(0.7, 0.7, 0.7)
+
+
+def test_bootstrap_variance_is_the_unbiased_variance_of_the_mean():
+    seeds = np.array([[0.0], [1.0], [5.0], [6.0]])
+    assert bootstrap_means(seeds, 40_000).var() == pytest.approx(seeds.var(ddof=1) / 4, rel=0.05)
+    assert bootstrap_means(seeds.T, 40_000).var() == pytest.approx(seeds.var(ddof=1) / 4, rel=0.05)
+
+
+def test_two_seeds_give_the_three_points_that_two_seeds_have():
+    half = 0.5 * np.sqrt(2)
+    assert np.unique(bootstrap_means([[0.0], [1.0]]).round(6)) == pytest.approx([0.5 - half, 0.5, 0.5 + half], abs=1e-6)
+
+
+def test_pairing_removes_what_two_methods_share():
+    prompts = np.random.default_rng(0).normal(size=(1, 30)) * 10
+    start = np.repeat(prompts, 3, 0)
+    ours = start + np.array([[0.1], [0.2], [0.3]])
+    paired = paired_difference(ours, start)
+    assert paired.mean == pytest.approx(0.2)
+    assert paired.verdict == "yes" and paired.low > 0
+    assert mean_interval(ours).high - mean_interval(ours).low > 10 * (paired.high - paired.low)
+
+
+def test_the_same_call_gives_the_same_interval():
+    scores = np.random.default_rng(1).normal(size=(2, 9))
+    assert mean_interval(scores) == mean_interval(scores)
+
+
+@pytest.mark.parametrize("low, high, verdict", [(0.1, 0.2, "yes"), (-0.2, -0.1, "no"), (-0.1, 0.1, "unclear"), (0, 1, "unclear")])
+def test_verdict(low, high, verdict):
+    assert Interval((low + high) / 2, low, high).verdict == verdict
+
+
+@pytest.mark.parametrize("seeds, least", [(5, 0.85), (10, 0.90)])
+def test_interval_covers_the_truth(seeds, least):
+    random = np.random.default_rng(seeds)
+    covered = 0
+    for trial in range(400):
+        effects = random.normal(size=(seeds, 1)) + random.normal(size=(1, 12)) + random.normal(size=(seeds, 12))
+        interval = mean_interval(effects, resamples=400, seed=trial)
+        covered += interval.low <= 0 <= interval.high
+    assert covered / 400 >= least
+
+
+def test_sign_test_by_hand():
+    assert sign_test([1, 1, 1, 1, 1]) == pytest.approx(2 / 32)
+    assert sign_test([1, 1, 1, -1, 0]) == pytest.approx(2 * (1 + 4) / 16)
+    assert sign_test([1, -1]) == 1.0
+    assert sign_test([0, 0]) == 1.0
+
+
+def test_censored_median_by_hand():
+    assert censored_median([1, 2, 3], [True, True, True]) == 2
+    assert censored_median([1, 9, 9], [True, False, False]) == float("inf")
+    assert censored_median([1, 2, 9, 9], [True, True, False, False]) == 2
+    assert censored_median([1, 2, 3, 4], [False, True, True, True]) == 3  # 1 -> 2/3 at time 2 -> 1/3 at time 3
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match="seeds, prompts"):
+        mean_interval([1.0, 2.0])
+    with pytest.raises(ValueError, match="same seeds and prompts"):
+        paired_difference(np.zeros((2, 3)), np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="NaN"):
+        mean_interval([[np.nan]])
+    with pytest.raises(ValueError, match="one length"):
+        censored_median([], [])
