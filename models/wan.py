@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["CacheConfig", "CallContext", "CausalWan", "KVCache"]
 
 THETA = 10000.0
+Turn = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class CallContext:
     """What one transformer call tells its self-attention layers; it travels as diffusers' `rotary_emb`.
 
-    query_turn: complex [S, 1, dim/2], rotation of the queries.
-    key_turn: complex [K + S, 1, dim/2], rotation of the cached keys and of the new ones.
+    query_turn: rotation of the queries, see `rotary_turn`.
+    key_turn: rotation of the cached keys and of the new ones.
     bias: [S, K + S] added to the attention logits (0 or -inf), or None.
     cache: the K tokens that came before, or None.
     new: where layer i puts its new (unrotated key, value) under i, or None. Writing the same again is harmless, so
       gradient checkpointing may run a layer twice.
     """
 
-    query_turn: Tensor
-    key_turn: Tensor
+    query_turn: Turn
+    key_turn: Turn
     bias: Tensor | None = None
     cache: KVCache | None = None
     new: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -210,7 +211,7 @@ class Rope(nn.Module):
             h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
             turn = rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device)
             context = CallContext(turn, turn)
-        self.tokens = context.query_turn.shape[0]
+        self.tokens = context.query_turn[0].shape[0]
         return context
 
     def spread_over_tokens(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -266,34 +267,39 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
     return out.transpose(1, 2).flatten(2)
 
 
-def rotated(x: Tensor, turn: Tensor) -> Tensor:
-    """x [B, S, heads, dim] with neighbouring channels turned as complex numbers by turn [S, 1, dim/2]."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+def rotated(x: Tensor, turn: Turn) -> Tensor:
+    """x [B, S, heads, dim], each pair of neighbouring channels rotated by the angle of turn.
+
+    The cosine and sine products are rounded apart, as diffusers does: results are bitwise the same.
+    """
+    cos, i_sin = turn
+    full = x.float()
+    turned = torch.view_as_complex(full.unflatten(-1, (-1, 2))) * i_sin
+    return (full * cos).add_(torch.view_as_real(turned).flatten(-2)).type_as(x)
 
 
 @lru_cache(maxsize=32)
-def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device) -> Tensor:
-    """Wan's rotary factors for every token of the given frames, complex64 [len(frames) * h * w, 1, dim/2].
+def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device) -> Turn:
+    """Wan's rotary factors of every token of the given frames; S = len(frames) * h * w.
 
+    Returns the cosine for each channel, float [S, 1, dim], and i times the sine for each pair, complex [S, 1, dim/2].
     Channels are split as in diffusers: dim // 6 pairs each for height and width, the rest for time. Frames may be any
     integers: there is no table that could end.
     """
     side = dim // 6
+    time = dim // 2 - 2 * side
     with torch.inference_mode(False), torch.no_grad():
-        parts = [
-            _turns(torch.tensor(frames), dim // 2 - 2 * side, device).view(-1, 1, 1, dim // 2 - 2 * side),
-            _turns(torch.arange(h), side, device).view(1, h, 1, side),
-            _turns(torch.arange(w), side, device).view(1, 1, w, side),
-        ]
-        grid = [part.expand(len(frames), h, w, -1) for part in parts]
-        return torch.cat(grid, -1).view(-1, 1, dim // 2)
+        axes = ((torch.tensor(frames), time), (torch.arange(h), side), (torch.arange(w), side))
+        grids = torch.meshgrid(*(positions.double() for positions, _ in axes), indexing="ij")
+        angle = torch.cat([_angles(grid, pairs) for grid, (_, pairs) in zip(grids, axes, strict=True)], -1)
+        cos = angle.cos().float().repeat_interleave(2, -1).unsqueeze(1)
+        sin = angle.sin().float().unsqueeze(1)
+        return cos.to(device), torch.complex(torch.zeros_like(sin), sin).to(device)
 
 
-def _turns(positions: Tensor, pairs: int, device: torch.device) -> Tensor:
+def _angles(positions: Tensor, pairs: int) -> Tensor:
     steps = torch.arange(0, 2 * pairs, 2, dtype=torch.float64) / (2 * pairs)
-    angle = torch.outer(positions.double(), 1.0 / THETA**steps)
-    return torch.complex(angle.cos().float(), angle.sin().float()).to(device)
+    return torch.outer(positions.flatten(), 1.0 / THETA**steps)
 
 
 @lru_cache(maxsize=32)
