@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from .cache import CacheConfig, KVCache, appended, evicted
+from .causal_attention import CallContext, CrossAttention, Rope, SelfAttention, causal_bias, rotary_turn
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
-__all__ = ["CacheConfig", "CallContext", "CausalWan", "KVCache"]
+__all__ = ["CacheConfig", "CausalWan", "KVCache"]
 
-THETA = 10000.0
-Turn = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class CallContext:
-    """What one transformer call tells its self-attention layers; it travels as diffusers' `rotary_emb`.
-
-    query_turn: rotation of the queries, see `rotary_turn`.
-    key_turn: rotation of the cached keys and of the new ones.
-    bias: [S, K + S] added to the attention logits (0 or -inf), or None.
-    cache: the K tokens that came before, or None.
-    new: where layer i puts its new (unrotated key, value) under i, or None. Writing the same again is harmless, so
-      gradient checkpointing may run a layer twice.
-    """
-
-    query_turn: Turn
-    key_turn: Turn
-    bias: Tensor | None = None
-    cache: KVCache | None = None
-    new: dict[int, tuple[Tensor, Tensor]] | None = None
+KEEP_ALL = CacheConfig()
 
 
 class CausalWan(nn.Module):
@@ -56,7 +35,7 @@ class CausalWan(nn.Module):
         transformer: WanTransformer3DModel,
         frames_per_chunk: int,
         text_len: int,
-        cache: CacheConfig = CacheConfig(),
+        cache: CacheConfig = KEEP_ALL,
     ) -> None:
         super().__init__()
         config = transformer.config
@@ -163,8 +142,9 @@ class CausalWan(nn.Module):
         if not isinstance(sigma, Tensor):
             sigma = torch.full((x.shape[0],), sigma, device=x.device)
         self.transformer.rope.context = context
-        out = self.transformer(x.transpose(1, 2), sigma.expand(x.shape[0], *sigma.shape[1:]) * 1000, prompts,
-                               return_dict=False)[0]
+        out = self.transformer(
+            x.transpose(1, 2), sigma.expand(x.shape[0], *sigma.shape[1:]) * 1000, prompts, return_dict=False
+        )[0]
         return out.transpose(1, 2)
 
     def _prompts(self, embeds: Tensor, frames: int) -> Tensor:
@@ -194,135 +174,3 @@ class CausalWan(nn.Module):
                 f"one masked pass over {frames} frames cannot express eviction={config.eviction!r} with "
                 f"positions={config.positions!r} beyond window_frames={config.window_frames}: run chunk by chunk"
             )
-
-
-class Rope(nn.Module):
-    """Stands where the transformer's rotary embedding stood; returns the context that CausalWan left for this call."""
-
-    def __init__(self, dim: int, patch: tuple[int, ...]) -> None:
-        super().__init__()
-        self.dim, self.patch = dim, patch
-        self.context: CallContext | None = None
-        self.tokens = 0
-
-    def forward(self, x: Tensor) -> CallContext:
-        context, self.context = self.context, None
-        if context is None:
-            h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
-            turn = rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device)
-            context = CallContext(turn, turn)
-        self.tokens = context.query_turn[0].shape[0]
-        return context
-
-    def spread_over_tokens(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Hook after the time embedding: levels given per frame [B, F, ...] become one per token [B, S, ...]."""
-        temb, projected, *rest = output
-        if temb.ndim == 2 or temb.shape[1] == self.tokens:
-            return output
-        repeats = self.tokens // temb.shape[1]
-        return (temb.repeat_interleave(repeats, 1), projected.repeat_interleave(repeats, 1), *rest)
-
-
-class SelfAttention:
-    """attn1's processor: reads cache, rotation and mask from the call's context."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
-    def __call__(
-        self, attn: Any, hidden: Tensor, text: None = None, mask: None = None, rotary_emb: CallContext | None = None
-    ) -> Tensor:
-        assert rotary_emb is not None
-        context, shape = rotary_emb, (*hidden.shape[:2], attn.heads, -1)
-        query = attn.norm_q(attn.to_q(hidden)).view(shape)
-        key = attn.norm_k(attn.to_k(hidden)).view(shape)
-        value = attn.to_v(hidden).view(shape)
-        if context.new is not None:
-            context.new[self.layer] = (key, value)
-        if context.cache is not None:
-            key = torch.cat((context.cache.keys[self.layer], key), 1)
-            value = torch.cat((context.cache.values[self.layer], value), 1)
-        out = attend(rotated(query, context.query_turn), rotated(key, context.key_turn), value, context.bias)
-        return attn.to_out[1](attn.to_out[0](out))
-
-
-class CrossAttention:
-    """attn2's processor: the n-th part of the sequence reads the n-th prompt."""
-
-    def __init__(self, text_len: int) -> None:
-        self.text_len = text_len
-
-    def __call__(self, attn: Any, hidden: Tensor, text: Tensor, mask: None = None, rotary_emb: None = None) -> Tensor:
-        batch = hidden.shape[0] * (text.shape[1] // self.text_len)
-        query = attn.norm_q(attn.to_q(hidden)).view(batch, -1, attn.heads, attn.inner_dim // attn.heads)
-        key = attn.norm_k(attn.to_k(text)).view(batch, self.text_len, attn.heads, -1)
-        value = attn.to_v(text).view(batch, self.text_len, attn.heads, -1)
-        out = attend(query, key, value, None).view(hidden.shape[0], hidden.shape[1], -1)
-        return attn.to_out[1](attn.to_out[0](out))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of query [B, S, heads, dim] over key, value [B, K, heads, dim]; [B, S, heads * dim]."""
-    out = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), bias)
-    return out.transpose(1, 2).flatten(2)
-
-
-def rotated(x: Tensor, turn: Turn) -> Tensor:
-    """x [B, S, heads, dim], each pair of neighbouring channels rotated by the angle of turn.
-
-    The cosine and sine products are rounded apart, as diffusers does: results are bitwise the same.
-    """
-    cos, i_sin = turn
-    full = x.float()
-    turned = torch.view_as_complex(full.unflatten(-1, (-1, 2))) * i_sin
-    return (full * cos).add_(torch.view_as_real(turned).flatten(-2)).type_as(x)
-
-
-@lru_cache(maxsize=32)
-def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device) -> Turn:
-    """Wan's rotary factors of every token of the given frames; S = len(frames) * h * w.
-
-    Returns the cosine for each channel, float [S, 1, dim], and i times the sine for each pair, complex [S, 1, dim/2].
-    Channels are split as in diffusers: dim // 6 pairs each for height and width, the rest for time. Frames may be any
-    integers: there is no table that could end.
-    """
-    side = dim // 6
-    time = dim // 2 - 2 * side
-    with torch.inference_mode(False), torch.no_grad():
-        axes = ((torch.tensor(frames), time), (torch.arange(h), side), (torch.arange(w), side))
-        grids = torch.meshgrid(*(positions.double() for positions, _ in axes), indexing="ij")
-        angle = torch.cat([_angles(grid, pairs) for grid, (_, pairs) in zip(grids, axes, strict=True)], -1)
-        cos = angle.cos().float().repeat_interleave(2, -1).unsqueeze(1)
-        sin = angle.sin().float().unsqueeze(1)
-        return cos.to(device), torch.complex(torch.zeros_like(sin), sin).to(device)
-
-
-def _angles(positions: Tensor, pairs: int) -> Tensor:
-    steps = torch.arange(0, 2 * pairs, 2, dtype=torch.float64) / (2 * pairs)
-    return torch.outer(positions.flatten(), 1.0 / THETA**steps)
-
-
-@lru_cache(maxsize=32)
-def causal_bias(
-    frames: int, tokens: int, sight: tuple[int, int, int], forcing: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """0 where a token may look and -inf where not; sight = (frames_per_chunk, sink_frames, window_frames).
-
-    [S, S] for `frames` clean frames of `tokens` each; with forcing, `frames` counts clean and noisy ones.
-    """
-    per_chunk, sink, window = sight
-    clips = 2 if forcing else 1
-    frame = torch.arange(frames // clips)
-    chunk = frame // per_chunk
-    query, key = chunk[:, None], chunk[None]
-    own = query == key
-    past = key < query
-    if window >= 0:
-        oldest = query * per_chunk - (window - per_chunk - sink)
-        past &= (frame < sink)[None] | (frame[None] >= oldest)
-    seen = own | past
-    if forcing:
-        seen = torch.cat((torch.cat((seen, torch.zeros_like(own)), 1), torch.cat((past, own), 1)))
-    seen = seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf")).to(device)

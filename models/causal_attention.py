@@ -1,0 +1,175 @@
+"""What makes Wan's self-attention causal: a context per call, rotation on read, caches, masks, a prompt per chunk.
+
+B streams, S new tokens, K cached tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from .cache import KVCache
+
+THETA = 10000.0
+Turn = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """What one transformer call tells its self-attention layers; it travels as diffusers' `rotary_emb`.
+
+    query_turn: rotation of the queries, see `rotary_turn`.
+    key_turn: rotation of the cached keys and of the new ones.
+    bias: [S, K + S] added to the attention logits (0 or -inf), or None.
+    cache: the K tokens that came before, or None.
+    new: where layer i puts its new (unrotated key, value) under i, or None. Writing the same again is harmless, so
+      gradient checkpointing may run a layer twice.
+    """
+
+    query_turn: Turn
+    key_turn: Turn
+    bias: Tensor | None = None
+    cache: KVCache | None = None
+    new: dict[int, tuple[Tensor, Tensor]] | None = None
+
+
+class Rope(nn.Module):
+    """Stands where the transformer's rotary embedding stood; returns the context that CausalWan left for this call."""
+
+    def __init__(self, dim: int, patch: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dim, self.patch = dim, patch
+        self.context: CallContext | None = None
+        self.tokens = 0
+
+    def forward(self, x: Tensor) -> CallContext:
+        context, self.context = self.context, None
+        if context is None:
+            h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
+            turn = rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device)
+            context = CallContext(turn, turn)
+        self.tokens = context.query_turn[0].shape[0]
+        return context
+
+    def spread_over_tokens(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Hook after the time embedding: levels given per frame [B, F, ...] become one per token [B, S, ...]."""
+        temb, projected, *rest = output
+        if temb.ndim == 2 or temb.shape[1] == self.tokens:
+            return output
+        repeats = self.tokens // temb.shape[1]
+        return (temb.repeat_interleave(repeats, 1), projected.repeat_interleave(repeats, 1), *rest)
+
+
+class SelfAttention:
+    """attn1's processor: reads cache, rotation and mask from the call's context."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def __call__(
+        self, attn: Any, hidden: Tensor, text: None = None, mask: None = None, rotary_emb: CallContext | None = None
+    ) -> Tensor:
+        assert rotary_emb is not None
+        context, shape = rotary_emb, (*hidden.shape[:2], attn.heads, -1)
+        query = attn.norm_q(attn.to_q(hidden)).view(shape)
+        key = attn.norm_k(attn.to_k(hidden)).view(shape)
+        value = attn.to_v(hidden).view(shape)
+        if context.new is not None:
+            context.new[self.layer] = (key, value)
+        if context.cache is not None:
+            key = torch.cat((context.cache.keys[self.layer], key), 1)
+            value = torch.cat((context.cache.values[self.layer], value), 1)
+        out = attend(rotated(query, context.query_turn), rotated(key, context.key_turn), value, context.bias)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+class CrossAttention:
+    """attn2's processor: the n-th part of the sequence reads the n-th prompt."""
+
+    def __init__(self, text_len: int) -> None:
+        self.text_len = text_len
+
+    def __call__(self, attn: Any, hidden: Tensor, text: Tensor, mask: None = None, rotary_emb: None = None) -> Tensor:
+        batch = hidden.shape[0] * (text.shape[1] // self.text_len)
+        query = attn.norm_q(attn.to_q(hidden)).view(batch, -1, attn.heads, attn.inner_dim // attn.heads)
+        key = attn.norm_k(attn.to_k(text)).view(batch, self.text_len, attn.heads, -1)
+        value = attn.to_v(text).view(batch, self.text_len, attn.heads, -1)
+        out = attend(query, key, value, None).view(hidden.shape[0], hidden.shape[1], -1)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of query [B, S, heads, dim] over key, value [B, K, heads, dim]; [B, S, heads * dim]."""
+    out = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), bias)
+    return out.transpose(1, 2).flatten(2)
+
+
+def rotated(x: Tensor, turn: Turn) -> Tensor:
+    """x [B, S, heads, dim], each pair of neighbouring channels rotated by the angle of turn.
+
+    The cosine and sine products are rounded apart, as diffusers does: results are bitwise the same.
+    """
+    cos, i_sin = turn
+    full = x.float()
+    turned = torch.view_as_complex(full.unflatten(-1, (-1, 2))) * i_sin
+    return (full * cos).add_(torch.view_as_real(turned).flatten(-2)).type_as(x)
+
+
+@lru_cache(maxsize=32)
+def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device) -> Turn:
+    """Wan's rotary factors of every token of the given frames; S = len(frames) * h * w.
+
+    Returns the cosine for each channel, float [S, 1, dim], and i times the sine for each pair, complex [S, 1, dim/2].
+    Channels are split as in diffusers: dim // 6 pairs each for height and width, the rest for time. Frames may be any
+    integers: there is no table that could end.
+    """
+    side = dim // 6
+    time = dim // 2 - 2 * side
+    with torch.inference_mode(False), torch.no_grad():
+        axes = (
+            _angles(torch.tensor(frames), time).view(-1, 1, 1, time),
+            _angles(torch.arange(h), side).view(1, h, 1, side),
+            _angles(torch.arange(w), side).view(1, 1, w, side),
+        )
+        cos, sin = (
+            torch.cat([wave(angle).float().to(device).expand(len(frames), h, w, -1) for angle in axes], -1)
+            for wave in (torch.cos, torch.sin)
+        )
+        sin = sin.view(-1, 1, dim // 2)
+        return cos.view(-1, 1, dim // 2).repeat_interleave(2, -1), torch.complex(torch.zeros_like(sin), sin)
+
+
+def _angles(positions: Tensor, pairs: int) -> Tensor:
+    steps = torch.arange(0, 2 * pairs, 2, dtype=torch.float64) / (2 * pairs)
+    return torch.outer(positions.double(), 1.0 / THETA**steps)
+
+
+@lru_cache(maxsize=32)
+def causal_bias(
+    frames: int, tokens: int, sight: tuple[int, int, int], forcing: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """0 where a token may look and -inf where not; sight = (frames_per_chunk, sink_frames, window_frames).
+
+    [S, S] for `frames` clean frames of `tokens` each; with forcing, `frames` counts clean and noisy ones.
+    """
+    per_chunk, sink, window = sight
+    clips = 2 if forcing else 1
+    frame = torch.arange(frames // clips)
+    chunk = frame // per_chunk
+    query, key = chunk[:, None], chunk[None]
+    own = query == key
+    past = key < query
+    if window >= 0:
+        oldest = query * per_chunk - (window - per_chunk - sink)
+        past &= (frame < sink)[None] | (frame[None] >= oldest)
+    seen = own | past
+    if forcing:
+        seen = torch.cat((torch.cat((seen, torch.zeros_like(own)), 1), torch.cat((past, own), 1)))
+    seen = seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf")).to(device)
