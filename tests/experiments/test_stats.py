@@ -46,7 +46,9 @@ def test_the_same_call_gives_the_same_interval():
     assert mean_interval(scores) == mean_interval(scores)
 
 
-@pytest.mark.parametrize("low, high, verdict", [(0.1, 0.2, "yes"), (-0.2, -0.1, "no"), (-0.1, 0.1, "unclear"), (0, 1, "unclear")])
+@pytest.mark.parametrize(
+    "low, high, verdict", [(0.1, 0.2, "yes"), (-0.2, -0.1, "no"), (-0.1, 0.1, "unclear"), (0, 1, "unclear")]
+)
 def test_verdict(low, high, verdict):
     assert Interval((low + high) / 2, low, high).verdict == verdict
 

@@ -1,0 +1,132 @@
+"""Pictures for reports: line charts as inline SVG, clips as animated WebP, film strips, weights laid over frames."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, log10
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frames = NDArray[np.uint8]
+
+WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 40
+
+
+@dataclass(frozen=True)
+class Line:
+    """points: (x, y) in order of x. colour: 0-7, an entry of the page's palette. faint: one run behind its mean."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    colour: int
+    faint: bool = False
+
+
+def line_chart(lines: Sequence[Line], title: str, x_label: str, baseline: float | None = None) -> str:
+    """An inline SVG whose colours are the page's (classes `c0`...`c7`, `axis`, `grid`), so it follows dark mode."""
+    points = [point for line in lines for point in line.points]
+    if not points:
+        return ""
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    heights = [y for _, y in points] + ([] if baseline is None else [baseline])
+    y_ticks = ticks(min(heights), max(heights))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts.append(f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>')
+    for y in y_ticks:
+        height = place(x_ticks[0], y)[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 7}" y="{height + 4:.1f}">{y:g}</text>')
+    for x in x_ticks:
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{place(x, 0)[0]:.1f}" y="{HEIGHT - BOTTOM + 17}">{x:g}</text>'
+        )
+    parts.append(f'<text class="tick" text-anchor="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
+    if baseline is not None:
+        height = place(x_ticks[0], baseline)[1]
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+    for line in sorted(lines, key=lambda line: not line.faint):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
+        kind = f"c{line.colour}" + (" faint" if line.faint else "")
+        parts.append(f'<polyline class="{kind}" points="{path}"><title>{escape(line.name)}</title></polyline>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that enclose [low, high], about so many; at least two."""
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / about
+    power = 10.0 ** floor(log10(raw))
+    step = power * next(m for m in (1, 2, 2.5, 5, 10) if raw <= m * power * (1 + 1e-9))
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    return [round(k * step, 10) for k in range(first, last + 1)]
+
+
+def side_by_side(clips: Sequence[Frames], gap: int = 2) -> tuple[Frames, NDArray[np.bool_]]:
+    """clips: uint8 [F, H, W, 3] each, of one shape. Returns one clip [F, H, W', 3] and which columns [W'] are no gap."""
+    frames, height, width, _ = clips[0].shape
+    spread = np.zeros((frames, height, len(clips) * (width + gap) - gap, 3), np.uint8)
+    drawn = np.zeros(spread.shape[2], np.bool_)
+    for place, clip in enumerate(clips):
+        start = place * (width + gap)
+        spread[:, :, start : start + width] = clip
+        drawn[start : start + width] = True
+    return spread, drawn
+
+
+def animation(frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None) -> bytes:
+    """Lossless endless WebP of uint8 [F, H, W, 3] at its own size; columns outside drawn[W] are transparent."""
+    alpha = np.full(frames.shape[:3], 255, np.uint8) if drawn is None else np.zeros(frames.shape[:3], np.uint8)
+    if drawn is not None:
+        alpha[:, :, drawn] = 255
+    pictures = [Image.fromarray(np.dstack([frame, mask])) for frame, mask in zip(frames, alpha, strict=True)]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, lossless=True
+    )
+    return buffer.getvalue()
+
+
+def enlarge(frames: Frames, scale: int) -> Frames:
+    """Nearest-neighbour enlargement of [..., H, W, 3]."""
+    return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def film_strip(frames: Frames, gap: int = 1) -> Frames:
+    """The frames of uint8 [F, H, W, 3] in a row: [H, F * (W + gap) - gap, 3]."""
+    return side_by_side(list(frames[:, None]), gap)[0][0]
+
+
+def overlay(frames: Frames, weights: NDArray[Any]) -> Frames:
+    """Lay weights [F, h, w] over uint8 frames [F, H, W, 3]: grey where the weight is low, orange where it is high."""
+    up = frames.shape[1] // weights.shape[1]
+    heat = np.clip(weights / max(float(weights.max()), 1e-6), 0, 1).repeat(up, axis=1).repeat(up, axis=2)[..., None]
+    grey = frames.mean(axis=-1, keepdims=True) * 0.6
+    mixed = (1 - heat) * grey + heat * (0.35 * grey + 0.65 * np.array([255.0, 122.0, 26.0]))
+    return mixed.clip(0, 255).astype(np.uint8)
+
+
+def png(picture: Frames) -> bytes:
+    """uint8 [H, W, 3] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """kind: a MIME type such as image/webp."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,218 @@
+"""The report of a comparison: one self-contained page, a view of results.json and the media beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint import has_checkpoint, load_checkpoint
+from .plots import Line, animation, data_uri, film_strip, line_chart, overlay, png, side_by_side
+from .tables import (
+    CONTRAST_COLUMNS,
+    METHOD_COLUMNS,
+    Row,
+    html_table,
+    legend,
+    markdown_table,
+    plain_table,
+    rows_of,
+    verdict_lines,
+)
+
+Media = Mapping[str, NDArray[Any]]
+SCALE = 4
+
+
+def write_report(folder: Path | str, fps: float = 8) -> Path:
+    """Write folder/report.html from folder/results.json and, where it is there, the checkpoint folder/media.
+
+    Its tensors, in the group "media": clips/METHOD and long/METHOD uint8 [prompts, F, H, W, 3]; map/frames
+    uint8 [n, F, H, W, 3] and map/weights float [n, F, h, w]. Rows of kind "clip" hold their prompts: {"of": "clips" | "long" | "map", "prompt"}.
+    """
+    folder = Path(folder)
+    if not (folder / "results.json").is_file():
+        raise ValueError(f"{folder} holds no results.json: give the folder that a comparison wrote")
+    results = json.loads((folder / "results.json").read_text())
+    page, aside = folder / "report.html", folder / ".report.html.tmp"
+    aside.write_text(report_html(results, load_media(folder / "media"), fps))
+    os.replace(aside, page)
+    return page
+
+
+def load_media(folder: Path) -> Media:
+    """The arrays of a media checkpoint; none where there is no such folder."""
+    if not has_checkpoint(folder):
+        return {}
+    return {name: tensor.numpy() for name, tensor in load_checkpoint(folder)[0]["media"].items()}
+
+
+def report_html(results: Row, media: Media, fps: float = 8) -> str:
+    """The whole page as text. results: what results.json holds; media: see `write_report`."""
+    body = [
+        _verdicts(results),
+        _tables(results),
+        _curves(results),
+        _pictures(results, media, "clips", "The same prompts side by side", _PICTURES, fps),
+        _pictures(results, media, "long", "Streams four times longer", _LONG, fps),
+        _maps(results, media, fps),
+        _provenance(results),
+    ]
+    template = Template(files(__package__).joinpath("report.html").read_text())
+    title = "reelgym: RL fine-tuning and distillation of a streaming generator"
+    return template.substitute(title=escape(title), subtitle=_subtitle(results), body="\n".join(filter(None, body)))
+
+
+def summary_text(results: Row) -> str:
+    """The tables and sentences for a terminal."""
+    return "\n".join(
+        [
+            plain_table(METHOD_COLUMNS, rows_of(results, "method")),
+            "",
+            plain_table(CONTRAST_COLUMNS, rows_of(results, "contrast")),
+            "",
+            *verdict_lines(results),
+        ]
+    )
+
+
+def summary_markdown(results: Row) -> str:
+    """The tables and sentences for a README."""
+    return "\n".join(
+        [
+            markdown_table(METHOD_COLUMNS, rows_of(results, "method")),
+            "",
+            markdown_table(CONTRAST_COLUMNS, rows_of(results, "contrast")),
+            "",
+            *(f"- {line}" for line in verdict_lines(results)),
+        ]
+    )
+
+
+def _subtitle(results: Row) -> str:
+    config = results.get("config", {})
+    parts = [f"<code>{escape(str(results['command']))}</code>"]
+    if "prompts" in config:
+        parts.append(f"{config['prompts']} test prompts, {config['clips']} clips each")
+    parts.append(f"{len(results['seeds'])} seeds")
+    parts.append(escape(_device(results)))
+    return " · ".join(parts)
+
+
+def _device(results: Row) -> str:
+    device = results["device"]
+    return ", ".join(f"{key} {value}" for key, value in device.items()) if isinstance(device, dict) else str(device)
+
+
+def _verdicts(results: Row) -> str:
+    lines = verdict_lines(results)
+    return f'<ul class="verdicts">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _tables(results: Row) -> str:
+    methods, contrasts = rows_of(results, "method"), rows_of(results, "contrast")
+    notes = "".join(f"<p>{escape(note)}</p>" for note in results.get("config", {}).get("notes", ()))
+    parts = ["<h2>Results</h2>", html_table(METHOD_COLUMNS, methods)]
+    parts += [f'<div class="legend">{legend(METHOD_COLUMNS)}</div>']
+    if contrasts:
+        parts += ["<h2>Contrasts</h2>", html_table(CONTRAST_COLUMNS, contrasts)]
+        parts += [f'<div class="legend">{legend(CONTRAST_COLUMNS)}</div>']
+    return "\n".join([*parts, notes])
+
+
+def _curves(results: Row) -> str:
+    curves = rows_of(results, "curve")
+    if not curves:
+        return ""
+    names = {row["method"]: row["label"] for row in rows_of(results, "method")}
+    order = list(dict.fromkeys(row["method"] for row in curves))
+    charts = "".join(
+        f"<div>{line_chart(_lines(curves, order, names, key), title, 'share of the update budget')}</div>"
+        for key, title in (("oracle", "Oracle total, validation prompts"), ("reward", "Trained reward (z), same clips"))
+    )
+    keys = "".join(
+        f'<span><svg viewBox="0 0 22 10"><polyline class="c{place}" points="0,5 22,5"/></svg>'
+        f"{escape(names.get(method, method))}</span>"
+        for place, method in enumerate(order)
+    )
+    return f'<h2>Learning curves</h2><p>{_CURVES}</p><div class="keys">{keys}</div><div class="charts">{charts}</div>'
+
+
+def _lines(curves: list[Row], order: list[str], names: Mapping[str, str], key: str) -> list[Line]:
+    lines = []
+    for colour, method in enumerate(order):
+        rows = [row for row in curves if row["method"] == method and row.get(key) is not None]
+        by_share: dict[float, list[float]] = {}
+        for row in rows:
+            by_share.setdefault(row["share"], []).append(row[key])
+        mean = tuple((share, float(np.mean(values))) for share, values in sorted(by_share.items()))
+        for seed in sorted({row["seed"] for row in rows}):
+            run = tuple(sorted((row["share"], row[key]) for row in rows if row["seed"] == seed))
+            lines.append(Line(f"{names.get(method, method)}, seed {seed}", run, colour % 8, faint=True))
+        lines.append(Line(names.get(method, method), mean, colour % 8))
+    return lines
+
+
+def _pictures(results: Row, media: Media, of: str, title: str, caption: str, fps: float) -> str:
+    shown = [row for row in rows_of(results, "method") if f"{of}/{row['method']}" in media]
+    prompts = [row["prompt"] for row in rows_of(results, "clip") if row["of"] == of]
+    if not shown or not prompts:
+        return ""
+    heads = "".join(f"<span>{escape(row['label'])}</span>" for row in shown)
+    figures = []
+    for place, prompt in enumerate(prompts):
+        frames, drawn = side_by_side([media[f"{of}/{row['method']}"][place] for row in shown])
+        figures.append(_figure(data_uri(animation(frames, fps, drawn), "image/webp"), frames.shape[2], prompt))
+    return f'<h2>{title}</h2><p>{caption}</p><div class="wide"><div class="heads">{heads}</div>{"".join(figures)}</div>'
+
+
+def _figure(source: str, width: int, caption: str) -> str:
+    text = escape(caption)
+    return f'<figure><figcaption>{text}</figcaption><img src="{source}" width="{width * SCALE}" alt="{text}"></figure>'
+
+
+def _maps(results: Row, media: Media, fps: float) -> str:
+    if "map/frames" not in media:
+        return ""
+    prompts = [row["prompt"] for row in rows_of(results, "clip") if row["of"] == "map"]
+    figures = []
+    for prompt, frames, weights in zip(prompts, media["map/frames"], media["map/weights"], strict=True):
+        rows = np.concatenate([film_strip(frames), film_strip(overlay(frames, weights))])
+        per_frame = ", ".join(f"{value:.2f}" for value in weights.mean(axis=(1, 2)))
+        caption = f"{prompt} (weights per frame: {per_frame})"
+        figures.append(_figure(data_uri(png(rows), "image/png"), rows.shape[1], caption))
+    return f'<h2>Reward maps</h2><p>{_MAPS}</p><div class="wide">{"".join(figures)}</div>'
+
+
+def _provenance(results: Row) -> str:
+    facts = {key: results[key] for key in ("command", "commit", "versions", "device", "seeds") if key in results}
+    config = json.dumps(results.get("config", {}), indent=2)
+    runs = json.dumps(rows_of(results, "run") + rows_of(results, "search"), indent=1)
+    return "\n".join(
+        [
+            "<h2>How it was made</h2>",
+            f"<pre>{escape(json.dumps(facts, indent=2))}</pre>",
+            f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>",
+            f"<details><summary>Every run</summary><pre>{escape(runs)}</pre></details>",
+        ]
+    )
+
+
+_CURVES = (
+    "Thick lines are means over seeds, thin lines single runs. The oracle judges and trains nothing; where the trained "
+    "reward climbs and the oracle does not follow, the reward is being gamed."
+)
+_PICTURES = "One noise for all columns: the generators differ, the dice do not. Not selected: the first test prompts."
+_LONG = "The last 15% of such a stream make the column “late”. The teacher makes whole clips only and is not here."
+_MAPS = (
+    "Clips of the starting student, and below them the weights that Stream-R1 gives the cells of the latent grid "
+    "(orange is more than average, grey is less): where and when the reward model sees what is wrong."
+)

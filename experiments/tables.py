@@ -1,0 +1,114 @@
+"""Tables of a comparison: one list of columns, three dresses (plain text, Markdown, HTML), views of results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+Row = dict[str, Any]
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """title: the head. caption: what it means and which direction is better. show: a row's cell as text."""
+
+    title: str
+    caption: str
+    show: Callable[[Row], str]
+
+
+def _number(key: str, form: str) -> Callable[[Row], str]:
+    return lambda row: NOTHING if row.get(key) is None else format(row[key], form)
+
+
+def _interval(mean: str, form: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        if row.get(mean) is None:
+            return NOTHING
+        return f"{row[mean]:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+
+    return show
+
+
+METHOD_COLUMNS = (
+    Column("method", "what made the clips", lambda row: row["label"]),
+    Column("VQ", "oracle visual quality, 0 to 1, higher is better", _number("vq", ".3f")),
+    Column("MQ", "oracle motion quality, gated by the prompted speed, higher is better", _number("mq", ".3f")),
+    Column("TA", "oracle text alignment over the prompt's slots, higher is better", _number("ta", ".3f")),
+    Column("total [95%]", "the oracle's total with its interval, higher is better", _interval("total", ".3f")),
+    Column("late", "total over the last 15% of a stream 4 times longer, higher is better", _number("late", ".3f")),
+    Column("drift", "total over the first 15% of that stream minus late; near zero is best", _number("drift", "+.3f")),
+    Column("div.", "within-prompt diversity relative to the world's, which is 1", _number("diversity", ".2f")),
+    Column("updates", "optimiser steps of the generator", _number("updates", ",.0f")),
+    Column("chunks", "chunks that the generator made in training", _number("chunks", ",.0f")),
+    Column("teacher", "calls of the teacher in training, one per sample", _number("teacher_calls", ",.0f")),
+    Column("reward", "clips or windows that the reward model scored in training", _number("reward_calls", ",.0f")),
+    Column("sec.", "seconds of training on one core (mean over seeds)", _number("seconds", ",.0f")),
+    Column("fps", "frames a second, generation and decoding, one core; higher is better", _number("fps", ",.0f")),
+)
+
+CONTRAST_COLUMNS = (
+    Column("question", "declared before the run where marked *, else descriptive", lambda row: row["label"]),
+    Column(
+        "difference [95%]",
+        "paired difference of oracle totals: same seeds, prompts and noise",
+        _interval("difference", "+.3f"),
+    ),
+    Column("answer", "yes: interval above zero; no: below zero; else unclear", lambda row: row["verdict"]),
+    Column(
+        "div. ratio", "diversity of the first relative to the second; .9 keeps it", _number("diversity_ratio", ".2f")
+    ),
+    Column("sign test p", "two-sided, over the seeds", _number("sign_p", ".2f")),
+)
+
+
+def rows_of(results: Row, kind: str) -> list[Row]:
+    """The rows of one kind ("method", "contrast", "run", "curve", "search", "clip") in their order."""
+    return [row for row in results["rows"] if row.get("kind") == kind]
+
+
+def plain_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """Aligned columns for a terminal; the first column to the left, the others to the right."""
+    cells = [[column.title for column in columns], *([column.show(row) for column in columns] for row in rows)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """The same table for a README."""
+    head = "| " + " | ".join(column.title for column in columns) + " |"
+    rule = "|" + "|".join(" :-- " if place == 0 else " --: " for place in range(len(columns))) + "|"
+    body = ["| " + " | ".join(column.show(row) for column in columns) + " |" for row in rows]
+    return "\n".join([head, rule, *body])
+
+
+def html_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """The same table for a page; captions appear over the heads."""
+    head = "".join(f'<th title="{escape(column.caption)}">{escape(column.title)}</th>' for column in columns)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(column.show(row))}</td>" for column in columns) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def legend(columns: Sequence[Column]) -> str:
+    """What the columns mean, one line of HTML each."""
+    return "".join(f"<div><b>{escape(column.title)}</b> {escape(column.caption)}</div>" for column in columns)
+
+
+def verdict_lines(results: Row) -> list[str]:
+    """One sentence per contrast, made from its numbers."""
+    return [_sentence(row) for row in rows_of(results, "contrast")]
+
+
+def _sentence(row: Row) -> str:
+    numbers = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    line = f"{row['question']} {row['verdict']} ({numbers})"
+    if row.get("diversity_ratio") is None:
+        return line + "."
+    kept = "kept" if row["diversity_ratio"] >= 0.9 else "lost"
+    return f"{line}; diversity {kept} ({row['diversity_ratio']:.2f} of it)."

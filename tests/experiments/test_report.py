@@ -1,0 +1,138 @@
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reelgym.checkpoint import save_checkpoint
+from reelgym.experiments.plots import Line, animation, film_strip, line_chart, overlay, side_by_side, ticks
+from reelgym.experiments.report import report_html, summary_markdown, summary_text, write_report
+
+METHODS = {"truth": "ground truth", "start": "starting student", "dmd": "DMD <b>"}
+PROMPTS = ["a red circle moves left fast", "a blue cross rests"]
+
+
+def method_row(name: str, label: str, total: float) -> dict:
+    oracle = {axis: total for axis in ("vq", "mq", "ta", "total", "late")}
+    row = {"kind": "method", "method": name, "label": label, "low": total - 0.1, "high": total + 0.1, **oracle}
+    return row | {"drift": 0.01, "diversity": 1.0, "updates": 12345 if name == "dmd" else None}
+
+
+@pytest.fixture
+def results() -> dict:
+    rows = [method_row(name, label, 0.9 - 0.2 * place) for place, (name, label) in enumerate(METHODS.items())]
+    rows += [
+        {"kind": "curve", "method": "dmd", "seed": seed, "share": share, "oracle": 0.5 + 0.1 * share, "reward": share}
+        for seed in (0, 1)
+        for share in (0.0, 0.5, 1.0)
+    ]
+    rows.append(
+        {"kind": "contrast", "label": "DMD - start", "question": "DMD beats the start:", "verdict": "yes"}
+        | {"difference": 0.1, "low": 0.05, "high": 0.15, "diversity_ratio": 0.8, "sign_p": 0.5}
+    )
+    rows += [{"kind": "clip", "of": of, "prompt": prompt} for of in ("clips", "long", "map") for prompt in PROMPTS]
+    facts = {"command": "reelgym compare", "commit": "0" * 40, "versions": {"torch": "2"}, "device": {"cpu": "here"}}
+    return {**facts, "seeds": [0, 1], "config": {"prompts": 2, "clips": 4, "notes": ["a note"]}, "rows": rows}
+
+
+@pytest.fixture
+def media() -> dict:
+    random = np.random.default_rng(0)
+    clip = random.integers(0, 256, (2, 5, 8, 8, 3), dtype=np.uint8)
+    weights = random.random((2, 5, 2, 2)).astype(np.float32)
+    return {f"clips/{name}": clip for name in METHODS} | {"long/dmd": clip, "map/frames": clip, "map/weights": weights}
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.foreign: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "href", "srcset") and not value.startswith("data:"):
+                self.foreign.append(value)
+            if tag == "img" and name == "src":
+                self.images.append(value)
+
+
+def test_the_page_needs_nothing_from_outside(results, media):
+    page = report_html(results, media)
+    links = Links()
+    links.feed(page)
+    assert not links.foreign and "<script" not in page and "url(" not in page and "@import" not in page
+    assert len(links.images) == 6
+
+
+def test_the_page_shows_every_row_and_escapes(results, media):
+    page = report_html(results, media)
+    assert "DMD &lt;b&gt;" in page and "DMD <b>" not in page
+    assert "12,345" in page and "0.900 [0.800, 1.000]" in page
+    assert "DMD beats the start: yes (+0.100 [+0.050, +0.150]); diversity lost (0.80 of it)." in page
+    assert page.count("<polyline") == 2 * 3 + 1
+    assert all(prompt in page for prompt in PROMPTS)
+
+
+def test_moving_pictures_hold_the_clips(media):
+    frames, drawn = side_by_side([media["clips/truth"][0], media["clips/start"][0]])
+    picture = Image.open(io.BytesIO(animation(frames, 8, drawn)))
+    assert picture.n_frames == 5 and picture.size == (18, 8)
+    picture.seek(3)
+    shown = np.asarray(picture.convert("RGBA"))
+    assert (shown[:, :8, :3] == media["clips/truth"][0, 3]).all()
+    assert (shown[:, 8:10, 3] == 0).all()
+
+
+def test_a_report_without_media_or_curves_is_still_a_report(results):
+    results["rows"] = [row for row in results["rows"] if row["kind"] in ("method", "contrast")]
+    page = report_html(results, {})
+    assert "<img" not in page and "Learning curves" not in page and "starting student" in page
+
+
+def test_write_report_reads_the_folder(results, media, tmp_path):
+    with pytest.raises(ValueError, match="no results.json"):
+        write_report(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    save_checkpoint(tmp_path / "media", {"media": {name: torch.from_numpy(value) for name, value in media.items()}}, {})
+    page = write_report(tmp_path)
+    assert page.read_text() == report_html(results, media)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_tables_align_and_agree(results):
+    text = summary_text(results).splitlines()
+    assert len(text[0]) == len(text[1]) == len(text[2])
+    cells = [re.split(r" {2,}", line) for line in text[2:5]]
+    markdown = summary_markdown(results).splitlines()[2:5]
+    assert [line[0] for line in cells] == list(METHODS.values())
+    for plain, marked in zip(cells, markdown, strict=True):
+        assert plain == [cell.strip() for cell in marked.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0.531, 0.559), (-3, 17), (0.5, 0.5), (-1e-3, 2e-3)])
+def test_ticks_enclose_and_are_round(low, high):
+    found = ticks(low, high)
+    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8
+    assert len({round(b - a, 9) for a, b in zip(found[:-1], found[1:], strict=True)}) == 1
+
+
+def test_a_chart_stays_inside_its_box():
+    lines = [Line("a", ((0, 0.2), (1, 0.9)), 0), Line("b", ((0, 0.4), (0.5, -2)), 1)]
+    chart = line_chart(lines, "t", "x", baseline=0.3)
+    points = [float(n) for line in re.findall(r'points="([^"]*)"', chart) for n in re.split("[ ,]", line)]
+    assert all(0 <= x <= 560 for x in points[::2]) and all(0 <= y <= 300 for y in points[1::2])
+    assert line_chart([], "t", "x") == ""
+
+
+def test_film_strip_and_overlay_shapes(media):
+    frames, weights = media["map/frames"][0], media["map/weights"][0]
+    assert film_strip(frames).shape == (8, 5 * 9 - 1, 3)
+    heat = overlay(frames, weights).astype(int)
+    hot = np.unravel_index(weights[0].argmax(), (2, 2))
+    block = heat[0, hot[0] * 4 : hot[0] * 4 + 4, hot[1] * 4 : hot[1] * 4 + 4]
+    assert (block[..., 0] > block[..., 2]).all()
