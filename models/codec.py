@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where pixels lie on the latent grid. latent_of_frame: int64 [F], the latent frame of each video frame; h, w: cells."""
+    """Where pixels lie on the latent grid. latent_of_frame: int64 [F], latent of each video frame; h, w: cells."""
 
     latent_of_frame: Tensor
     h: int
@@ -42,7 +42,7 @@ class Codec(Protocol):
 
     def decode_stream(self, latents: Tensor, state: Any, clamp: bool | None = None) -> tuple[Tensor, Any]: ...
 
-    def grid(self, frames: int) -> Grid: ...
+    def grid(self, frames: int, start: int = 0) -> Grid: ...
 
 
 def _to_unit(x: Tensor, latents: Tensor, clamp: bool | None) -> Tensor:
@@ -98,7 +98,7 @@ class FrameCodec(nn.Module):
         return ((mean - _channels(self.shift)) / _channels(self.scale)).unflatten(0, video.shape[:2])
 
     def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
-        """latents [B, F, C, h, w]. Returns video [B, F, 3, H, W]; clamp None: to [0, 1] unless latents need a gradient."""
+        """latents [B, F, C, h, w]. Returns video [B, F, 3, H, W]; clamp None: to [0, 1] unless a gradient runs."""
         z = latents.flatten(0, 1) * _channels(self.scale) + _channels(self.shift)
         x: Tensor = self.vae.decode(z).sample
         return _to_unit(x, latents, clamp).unflatten(0, latents.shape[:2])
@@ -110,8 +110,8 @@ class FrameCodec(nn.Module):
         """latents: the next chunk [B, f, C, h, w]. Returns its video [B, f, 3, H, W] and the state after it."""
         return self.decode(latents, clamp), state
 
-    def grid(self, frames: int) -> Grid:
-        """Grid of a clip of that many video frames at the model's own resolution."""
+    def grid(self, frames: int, start: int = 0) -> Grid:
+        """Grid of video frames start to start + frames of a stream, at the model's own resolution."""
         device = self.shift.device
         return Grid(torch.arange(frames, device=device), self.size // self.factor, self.size // self.factor)
 
@@ -123,9 +123,9 @@ class FrameCodec(nn.Module):
         self.scale.copy_(mean.std(dim=(0, 2, 3)).clamp_min(1e-6))
 
     def loss(self, video: Tensor, weight: Tensor | None = None, kl_weight: float = 1e-5) -> Tensor:
-        """Training loss: mean |e| + 2 e^2 of the reconstruction (pixels in [-1, 1]) from a posterior sample, plus kl_weight
-        times the KL to N(0, I) per latent element. video [B, F, 3, H, W] in [0, 1]; weight: per-pixel weights that
-        broadcast to video, e.g. [B, F, 1, H, W], or None for all ones."""
+        """Training loss: mean |e| + 2 e^2 of the reconstruction (pixels in [-1, 1]) from a posterior sample, plus
+        kl_weight times the KL to N(0, I) per latent element. video [B, F, 3, H, W] in [0, 1]; weight: per-pixel
+        weights that broadcast to video, e.g. [B, F, 1, H, W], or None for all ones."""
         posterior = self._posterior(video)
         error = (self.vae.decode(posterior.sample()).sample - _from_unit(video).flatten(0, 1)).unflatten(
             0, video.shape[:2]

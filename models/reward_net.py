@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .prompts import PromptBatch
+
 AXES = ("VQ", "MQ", "TA")
 LOG_K = math.log(5.0)
 
@@ -106,9 +108,7 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, width: int, keypoints: int = 8, fine: int = 32, coarse: int = 64) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(6, 24, 3, padding=1), nn.SiLU(), nn.Conv2d(24, fine, 4, stride=2, padding=1), Residual(fine)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(6, fine, 4, stride=2, padding=1), Residual(fine))
         self.attention_maps = nn.Conv2d(fine, keypoints, 1)
         self.down = nn.Sequential(nn.Conv2d(fine, coarse, 4, stride=2, padding=1), Residual(coarse))
         self.mix = nn.Sequential(TemporalMix(coarse), TemporalMix(coarse))
@@ -147,8 +147,8 @@ def _differences(points: Tensor) -> tuple[Tensor, Tensor]:
 class TinyReward(nn.Module):
     """Scores of clips of 3 or more frames at the resolution of the tiny tier, on three axes.
 
-    VQ and MQ are read without the prompt; TA by the prompt's words, which attend to frames and cells. Frame positions count
-    from the end, where the prompt holds. Buffers mean, std [3]: raw score statistics for z-scores (`calibrate`).
+    VQ and MQ are read without the prompt; TA by the prompt's words, which attend to frames and cells. Frame positions
+    count from the end, where the prompt holds. Buffers mean, std [3]: raw score statistics for z-scores (`calibrate`).
     """
 
     axes = AXES
@@ -186,6 +186,10 @@ class TinyReward(nn.Module):
         memory = torch.cat([frames, (cells + when[:, None, None]).flatten(1, 3)], dim=1)
         read = torch.cat([quality, self._alignment(memory, embeds)], dim=1)
         return torch.cat([head(read[:, i]) for i, head in enumerate(self.heads)], dim=-1)
+
+    def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
+        """The same for prompts as a reward is handed them: raw scores [B, 3]."""
+        return self(video, prompts.embeds)
 
     @torch.no_grad()
     def calibrate(self, scores: Tensor) -> None:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from reelgym.models.codec import FrameCodec
 
 CONFIG = {

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from reelgym.models.prompts import PromptBank, UnknownWordError, WordEncoder
 
 VOCAB = ["a", "red", "blue", "circle", "square", "moves", "left", ";", "then"]

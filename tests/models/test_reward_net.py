@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from reelgym.models.reward_net import AXES, TinyReward, bradley_terry_with_ties
 
 DIM = 12

@@ -1,0 +1,157 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reelgym.models.codec import Grid
+from reelgym.models.prompts import PromptBank, PromptBatch, WordEncoder
+from reelgym.models.reward_net import TinyReward
+from reelgym.rewards.perplexity import fuse, intra_perplexity, to_latents
+from reelgym.rewards.stream_reward import StreamReward
+
+ENCODER = WordEncoder(["red", "blue", "circle", "square", "left", "right"], text_len=4)
+BANK = PromptBank.build(ENCODER, ["red circle left", "blue square right", "red square"])
+
+
+class Counting(nn.Module):
+    """score_m = w_m . mean of each row's pixels, weighted by place; counts forward and backward passes."""
+
+    axes = ("VQ", "MQ", "TA")
+    min_frames = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.5, 0.0, -1.0]))
+        self.register_buffer("std", torch.tensor([2.0, 1.0, 0.5]))
+        self.forwards = self.backwards = 0
+
+    def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
+        self.forwards += 1
+        self.seen = video.detach()
+        if torch.is_grad_enabled() and video.requires_grad:
+            video = video * 1
+            video.register_hook(self._count)
+        ramp = torch.linspace(0, 1, video.shape[1])[None, :, None, None, None]
+        means = [video.mean(dim=(1, 2, 3, 4)), (video.square() * ramp).mean(dim=(1, 2, 3, 4))]
+        return torch.stack([*means, video[..., 0].mean(dim=(1, 2, 3)) * prompts.embeds.sum(dim=(1, 2))], dim=-1)
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += 1
+
+
+def batch(rows: int) -> PromptBatch:
+    return BANK.batch(torch.arange(rows) % 4)
+
+
+def frame_grid(frames: int) -> Grid:
+    return Grid(torch.arange(frames), 2, 2)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> StreamReward:
+    torch.manual_seed(0)
+    return StreamReward(TinyReward(ENCODER.dim, width=32))
+
+
+def test_scores_are_z_scores_and_reward_their_mean() -> None:
+    model = Counting()
+    video = torch.rand(2, 3, 3, 4, 4)
+    signal = StreamReward(model)(video, batch(2))
+    expected = (model.score(video, batch(2)) - model.mean) / model.std
+    assert torch.allclose(signal.scores, expected) and torch.allclose(signal.reward, expected.mean(dim=1))
+    assert signal.perplexity is None and signal.gradient is None
+
+
+@pytest.mark.parametrize(
+    ("need", "backwards"),
+    [({"scores"}, 0), ({"gradient"}, 1), ({"perplexity"}, 3), ({"perplexity", "gradient"}, 3)],
+)
+def test_one_forward_and_only_the_backwards_asked_for(need: set[str], backwards: int) -> None:
+    model = Counting()
+    signal = StreamReward(model, batched=False)(torch.rand(2, 3, 3, 4, 4), batch(2), frame_grid(3), need=need)
+    assert (model.forwards, model.backwards) == (1, backwards)
+    assert (signal.perplexity is not None) == ("perplexity" in need)
+    assert (signal.gradient is not None) == ("gradient" in need)
+    assert not signal.scores.requires_grad
+
+
+def test_axes_in_one_batched_backward() -> None:
+    model = Counting()
+    video, grid = torch.rand(2, 3, 3, 4, 4), frame_grid(3)
+    one = StreamReward(model, batched=True)(video, batch(2), grid, need={"perplexity", "gradient"})
+    assert model.backwards == 1
+    three = StreamReward(model, batched=False)(video, batch(2), grid, need={"perplexity", "gradient"})
+    assert torch.allclose(one.perplexity, three.perplexity) and torch.allclose(one.gradient, three.gradient)
+
+
+def test_tiny_reward_batched_equals_sequential(tiny: StreamReward) -> None:
+    video, grid = torch.rand(2, 3, 3, 32, 32), Grid(torch.arange(3), 8, 8)
+    need = {"perplexity", "gradient"}
+    one = StreamReward(tiny.model, batched=True)(video, batch(2), grid, need=need)
+    three = StreamReward(tiny.model, batched=False)(video, batch(2), grid, need=need)
+    assert torch.allclose(one.perplexity, three.perplexity, atol=1e-4)
+    assert torch.allclose(one.gradient, three.gradient, atol=1e-6)
+
+
+def test_perplexity_and_gradient_are_those_of_the_formulas() -> None:
+    model = Counting()
+    video, prompts, grid = torch.rand(2, 4, 3, 4, 4), batch(2), frame_grid(4)
+    signal = StreamReward(model, tau=0.7)(video, prompts, grid, need={"perplexity", "gradient"})
+    leaf = video.clone().requires_grad_()
+    scores = (model.score(leaf, prompts) - model.mean) / model.std
+    gradients = torch.stack([torch.autograd.grad(scores[:, m].sum(), leaf, retain_graph=True)[0] for m in range(3)])
+    assert torch.allclose(signal.gradient, gradients.mean(dim=0))
+    assert torch.allclose(signal.perplexity, intra_perplexity(to_latents(fuse(scores, gradients, 0.7), grid)))
+    alone = StreamReward(model)(video, prompts, need={"gradient"})
+    assert torch.allclose(alone.gradient, signal.gradient)
+
+
+def test_rows_are_independent_at_any_batch_size(tiny: StreamReward) -> None:
+    torch.manual_seed(3)
+    video, grid, need = torch.rand(4, 4, 3, 32, 32), Grid(torch.arange(4), 8, 8), {"perplexity", "gradient"}
+    whole = tiny(video, batch(4), grid, need=need)
+    assert len({round(r, 5) for r in whole.reward.tolist()}) == 4
+    for i in range(4):
+        alone = tiny(video[i : i + 1], batch(4).take(torch.tensor([i])), grid, need=need)
+        assert torch.allclose(alone.scores[0], whole.scores[i], atol=1e-5)
+        assert torch.allclose(alone.perplexity[0], whole.perplexity[i], atol=1e-3)
+        assert torch.allclose(alone.gradient[0], whole.gradient[i], atol=1e-6)
+
+
+def test_scores_stay_attached_to_a_video_that_requires_grad() -> None:
+    model = Counting()
+    latents = torch.rand(2, 3, 3, 4, 4, requires_grad=True)
+    video = latents * 0.5
+    signal = StreamReward(model)(video, batch(2), frame_grid(3), need={"perplexity", "gradient"})
+    assert signal.scores.requires_grad and not signal.perplexity.requires_grad
+    (through,) = torch.autograd.grad(signal.reward.sum(), latents, retain_graph=True)
+    (chained,) = torch.autograd.grad(video, latents, signal.gradient)
+    assert torch.allclose(through, chained)
+    with torch.no_grad():
+        assert not StreamReward(model)(video, batch(2)).scores.requires_grad
+        assert StreamReward(model)(video, batch(2), need={"gradient"}).gradient is not None
+
+
+def test_reward_parameters_are_frozen(tiny: StreamReward) -> None:
+    assert not any(p.requires_grad for p in tiny.model.parameters())
+
+
+def test_some_axes() -> None:
+    model, video = Counting(), torch.rand(2, 3, 3, 4, 4)
+    signal = StreamReward(model, axes=("TA", "VQ"))(video, batch(2))
+    assert torch.equal(signal.scores, StreamReward(model)(video, batch(2)).scores[:, [2, 0]])
+    with pytest.raises(ValueError, match="no axis 'XQ'"):
+        StreamReward(model, axes=("XQ",))
+
+
+def test_pixels_arrive_as_they_are() -> None:
+    model, video = Counting(), torch.rand(1, 3, 3, 4, 4)
+    StreamReward(model)(video, batch(1), need={"gradient"})
+    assert torch.equal(model.seen, video)
+
+
+def test_errors() -> None:
+    reward, video = StreamReward(Counting()), torch.rand(1, 3, 3, 4, 4)
+    with pytest.raises(ValueError, match="unknown need"):
+        reward(video, batch(1), need={"score"})
+    with pytest.raises(ValueError, match="pass grid"):
+        reward(video, batch(1), need={"perplexity"})
