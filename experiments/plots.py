@@ -77,7 +77,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def side_by_side(clips: Sequence[Frames], gap: int = 2) -> tuple[Frames, NDArray[np.bool_]]:
-    """clips: uint8 [F, H, W, 3] each, of one shape. Returns one clip [F, H, W', 3] and which columns [W'] are no gap."""
+    """clips: uint8 [F, H, W, 3] each, of one shape. Returns one clip [F, H, W', 3] and which of W' is no gap."""
     frames, height, width, _ = clips[0].shape
     spread = np.zeros((frames, height, len(clips) * (width + gap) - gap, 3), np.uint8)
     drawn = np.zeros(spread.shape[2], np.bool_)

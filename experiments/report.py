@@ -36,7 +36,8 @@ def write_report(folder: Path | str, fps: float = 8) -> Path:
     """Write folder/report.html from folder/results.json and, where it is there, the checkpoint folder/media.
 
     Its tensors, in the group "media": clips/METHOD and long/METHOD uint8 [prompts, F, H, W, 3]; map/frames
-    uint8 [n, F, H, W, 3] and map/weights float [n, F, h, w]. Rows of kind "clip" hold their prompts: {"of": "clips" | "long" | "map", "prompt"}.
+    uint8 [n, F, H, W, 3] and map/weights float [n, F, h, w]. Rows of kind "clip" name their prompts in that order:
+    {"of": "clips" | "long" | "map", "prompt"}.
     """
     folder = Path(folder)
     if not (folder / "results.json").is_file():

@@ -43,7 +43,7 @@ def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
     random = np.random.default_rng(seed)
     seeds = _weights(random, resamples, table.shape[0])
     prompts = _weights(random, resamples, table.shape[1])
-    means: NDArray[np.float64] = np.einsum("rs,sp,rp->r", seeds, table, prompts, optimize=True)
+    means: NDArray[np.float64] = ((seeds @ table) * prompts).sum(axis=1)
     return means
 
 

@@ -57,11 +57,11 @@ def test_verdict(low, high, verdict):
 def test_interval_covers_the_truth(seeds, least):
     random = np.random.default_rng(seeds)
     covered = 0
-    for trial in range(400):
+    for trial in range(200):
         effects = random.normal(size=(seeds, 1)) + random.normal(size=(1, 12)) + random.normal(size=(seeds, 12))
         interval = mean_interval(effects, resamples=400, seed=trial)
         covered += interval.low <= 0 <= interval.high
-    assert covered / 400 >= least
+    assert covered / 200 >= least
 
 
 def test_sign_test_by_hand():
