@@ -120,7 +120,7 @@ class StreamReward:
     def _axis_gradients(self, scores: Tensor, video: Tensor) -> Tensor:
         """d score_m / d video on the one retained graph, [A, B, F, 3, H, W]; exact, since rows do not interact."""
         totals = scores.sum(dim=0)
-        chosen = torch.eye(len(totals), device=totals.device)
         if video.is_cuda if self.batched is None else self.batched:
+            chosen = torch.eye(len(totals), device=totals.device)
             return torch.autograd.grad(totals, video, chosen, retain_graph=True, is_grads_batched=True)[0]
-        return torch.stack([torch.autograd.grad(totals, video, row, retain_graph=True)[0] for row in chosen])
+        return torch.stack([torch.autograd.grad(total, video, retain_graph=True)[0] for total in totals.unbind()])
