@@ -45,7 +45,6 @@ class Rope(nn.Module):
         super().__init__()
         self.dim, self.patch = dim, patch
         self.context: CallContext | None = None
-        self.tokens = 0
 
     def forward(self, x: Tensor) -> CallContext:
         context, self.context = self.context, None
@@ -53,20 +52,14 @@ class Rope(nn.Module):
             h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
             turn = rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device)
             context = CallContext(turn, turn)
-        self.tokens = context.query_turn[0].shape[0]
         return context
-
-    def spread_over_tokens(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Hook after the time embedding: levels given per frame [B, F, ...] become one per token [B, S, ...]."""
-        temb, projected, *rest = output
-        if temb.ndim == 2 or temb.shape[1] == self.tokens:
-            return output
-        repeats = self.tokens // temb.shape[1]
-        return (temb.repeat_interleave(repeats, 1), projected.repeat_interleave(repeats, 1), *rest)
 
 
 class SelfAttention:
-    """attn1's processor: reads cache, rotation and mask from the call's context."""
+    """attn1's processor: reads cache, rotation and mask from the call's context.
+
+    hidden is [B, S, d], or [B * F, S / F, d] where every frame is a row with a noise level of its own.
+    """
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
@@ -75,7 +68,7 @@ class SelfAttention:
         self, attn: Any, hidden: Tensor, text: None = None, mask: None = None, rotary_emb: CallContext | None = None
     ) -> Tensor:
         assert rotary_emb is not None
-        context, shape = rotary_emb, (*hidden.shape[:2], attn.heads, -1)
+        context, shape = rotary_emb, (-1, rotary_emb.query_turn[0].shape[0], attn.heads, attn.inner_dim // attn.heads)
         query = attn.norm_q(attn.to_q(hidden)).view(shape)
         key = attn.norm_k(attn.to_k(hidden)).view(shape)
         value = attn.to_v(hidden).view(shape)
@@ -85,7 +78,7 @@ class SelfAttention:
             key = torch.cat((context.cache.keys[self.layer], key), 1)
             value = torch.cat((context.cache.values[self.layer], value), 1)
         out = attend(rotated(query, context.query_turn), rotated(key, context.key_turn), value, context.bias)
-        return attn.to_out[1](attn.to_out[0](out))
+        return attn.to_out[1](attn.to_out[0](out.view(hidden.shape)))
 
 
 class CrossAttention:
@@ -95,12 +88,12 @@ class CrossAttention:
         self.text_len = text_len
 
     def __call__(self, attn: Any, hidden: Tensor, text: Tensor, mask: None = None, rotary_emb: None = None) -> Tensor:
-        batch = hidden.shape[0] * (text.shape[1] // self.text_len)
+        batch = text.shape[0] * (text.shape[1] // self.text_len)
         query = attn.norm_q(attn.to_q(hidden)).view(batch, -1, attn.heads, attn.inner_dim // attn.heads)
         key = attn.norm_k(attn.to_k(text)).view(batch, self.text_len, attn.heads, -1)
         value = attn.to_v(text).view(batch, self.text_len, attn.heads, -1)
-        out = attend(query, key, value, None).view(hidden.shape[0], hidden.shape[1], -1)
-        return attn.to_out[1](attn.to_out[0](out))
+        out = attend(query, key, value, None)
+        return attn.to_out[1](attn.to_out[0](out.view(hidden.shape)))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

@@ -46,9 +46,7 @@ class CausalWan(nn.Module):
         cache.check(frames_per_chunk)
         self.frames_per_chunk, self.text_len, self.cache_config = frames_per_chunk, text_len, cache
         self.patch = tuple(config.patch_size[1:])
-        rope = Rope(config.attention_head_dim, self.patch)
-        transformer.rope = rope
-        transformer.condition_embedder.register_forward_hook(rope.spread_over_tokens)
+        transformer.rope = Rope(config.attention_head_dim, self.patch)
         for layer, block in enumerate(transformer.blocks):
             block.attn1.set_processor(SelfAttention(layer))
             block.attn2.set_processor(CrossAttention(text_len))
@@ -139,13 +137,14 @@ class CausalWan(nn.Module):
 
     def _run(self, x: Tensor, sigma: float | Tensor, embeds: Tensor, context: CallContext) -> Tensor:
         prompts = self._prompts(embeds, x.shape[1])
-        if not isinstance(sigma, Tensor):
-            sigma = torch.full((x.shape[0],), sigma, device=x.device)
         self.transformer.rope.context = context
-        out = self.transformer(
-            x.transpose(1, 2), sigma.expand(x.shape[0], *sigma.shape[1:]) * 1000, prompts, return_dict=False
-        )[0]
-        return out.transpose(1, 2)
+        if isinstance(sigma, Tensor) and sigma.ndim == 2:
+            frames, levels = x.flatten(0, 1).unsqueeze(2), sigma.expand(x.shape[:2]).flatten()
+            return self.transformer(frames, levels * 1000, prompts, return_dict=False)[0].view(x.shape)
+        if not isinstance(sigma, Tensor):
+            sigma = torch.full((1,), sigma, device=x.device)
+        levels = sigma.expand(x.shape[0])
+        return self.transformer(x.transpose(1, 2), levels * 1000, prompts, return_dict=False)[0].transpose(1, 2)
 
     def _prompts(self, embeds: Tensor, frames: int) -> Tensor:
         if embeds.ndim == 3:
