@@ -40,7 +40,7 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def save_checkpoint(folder: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
-    """Replace `folder` by a checkpoint: one `<group>.safetensors` per group, and checkpoint.json with `meta` and digests.
+    """Replace `folder` by a checkpoint: a `<group>.safetensors` per group, and checkpoint.json with `meta` and digests.
 
     Whenever the process is killed, `load_checkpoint(folder)` finds the previous or the new checkpoint, whole. One
     process writes a folder at a time. `meta` is what JSON holds (tuples come back as lists).
@@ -123,7 +123,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in meta["param_groups"]]
     for name, value in tensors.items():
         kind, index, key = name.split(".", 2)
-        (states if kind == "state" else groups)[int(index)][key] = value.clone()
+        (states[int(index)] if kind == "state" else groups[int(index)])[key] = value.clone()
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     for index, values in states.items():
         for key, value in values.items():
@@ -174,7 +174,7 @@ def _refuse_to_replace(folder: Path) -> None:
         raise CheckpointError(f"{folder}: a file is in the way of the checkpoint's folder")
     foreign = [p.name for p in folder.iterdir() if p.name != MANIFEST and p.suffix != ".safetensors"]
     if foreign:
-        raise CheckpointError(f"{folder}: holds {foreign[0]!r}, so it is no checkpoint to replace; choose another folder")
+        raise CheckpointError(f"{folder}: holds {foreign[0]!r}, so it is no checkpoint; choose another folder")
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, str], dict[str, Any]]:

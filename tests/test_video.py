@@ -10,7 +10,6 @@ import torch
 
 from reelgym.video import VideoError, read_video, write_video
 
-
 SOURCE = "testsrc=duration=2:size=64x48:rate=25"
 
 

@@ -1,0 +1,101 @@
+"""The command line: finds the subcommand's module, reads its Config, runs it, and turns failures into one line."""
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+COMMANDS = {
+    "generate": "make a video clip from a prompt",
+    "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
+    "train": "train a part of the tiny stack: codec, reward, teacher or student",
+    "compare": "compare RL fine-tuning with distillation, in a table and a report",
+}
+
+USAGE = "\n".join([
+    "usage: reelgym COMMAND ...    (reelgym COMMAND --help for its options)",
+    "",
+    *(f"  {name:<10} {help_line}" for name, help_line in COMMANDS.items()),
+    "",
+    "All take --seed, --device and --out, and --debug for a traceback where an error is one line.",
+])
+
+
+class UsageError(Exception):
+    """Arguments that no subcommand accepts: exit status 2."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `reelgym ARGS`. Returns the exit status: 0, 1 (it failed) or 2 (wrong arguments).
+
+    A subcommand is the module of its name beside this one, with a frozen dataclass `Config`, which tyro reads, and
+    `run(config)`. It is imported only when it is called.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    given = [arg for arg in given if arg != "--debug"]
+    try:
+        if not given or given[0] in ("-h", "--help"):
+            print(USAGE)
+            return 0 if given else 2
+        module, config = _read(given[0], given[1:])
+        if module is not None:
+            module.run(config)
+            sys.stdout.flush()
+        return 0
+    except UsageError as error:
+        print(f"reelgym: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Python from complaining again at exit
+        return 1
+    except KeyboardInterrupt:
+        print("reelgym: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"reelgym: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _read(command: str, args: Sequence[str]) -> tuple[Any, Any]:
+    """The command's module and its Config; (None, None) when it printed its help."""
+    import tyro
+
+    if command not in COMMANDS:
+        raise UsageError(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
+    module = importlib.import_module(f".{command}", __package__)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return module, tyro.cli(
+                module.Config, prog=f"reelgym {command}", description=COMMANDS[command].capitalize() + ".", args=args
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None, None
+        raise UsageError(f"{_unboxed(complaint.getvalue())} (see reelgym {command} --help)") from None
+
+
+def _unboxed(text: str) -> str:
+    """The sentence in the frame that tyro draws around an error, without the help that follows it."""
+    lines = []
+    for line in (line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]):
+        if not line:
+            break
+        lines.append(line)
+    return " ".join(lines) or "wrong arguments"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
