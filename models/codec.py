@@ -32,7 +32,9 @@ class DecodeState(Protocol):
 
 
 class Codec(Protocol):
-    """What every codec does; a state goes in and a new one comes out."""
+    """What every codec does; a state goes in and a new one comes out. channels: C of its latents."""
+
+    channels: int
 
     def encode(self, video: Tensor) -> Tensor: ...
 

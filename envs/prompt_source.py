@@ -1,0 +1,69 @@
+"""Where an environment's and a trainer's prompts come from: scripts turned into one prompt per chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..models.prompts import WordEncoder
+from .worlds.grammar import GRAMMARS, chunk_prompts, sample_scripts, script_text
+
+Texts = tuple[tuple[str, ...], ...]
+"""B rows of one prompt per chunk."""
+
+
+class Draw(Protocol):
+    """What trainers and environments ask for: `draw(batch, step)`, a pure function of its arguments."""
+
+    def __call__(self, batch: int, step: int) -> tuple[Tensor, Texts]:
+        """Prompt embeddings [batch, n, L, D], and their texts."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScriptPrompts:
+    """Scripts of a world, encoded; each text is encoded once.
+
+    encoder: words to embeddings.   chunks: n, prompts per clip.
+    sample: `sample(count, seed)` -> count scripts ("... ; then ..."), a pure function.
+    """
+
+    encoder: WordEncoder
+    chunks: int
+    sample: Callable[[int, int], Sequence[str]]
+    _known: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, batch: int, step: int) -> tuple[Tensor, Texts]:
+        """See Draw."""
+        return self.encode(self.sample(batch, step))
+
+    def encode(self, scripts: Sequence[str | Sequence[str]]) -> tuple[Tensor, Texts]:
+        """Scripts, or rows of n prompts, as embeddings [B, n, L, D] and texts; ValueError where the count differs."""
+        texts = tuple(
+            tuple(chunk_prompts(row, self.chunks)) if isinstance(row, str) else tuple(row) for row in scripts
+        )
+        for row in texts:
+            if len(row) != self.chunks:
+                raise ValueError(f"a row of {len(row)} prompts was given where a clip has {self.chunks} chunks: {row}")
+        return torch.stack([torch.stack([self._embed(text) for text in row]) for row in texts]), texts
+
+    def _embed(self, text: str) -> Tensor:
+        if text not in self._known:
+            self._known[text] = self.encoder.encode([text])[0]
+        return self._known[text]
+
+
+def world_prompts(encoder: WordEncoder, chunks: int, grammar: str = "plain", split: str = "train") -> ScriptPrompts:
+    """Prompts of ShapeStream: scripts drawn from a grammar's split."""
+    if grammar not in GRAMMARS:
+        raise ValueError(f"unknown grammar '{grammar}'; use one of: {', '.join(GRAMMARS)}")
+
+    def sample(count: int, seed: int) -> list[str]:
+        drawn = sample_scripts(count, split=split, seed=seed, grammar=GRAMMARS[grammar])
+        return [script_text(script) for script in drawn]
+
+    return ScriptPrompts(encoder, chunks, sample)

@@ -1,0 +1,174 @@
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import reelgym  # noqa: F401
+from reelgym.envs.stream_gen import StreamGenVectorEnv
+from reelgym.envs.stream_gen_single import StreamGenEnv
+from reelgym.envs.windows import Clock, clip_prompts, clip_reward
+
+ROWS = torch.tensor([2, 0, 2])
+
+
+def make(codec, reward, prompts, num=3, **kwargs):
+    return StreamGenVectorEnv(num, codec, reward, prompts, **kwargs)
+
+
+def chunks(num, count=4, seed=0):
+    return torch.randn(count, num, 3, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_an_episode_by_contract_11(codec, reward, prompts, clock):
+    env = make(codec, reward, prompts, autoreset_mode="Disabled")
+    observation, info = env.reset(seed=1)
+    assert env.observation_space.contains({k: v.numpy() for k, v in observation.items()})
+    assert observation["latents"].count_nonzero() == 0
+    texts, actions = env.state.texts, chunks(3)
+    for step, action in enumerate(actions):
+        assert list(info["text"]) == [row[step] for row in texts]
+        assert torch.equal(observation["prompt"], torch.stack([prompts.encode([row])[0][0, step] for row in texts]))
+        observation, gained, terminated, truncated, info = env.step(action)
+        window = torch.cat(list(actions[max(0, step - 1) : step + 1]), 1)
+        expected = reward(codec.decode(window), env.state.prompts[step]).reward / clock.chunks
+        torch.testing.assert_close(gained, expected)
+        assert torch.equal(observation["latents"][:, -window.shape[1] :], window)
+        assert observation["position"].tolist() == [step + 1] * 3
+        assert terminated.tolist() == [step == 3] * 3 and not truncated.any()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(action)
+    assert env.reset()[0]["position"].tolist() == [0] * 3
+
+
+def test_a_window_below_the_rewards_minimum_earns_nothing(codec, reward, prompts):
+    clock = Clock(chunks=6, frames_per_chunk=1, window_chunks=4)
+    env = make(codec, reward, lambda batch, step: prompts_of(prompts, 6, batch), clock=clock)
+    env.reset(seed=0)
+    rewards = [env.step(torch.rand(3, 1, 4, 4, 4))[1] for _ in range(4)]
+    assert [bool(r.count_nonzero()) for r in rewards] == [False, False, True, True]
+
+
+def prompts_of(prompts, chunks, batch):
+    embeds, texts = prompts(batch, 0)
+    return embeds[:, :1].expand(-1, chunks, -1, -1), tuple((row[0],) * chunks for row in texts)
+
+
+def test_deterministic_under_a_seed(codec, reward, prompts):
+    first, second = make(codec, reward, prompts), make(codec, reward, prompts)
+    for env in (first, second):
+        env.reset(seed=5)
+    for action in [*chunks(3), *chunks(3, seed=1)]:
+        one, two = first.step(action), second.step(action)
+        assert torch.equal(one[1], two[1]) and torch.equal(one[0]["prompt"], two[0]["prompt"])
+
+
+def test_same_step_autoreset_keeps_the_final_observation(codec, reward, prompts):
+    env = make(codec, reward, prompts)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    env.reset(seed=2)
+    for action in chunks(3):
+        observation, _, terminated, _, info = env.step(action)
+    assert terminated.all() and info["_final_obs"].all()
+    assert observation["position"].tolist() == [0] * 3 and observation["latents"].count_nonzero() == 0
+    assert torch.equal(info["final_obs"]["latents"][:, 3:], action)
+    assert info["final_obs"]["position"].tolist() == [4] * 3
+    assert not any("oracle" in key for key in (*info, *info["final_info"]))
+
+
+def test_lockstep_is_stated(codec, reward, prompts):
+    env = make(codec, reward, prompts, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0, options={"reset_mask": np.ones(3, bool)})
+    with pytest.raises(ValueError, match="lockstep"):
+        env.reset(options={"reset_mask": np.array([True, False, True])})
+    with pytest.raises(ValueError, match="lockstep"):
+        make(codec, reward, prompts, autoreset_mode=AutoresetMode.NEXT_STEP)
+    with pytest.raises(ValueError, match="actions have shape"):
+        env.step(torch.zeros(2, 3, 4, 4, 4))
+
+
+def test_scripts_can_be_given(codec, reward, prompts):
+    env = make(codec, reward, prompts, num=2)
+    _, info = env.reset(options={"scripts": ["a blue square moves left", ["a red circle moves left"] * 4]})
+    assert list(info["text"]) == ["a blue square moves left", "a red circle moves left"]
+    with pytest.raises(ValueError, match="4 chunks"):
+        env.reset(options={"scripts": [["a"], ["a"]]})
+    with pytest.raises(ValueError, match="came for 2 clips"):
+        env.reset(options={"scripts": ["a blue square moves left"]})
+
+
+def test_actions_are_never_clipped(codec, reward, prompts):
+    env = make(codec, reward, prompts)
+    env.reset(seed=0)
+    assert env.step(torch.full((3, 3, 4, 4, 4), 100.0))[0]["latents"].max() == 100
+
+
+def test_rows_do_not_depend_on_each_other(codec, reward, prompts):
+    env, alone = make(codec, reward, prompts), make(codec, reward, prompts, num=1)
+    env.reset(seed=0)
+    alone.reset(options={"scripts": [env.state.texts[1]]})
+    for action in chunks(3):
+        together, single = env.step(action), alone.step(action[1:2])
+        torch.testing.assert_close(together[1][1:2], single[1])
+
+
+def test_a_fork_continues_exactly(codec, reward, prompts):
+    env = make(codec, reward, prompts)
+    env.reset(seed=0)
+    actions = chunks(3)
+    for action in actions[:2]:
+        env.step(action)
+    branch = env.fork(ROWS)
+    for action in actions[2:]:
+        kept, forked = env.step(action), branch.step(action[ROWS])
+        assert torch.equal(kept[1][ROWS], forked[1])
+        before, after = (out[4].get("final_obs", out[0])["latents"] for out in (kept, forked))
+        assert torch.equal(before[ROWS], after)
+
+
+def test_the_return_is_the_clips_reward(codec, reward, prompts, clock):
+    env = make(codec, reward, prompts)
+    env.reset(seed=3)
+    embeds, texts = prompts.encode(env.state.texts)
+    actions = chunks(3)
+    total = sum(env.step(action)[1] for action in actions)
+    video = codec.decode(torch.cat(list(actions), 1))
+    signal = clip_reward(reward, codec, clock)(video, clip_prompts(embeds, texts))
+    torch.testing.assert_close(signal.reward, total)
+
+
+def test_render(codec, reward, prompts):
+    env = make(codec, reward, prompts, render_mode="rgb_array")
+    env.reset(seed=0)
+    assert all(frame.shape == (8, 8, 3) and not frame.any() for frame in env.render())
+    action = torch.zeros(3, 3, 4, 4, 4)
+    action[:, -1, 0] = 2.0
+    env.step(action)
+    assert env.render()[0].dtype == np.uint8 and env.render()[0][0, 0].tolist() == [255, 128, 128]
+    film = make(codec, reward, prompts, render_mode="rgb_array_list")
+    film.reset(seed=0)
+    film.step(action)
+    assert len(film.render()[0]) == 3
+    assert make(codec, reward, prompts).render() is None
+
+
+def test_the_single_environment_passes_the_checker(codec, reward, prompts):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*alternative render modes.*")
+        check_env(StreamGenEnv(codec, reward, prompts, render_mode="rgb_array"))
+
+
+def test_the_single_environment_is_the_vector_of_one(codec, reward, prompts):
+    env, vector = StreamGenEnv(codec, reward, prompts), make(codec, reward, prompts, num=1)
+    one, _ = env.reset(seed=4)
+    many, _ = vector.reset(seed=4)
+    assert np.array_equal(one["prompt"], many["prompt"][0].numpy())
+    for action in chunks(1):
+        observation, gained, terminated, truncated, info = env.step(action[0].numpy())
+        assert isinstance(gained, float) and gained == float(vector.step(action)[1])
+    assert terminated and not truncated and set(info) == {"text"}
+    assert env.reset(options={"script": "a blue square moves left"})[1]["text"] == "a blue square moves left"
