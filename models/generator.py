@@ -1,0 +1,114 @@
+"""The streaming generator: the one denoising loop that streaming, training rollouts and policies share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..noise import normal
+from .cache import KVCache
+from .sampler import renoise, x0_from_v
+from .wan import CausalWan
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A few-step causal generator.
+
+    sigmas: levels at which a chunk is denoised, falling from 1.
+    latent_shape: (C, h, w) of a latent frame.
+    """
+
+    model: CausalWan
+    sigmas: tuple[float, ...]
+    latent_shape: tuple[int, int, int]
+    frames_per_chunk: int
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One denoising step of a chunk; latents are [B, f, C, h, w].
+
+    x at level sigma; x0: the clean prediction there; x_next: x0 re-noised to next_sigma.
+    The last step has next_sigma 0 and x_next = x0. context: the cache that the step read, detached (None at the start).
+    """
+
+    x: Tensor
+    sigma: float
+    next_sigma: float
+    x_next: Tensor
+    x0: Tensor
+    context: KVCache | None
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where B streams stand: cache of the past, number of the next chunk, keys int64 [B] of the noise."""
+
+    cache: KVCache | None
+    chunk: int
+    keys: Tensor
+
+    @classmethod
+    def start(cls, keys: Tensor) -> StreamState:
+        """Streams [B] before their first chunk."""
+        return cls(None, 0, keys)
+
+    def take(self, rows: Tensor) -> StreamState:
+        """The streams at rows [M] (int64); a fork is a repeated row, told apart by folding a branch into its key."""
+        cache = None if self.cache is None else self.cache.take(rows)
+        return StreamState(cache, self.chunk, self.keys.index_select(0, rows))
+
+
+def generate_chunk(
+    generator: Generator,
+    state: StreamState,
+    embeds: Tensor,
+    *,
+    noise: Tensor | None = None,
+    exit_step: int | None = None,
+    grad: bool = False,
+) -> tuple[Tensor, tuple[Transition, ...], StreamState]:
+    """The next chunk of every stream.
+
+    Args:
+        embeds: the chunk's prompts [B, L, D].
+        noise: [B, steps, f, C, h, w], initial noise and then that of each re-noising; drawn from the keys by default.
+        exit_step: the step (0 is the first) at which denoising stops; its prediction is the chunk.
+        grad: let the exit step carry gradient to the model; all else is without.
+
+    Returns:
+        the clean chunk x0 [B, f, C, h, w], its transitions, and the state after it, with the chunk in its cache.
+    """
+    sigmas = generator.sigmas
+    last = len(sigmas) - 1 if exit_step is None else exit_step
+    if not 0 <= last < len(sigmas):
+        raise ValueError(f"exit_step must lie in 0 .. {len(sigmas) - 1}, not {exit_step}")
+    shape = (generator.frames_per_chunk, *generator.latent_shape)
+
+    def draw(step: int) -> Tensor:
+        return normal(state.keys, state.chunk, step, shape) if noise is None else noise[:, step]
+
+    x = draw(0)
+    transitions = []
+    for step in range(last + 1):
+        with torch.set_grad_enabled(grad and step == last):
+            x0 = x0_from_v(x, generator.model(x, sigmas[step], embeds, cache=state.cache), sigmas[step])
+        next_sigma = 0.0 if step == last else sigmas[step + 1]
+        x_next = x0.detach() if step == last else renoise(x0, draw(step + 1), next_sigma)
+        transitions.append(Transition(x, sigmas[step], next_sigma, x_next, x0, state.cache))
+        x = x_next
+    cache = generator.model.write(x, embeds, state.cache)
+    return x0, tuple(transitions), replace(state, cache=cache, chunk=state.chunk + 1)
+
+
+@torch.no_grad()
+def stream(generator: Generator, embeds: Tensor, keys: Tensor) -> Tensor:
+    """Latents [B, n * f, C, h, w] of B new streams; embeds [B, n, L, D] holds the prompt of each chunk."""
+    state, chunks = StreamState.start(keys), []
+    for prompts in embeds.unbind(1):
+        x0, _, state = generate_chunk(generator, state, prompts)
+        chunks.append(x0)
+    return torch.cat(chunks, 1)

@@ -1,0 +1,108 @@
+"""Noise levels, the few-step sampler's Gaussian kernel, and the teacher's Euler sampler.
+
+x_sigma = (1 - sigma) x0 + sigma eps and v = eps - x0. A level is a number, [B], or [B, F]; latents are [B, F, C, h, w].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+Level = TypeVar("Level", float, Tensor)
+
+
+def shifted(u: Level, k: float) -> Level:
+    """Level u in [0, 1] moved towards noise: k u / (1 + (k - 1) u) (Wan: k = 5)."""
+    return k * u / (1 + (k - 1) * u)
+
+
+def step_sigmas(steps: int, shift: float) -> tuple[float, ...]:
+    """Levels at which a sampler of so many steps runs, from 1 downwards; the 0 at its end is left out."""
+    return tuple(shifted(1 - i / steps, shift) for i in range(steps))
+
+
+def x0_from_v(x: Tensor, v: Tensor, sigma: float | Tensor) -> Tensor:
+    """The clean prediction behind a velocity."""
+    return x - _spread(sigma, x) * v
+
+
+def renoise(x0: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:
+    """x0 noised to sigma; with fresh eps, a draw from the sampler's kernel p(x_next | x)."""
+    level = _spread(sigma, x0)
+    return (1 - level) * x0 + level * eps
+
+
+def kernel_log_prob(
+    x_next: Tensor, x0: Tensor, next_sigma: float | Tensor, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """log N(x_next; (1 - s') x0, s'^2 I), float32 [B], the mean or the sum over a stream's elements.
+
+    The kernel of consistency sampling (RAVEN, 2605.15190). next_sigma must not be 0: the last step is deterministic.
+    """
+    level = _level(next_sigma, x0)
+    distance = (x_next.float() - (1 - level) * x0.float()) / level
+    log_prob = -0.5 * distance.square() - _log(level) - 0.5 * math.log(2 * math.pi)
+    return log_prob.flatten(1).mean(1) if reduction == "mean" else log_prob.flatten(1).sum(1)
+
+
+def kernel_score(x_next: Tensor, x0: Tensor, next_sigma: float | Tensor) -> Tensor:
+    """Gradient of the summed kernel_log_prob with respect to x0, float32: (1 - s') (x' - (1 - s') x0) / s'^2."""
+    level = _level(next_sigma, x0)
+    return (1 - level) * (x_next.float() - (1 - level) * x0.float()) / level**2
+
+
+def guided(unconditional: Tensor, conditional: Tensor, weight: float) -> Tensor:
+    """Classifier-free guidance: u + w (c - u)."""
+    return unconditional + weight * (conditional - unconditional)
+
+
+def euler_sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Integrate dx / dsigma = velocity(x, sigma) from noise at sigmas[0] down to 0."""
+    x = noise
+    for sigma, lower in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
+        x = x + (lower - sigma) * velocity(x, sigma)
+    return x
+
+
+@torch.no_grad()
+def sample_teacher(
+    model: Callable[[Tensor, float, Tensor], Tensor],
+    embeds: Tensor,
+    null_embed: Tensor,
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+    shift: float,
+) -> Tensor:
+    """Clean latents [B, F, C, h, w] of a bidirectional teacher, guided Euler steps from noise of that shape.
+
+    embeds [B, n, L, D] (or [B, L, D]) and null_embed [L, D]: both halves of the guidance run as one batch; guidance 1
+    runs the conditional half alone.
+    """
+    both = torch.cat((null_embed.expand_as(embeds), embeds))
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        if guidance == 1:
+            return model(x, sigma, embeds)
+        return guided(*model(torch.cat((x, x)), sigma, both).chunk(2), guidance)
+
+    return euler_sample(velocity, noise, step_sigmas(steps, shift))
+
+
+def _spread(sigma: float | Tensor, x: Tensor) -> float | Tensor:
+    """sigma with the trailing dimensions that x has."""
+    return sigma.view(*sigma.shape, *(1,) * (x.ndim - sigma.ndim)) if isinstance(sigma, Tensor) else sigma
+
+
+def _level(next_sigma: float | Tensor, x: Tensor) -> float | Tensor:
+    if not isinstance(next_sigma, Tensor) and next_sigma <= 0:
+        raise ValueError("the step to sigma 0 is deterministic: it has no log-probability")
+    return _spread(next_sigma, x)
+
+
+def _log(level: float | Tensor) -> float | Tensor:
+    return level.log() if isinstance(level, Tensor) else math.log(level)
