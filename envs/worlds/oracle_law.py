@@ -1,0 +1,183 @@
+"""The law of motion as the oracle applies it: each stretch of a clip against every lawful continuation of what was seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .grammar import MOTIONS, Clause
+from .scene import ORBIT_RADIUS, SIDE, Body, Orders, advance, margin, orders, restart
+
+CHUNKS_PER_SEGMENT = 4
+CANDIDATES = 32
+PHASES = 16
+REFINED = 7
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Stretches of one clause, S in all, at most CHUNKS_PER_SEGMENT chunks long (L frames).
+
+    order: Orders [S]   what the stretch should show
+    row: [S] long   its clip
+    first, length: [S] long   its first frame and how many frames it has
+    fresh: [S] bool   the clause begins here, so signs and zigzags do too
+    of_frame: [B, F] long   the segment of every frame
+    """
+
+    order: Orders
+    row: Tensor
+    first: Tensor
+    length: Tensor
+    fresh: Tensor
+    of_frame: Tensor
+
+    @property
+    def longest(self) -> int:
+        return int(self.length.max())
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Observed and lawful movement per segment; frame l is the segment's own, its step leads to it.
+
+    live: [S, L] bool   frames that exist
+    has_step: [S, L] bool   frames that have a predecessor in the clip
+    seen, law: [S, L, 2]   observed scene positions, and the best lawful ones shifted onto them
+    seen_step, law_step: [S, L, 2]   displacement to each frame, zero without a predecessor
+    """
+
+    live: Tensor
+    has_step: Tensor
+    seen: Tensor
+    law: Tensor
+    seen_step: Tensor
+    law_step: Tensor
+
+
+def cut(chunk_clauses: Sequence[Sequence[Clause]], frames_per_chunk: int, fresh: bool, device: torch.device) -> Segments:
+    """Cut clips at every new clause and at every CHUNKS_PER_SEGMENT-th chunk; `fresh`: the clips begin their clause."""
+    rows: list[int] = []
+    firsts: list[int] = []
+    lengths: list[int] = []
+    begins: list[bool] = []
+    clauses: list[Clause] = []
+    of_chunk: list[list[int]] = []
+    for row, script in enumerate(chunk_clauses):
+        of_chunk.append([])
+        for chunk, clause in enumerate(script):
+            new = clause != script[chunk - 1] if chunk else fresh
+            if new or chunk % CHUNKS_PER_SEGMENT == 0:
+                rows.append(row)
+                firsts.append(chunk * frames_per_chunk)
+                lengths.append(0)
+                begins.append(new)
+                clauses.append(clause)
+            lengths[-1] += frames_per_chunk
+            of_chunk[-1].append(len(rows) - 1)
+    frame_map = torch.tensor(of_chunk, device=device).repeat_interleave(frames_per_chunk, 1)
+    numbers = torch.tensor([rows, firsts, lengths, begins], device=device)
+    return Segments(orders(clauses, device), numbers[0], numbers[1], numbers[2], numbers[3].bool(), frame_map)
+
+
+def explain(place: Tensor, weight: Tensor, segments: Segments) -> Explained:
+    """Find the lawful trajectory nearest to the observed places [B, F, 2], frames weighted by weight [B, F].
+
+    Candidates: both signs of each bounce axis and all zigzag legs where the segment continues something, all phases
+    and both spins of orbits and sways. Each is shifted onto the observation before it is compared.
+    """
+    steps = torch.arange(segments.longest, device=place.device)
+    live = steps < segments.length[:, None]
+    frame = (segments.first[:, None] + steps).clamp_max(place.shape[1] - 1)
+    seen = place[segments.row[:, None], frame]
+    before = place[segments.row[:, None], (frame - 1).clamp_min(0)]
+    has_step = live & (frame > 0)
+    trust = weight[segments.row[:, None], frame] * live + 1e-6 * live
+    phase, spin, flip = _candidates(segments)
+    tracks = _play(segments, before[:, 0], phase, spin, flip)
+    for _ in range(2):
+        best = _misfit(tracks, seen, trust).argmin(1)
+        index = torch.arange(len(best), device=best.device)
+        phase, spin, flip = (part[index, best][:, None] for part in (phase, spin, flip))
+        tracks = tracks[index, best][:, None]
+        if _ == 0:
+            phase, spin, flip = _refine(segments, phase, spin, flip)
+            tracks = _play(segments, before[:, 0], phase, spin, flip)
+    track = tracks[:, 0]
+    law, past = track[:, 1:], track[:, :-1]
+    shift = ((seen - law) * trust[..., None]).sum(1, keepdim=True) / trust.sum(1)[:, None, None]
+    known = has_step[..., None]
+    return Explained(live, has_step, seen, law + shift, (seen - before) * known, (law - past) * known)
+
+
+def _candidates(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
+    """Phases [S, K], spins [S, K] and sign flips [S, K, 2] worth trying."""
+    number = torch.arange(CANDIDATES, device=segments.row.device)
+    cyclic = (number % PHASES) * (2 * torch.pi / PHASES)
+    leg = torch.where(segments.fresh[:, None], 0, number % 6).float()
+    zigzags = (segments.order.motion == MOTIONS.index("zigzags"))[:, None]
+    phase = torch.where(zigzags, leg, cyclic)
+    spin = torch.where(number < PHASES, 1.0, -1.0).expand_as(phase)
+    signs = torch.stack([1 - 2 * (number % 2), 1 - 2 * (number // 2 % 2)], -1).float()
+    flip = torch.where(segments.fresh[:, None, None], torch.ones_like(signs), signs)
+    return phase, spin, flip
+
+
+def _refine(segments: Segments, phase: Tensor, spin: Tensor, flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    half = torch.pi / PHASES
+    near = torch.linspace(-half, half, REFINED, device=phase.device)
+    zigzags = (segments.order.motion == MOTIONS.index("zigzags"))[:, None]
+    return phase + torch.where(zigzags, 0.0, near), spin.expand(-1, REFINED), flip.expand(-1, REFINED, 2)
+
+
+def _play(segments: Segments, start: Tensor, phase: Tensor, spin: Tensor, flip: Tensor) -> Tensor:
+    """Lawful tracks [S, K, 1 + L, 2] from the place before each segment (or, at frame 0, ending its first step there)."""
+    count, tries = phase.shape
+    rows = torch.arange(count, device=phase.device).repeat_interleave(tries)
+    order = segments.order.take(rows)
+    body = Body(start[rows], flip.flatten(0, 1), phase.flatten(), spin.flatten())
+    opening = (segments.first == 0)[rows]
+    inside = restart(body, order).position
+    entry = torch.where(opening[:, None], _opening(body, order, segments.fresh[rows]), inside)
+    body = replace(body, position=entry)
+    track = [torch.where(opening[:, None], entry, start[rows])]
+    for step in range(segments.longest):
+        after = advance(body, order)
+        body = _choose(opening, body, after) if step == 0 else after
+        track.append(body.position)
+    return torch.stack(track, 1).reshape(count, tries, -1, 2)
+
+
+def _choose(mask: Tensor, yes: Body, no: Body) -> Body:
+    wide = mask[:, None]
+    return Body(
+        torch.where(wide, yes.position, no.position),
+        torch.where(wide, yes.sign, no.sign),
+        torch.where(mask, yes.phase, no.phase),
+        torch.where(mask, yes.spin, no.spin),
+    )
+
+
+def _opening(body: Body, order: Orders, fresh: Tensor) -> Tensor:
+    """The lawful first place nearest to the one seen: with room ahead for a traveller, around an orbit's centre."""
+    low = margin(order.radius)[:, None]
+    room = SIDE - 2 * low
+    along = order.heading.abs() > 0.1
+    travels = (order.motion == MOTIONS.index("moves")) | (order.motion == MOTIONS.index("zigzags"))
+    share = (body.position - low) / room
+    ahead = torch.where(order.heading < 0, share.clamp_min(0.65), share.clamp_max(0.35))
+    share = torch.where(along & (travels & fresh)[:, None], ahead, share).clamp(0, 1)
+    ring = torch.stack([body.phase.cos(), body.phase.sin()], -1) * ORBIT_RADIUS
+    inner = low + ORBIT_RADIUS
+    centre = torch.maximum(torch.minimum(body.position - ring, SIDE - inner), inner)
+    circling = (order.motion == MOTIONS.index("orbits")) & fresh
+    return torch.where(circling[:, None], (centre + ring).clamp(low, low + room), low + room * share)
+
+
+def _misfit(tracks: Tensor, seen: Tensor, trust: Tensor) -> Tensor:
+    """Root mean square distance [S, K] of tracks [S, K, 1 + L, 2] from the observation, best shift removed."""
+    share = (trust / trust.sum(1, keepdim=True))[:, None, :, None]
+    off = tracks[:, :, 1:] - seen[:, None]
+    off = off - (off * share).sum(2, keepdim=True)
+    return (off.square() * share).sum((2, 3)).sqrt()
