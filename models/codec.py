@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderKLWan
 
 
 @dataclass(frozen=True)
@@ -144,3 +144,87 @@ class FrameCodec(nn.Module):
 
 def _channels(x: Tensor) -> Tensor:
     return x.view(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class WanState:
+    """features: what each causal convolution of the decoder keeps of its past, per stream, or None before the first
+    frame (a string marks a layer that has seen one frame). frames: latent frames decoded so far."""
+
+    features: tuple[Tensor | str | None, ...]
+    frames: int = 0
+
+    def take(self, rows: Tensor) -> WanState:
+        """Streams in the order of rows[B'] (repeats allowed)."""
+        return WanState(tuple(f[rows] if isinstance(f, Tensor) else f for f in self.features), self.frames)
+
+    def detach(self) -> WanState:
+        return WanState(tuple(f.detach() if isinstance(f, Tensor) else f for f in self.features), self.frames)
+
+
+class WanCodec(nn.Module):
+    """diffusers' AutoencoderKLWan: causal in time; the first latent is of one frame, each later one of four.
+
+    vae: a built AutoencoderKLWan; its config's latents_mean and latents_std normalise. size: (H, W) of the video.
+    """
+
+    frames_per_latent = 4
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, vae: AutoencoderKLWan, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.vae = vae
+        self.channels: int = vae.config.z_dim
+        self.factor = 2 ** (len(vae.config.dim_mult) - 1) * (vae.config.patch_size or 1)
+        self.size = size
+        self.register_buffer("shift", torch.tensor(vae.config.latents_mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("scale", torch.tensor(vae.config.latents_std, dtype=torch.float32), persistent=False)
+
+    @classmethod
+    def from_config(cls, size: tuple[int, int], **config: Any) -> WanCodec:
+        """config: AutoencoderKLWan's arguments."""
+        from diffusers import AutoencoderKLWan
+
+        return cls(AutoencoderKLWan(**config), size)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """video [B, 1 + 4n, 3, H, W] in [0, 1]. Returns the posterior's mean, normalised: [B, 1 + n, C, h, w]."""
+        if (video.shape[1] - 1) % self.frames_per_latent:
+            raise ValueError(f"this codec takes 1, 5, 9, ... frames, not {video.shape[1]}: cut or extend the clip")
+        mean = self.vae.encode(_from_unit(video).transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+        return (mean - _channels(self.shift)) / _channels(self.scale)
+
+    def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
+        """latents [B, 1 + n, C, h, w]. Returns video [B, 1 + 4n, 3, H, W]; clamp None: to [0, 1] unless a gradient
+        runs."""
+        return self._decode(latents, self.open(), clamp)[0]
+
+    def open(self) -> WanState:
+        from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+        return WanState((None,) * sum(isinstance(m, WanCausalConv3d) for m in self.vae.decoder.modules()))
+
+    def decode_stream(self, latents: Tensor, state: WanState, clamp: bool | None = None) -> tuple[Tensor, WanState]:
+        """latents: the next chunk [B, f, C, h, w]. Returns its video (4 f frames, 3 fewer for the first chunk) and the
+        state after it, detached: a gradient does not cross chunks."""
+        video, state = self._decode(latents, state, clamp)
+        return video, state.detach()
+
+    def grid(self, frames: int, start: int = 0) -> Grid:
+        """Grid of video frames start to start + frames of a stream; latents count from that of frame start."""
+        frame = torch.arange(start, start + frames, device=self.shift.device)
+        latent = (frame + self.frames_per_latent - 1) // self.frames_per_latent
+        return Grid(latent - latent[0], self.size[0] // self.factor, self.size[1] // self.factor)
+
+    def _decode(self, latents: Tensor, state: WanState, clamp: bool | None) -> tuple[Tensor, WanState]:
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        z = self.vae.post_quant_conv((latents * _channels(self.scale) + _channels(self.shift)).transpose(1, 2))
+        features = list(state.features)
+        parts = [
+            self.vae.decoder(frame, feat_cache=features, feat_idx=[0], first_chunk=state.frames + i == 0)
+            for i, frame in enumerate(z.split(1, dim=2))
+        ]
+        x = unpatchify(torch.cat(parts, dim=2), self.vae.config.patch_size or 1).transpose(1, 2)
+        return _to_unit(x, latents, clamp), WanState(tuple(features), state.frames + latents.shape[1])

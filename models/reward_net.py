@@ -169,6 +169,7 @@ class TinyReward(nn.Module):
         self.words = nn.Linear(text_dim, width)
         self.register = nn.Parameter(torch.randn(1, width) * 0.02)
         self.align = nn.ModuleList(Block(width, cross=True) for _ in range(2))
+        self.gate = nn.Linear(width, width)
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("std", torch.ones(3))
 
@@ -184,8 +185,8 @@ class TinyReward(nn.Module):
         frames = self.norm(frames)
         quality = self.pool(self.queries.expand(len(video), -1, -1), frames)
         memory = torch.cat([frames, (cells + when[:, None, None]).flatten(1, 3)], dim=1)
-        read = torch.cat([quality, self._alignment(memory, embeds)], dim=1)
-        return torch.cat([head(read[:, i]) for i, head in enumerate(self.heads)], dim=-1)
+        vq, mq = (self.heads[i](quality[:, i]) for i in range(2))
+        return torch.cat([vq, mq, self._alignment(memory, embeds)], dim=-1)
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """The same for prompts as a reward is handed them: raw scores [B, 3]."""
@@ -198,13 +199,15 @@ class TinyReward(nn.Module):
         self.std.copy_(scores.std(dim=0).clamp_min(1e-6))
 
     def _alignment(self, memory: Tensor, embeds: Tensor) -> Tensor:
-        """The register token [B, 1, E] after it and the words have read the visual memory [B, N, E]."""
-        rows = len(embeds)
+        """TA [B, 1]: words (and a register, so that none is fine) read the visual memory [B, N, E]; agreement is read
+        from what each found, times the word; a smooth minimum over words lets one wrong word spoil the prompt."""
         keep = torch.cat([torch.ones_like(embeds[:, :1, 0], dtype=torch.bool), embeds.ne(0).any(dim=-1)], dim=1)
-        x = torch.cat([self.register.expand(rows, -1, -1), self.words(embeds)], dim=1)
+        words = torch.cat([self.register.expand(len(embeds), -1, -1), self.words(embeds)], dim=1)
+        x = words
         for block in self.align:
             x = block(x, keep, memory)
-        return x[:, :1]
+        agreement = self.heads[2](x * self.gate(words)).masked_fill(~keep[..., None], 1e4)
+        return keep.sum(dim=1, keepdim=True).log() - torch.logsumexp(-agreement, dim=1)
 
     def _check(self, video: Tensor, embeds: Tensor) -> None:
         if video.shape[1] < self.min_frames:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from reelgym.models.codec import FrameCodec
+from reelgym.models.codec import FrameCodec, WanCodec
 
 CONFIG = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -70,3 +70,74 @@ def test_frame_grid_and_loss(codec: FrameCodec) -> None:
     assert loss.shape == () and loss.requires_grad and loss.isfinite()
     with pytest.raises(ValueError, match=r"\[B, F, 3, H, W\]"):
         codec.encode(torch.rand(2, 3, 32, 32))
+
+
+WAN = {
+    "base_dim": 8,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "latents_mean": [0.1, -0.2, 0.3, 0.0],
+    "latents_std": [1.0, 0.5, 2.0, 1.5],
+}
+
+
+@pytest.fixture(scope="module")
+def wan() -> WanCodec:
+    torch.manual_seed(0)
+    return WanCodec.from_config((16, 16), **WAN).requires_grad_(False).eval()
+
+
+def test_wan_equals_diffusers(wan: WanCodec) -> None:
+    video = torch.rand(2, 9, 3, 16, 16)
+    latents = wan.encode(video)
+    assert latents.shape == (2, 3, 4, 4, 4)
+    mean, std = (torch.tensor(WAN[k]).view(1, 4, 1, 1, 1) for k in ("latents_mean", "latents_std"))
+    z = latents.transpose(1, 2) * std + mean
+    assert torch.allclose(wan.vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist.mode(), z, atol=1e-5)
+    decoded = wan.decode(latents)
+    assert decoded.shape == video.shape
+    assert torch.allclose(decoded, (wan.vae.decode(z).sample.transpose(1, 2) + 1) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [(1, 2, 2), (3, 1, 1), (1, 1, 1, 1, 1)])
+def test_wan_streaming_decode_equals_whole_clip(wan: WanCodec, cuts: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    latents = torch.randn(2, 5, 4, 4, 4)
+    state, parts = wan.open(), []
+    for chunk in latents.split(cuts, dim=1):
+        video, state = wan.decode_stream(chunk, state)
+        parts.append(video)
+    assert torch.allclose(torch.cat(parts, dim=1), wan.decode(latents), atol=1e-5)
+
+
+def test_wan_state_is_pure_and_forks_by_take(wan: WanCodec) -> None:
+    torch.manual_seed(2)
+    latents = torch.randn(3, 4, 4, 4, 4)
+    _, state = wan.decode_stream(latents[:, :2], wan.open())
+    rows = torch.tensor([2, 0, 0])
+    forked, _ = wan.decode_stream(latents[rows, 2:], state.take(rows))
+    rest, _ = wan.decode_stream(latents[:, 2:], state)
+    assert torch.allclose(forked, rest[rows], atol=1e-5)
+    alone, _ = wan.decode_stream(latents[1:2, 2:], state.take(torch.tensor([1])))
+    assert torch.allclose(alone, rest[1:2], atol=1e-5)
+
+
+def test_wan_gradient_stays_inside_a_chunk(wan: WanCodec) -> None:
+    latents = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+    _, state = wan.decode_stream(latents[:, :2], wan.open())
+    video, _ = wan.decode_stream(latents[:, 2:], state)
+    (gradient,) = torch.autograd.grad(video.sum(), latents)
+    assert not gradient[:, :2].any() and gradient[:, 2].any()
+    (through,) = torch.autograd.grad(wan.decode(latents)[:, -1].sum(), latents)
+    assert through[:, 0].any()
+
+
+def test_wan_grid_maps_one_frame_then_four_each(wan: WanCodec) -> None:
+    grid = wan.grid(9)
+    assert grid.latent_of_frame.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert (grid.h, grid.w, grid.latent_frames) == (4, 4, 3)
+    assert wan.grid(8, start=5).latent_of_frame.tolist() == [0] * 4 + [1] * 4
+    with pytest.raises(ValueError, match="1, 5, 9, ... frames, not 8"):
+        wan.encode(torch.rand(1, 8, 3, 16, 16))
