@@ -1,0 +1,118 @@
+"""Clips with known flaws: what the reward model's preferences are made from.
+
+A flaw has a strength in [0, 1] and says which axes it touches. Labels come from how a clip was made, never from an
+oracle: an axis is worth the product of (1 - strength) over the flaws that touch it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...envs.worlds.grammar import SHAPES
+from ...envs.worlds.render import render
+from ...envs.worlds.scene import RGB, SIDE, Scene, margin
+
+
+def cut(scene: Scene, start: int, end: int) -> Scene:
+    """Frames start..end of a scene."""
+    return replace(
+        scene,
+        position=scene.position[:, start:end],
+        radius=scene.radius[:, start:end],
+        shape=scene.shape[:, start:end],
+        rgb=scene.rgb[:, start:end],
+        light=scene.light[:, start:end],
+    )
+
+
+def _inside(position: Tensor, scene: Scene) -> Tensor:
+    low = margin(scene.radius)[..., None]
+    return torch.minimum(torch.maximum(position, low), SIDE - low)
+
+
+def wrong_pace(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
+    """The path is played too slow or too fast: its length is off by up to 70%."""
+    sign = torch.where(torch.rand(len(strength), generator=generator) < 0.6, -1.0, 1.0)
+    scale = (1 + 0.7 * sign * strength)[:, None, None]
+    start = scene.position[:, :1]
+    return replace(scene, position=_inside(start + scale * (scene.position - start), scene))
+
+
+def wrong_way(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
+    """The path is turned about its start by up to 180 degrees."""
+    sign = torch.where(torch.rand(len(strength), generator=generator) < 0.5, -1.0, 1.0)
+    angle = (sign * strength * math.pi)[:, None]
+    start = scene.position[:, :1]
+    x, y = (scene.position - start).unbind(-1)
+    turned = torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
+    return replace(scene, position=_inside(start + turned, scene))
+
+
+def wrong_colour(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
+    """The colour moves towards another of the palette."""
+    palette = torch.tensor(RGB)
+    other = palette[torch.randint(len(RGB), (len(strength),), generator=generator)][:, None]
+    return replace(scene, rgb=torch.lerp(scene.rgb, other.expand_as(scene.rgb), strength[:, None, None]))
+
+
+def wrong_size(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
+    """The object is up to 40% too small or too large, throughout."""
+    sign = torch.where(torch.rand(len(strength), generator=generator) < 0.5, -1.0, 1.0)
+    return replace(scene, radius=scene.radius * (1 + 0.4 * sign * strength)[:, None])
+
+
+def wobble(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
+    """The path strays from its course by smooth noise of up to 2.5 pixels."""
+    steps = torch.randn(*scene.position.shape, generator=generator)
+    noise = steps.cumsum(1) / torch.arange(1, steps.shape[1] + 1)[:, None].sqrt()
+    return replace(scene, position=_inside(scene.position + 2.5 * strength[:, None, None] * noise, scene))
+
+
+def breathe(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
+    """The size wavers from frame to frame by up to 35%."""
+    noise = torch.randn(scene.radius.shape, generator=generator).clamp(-1.5, 1.5)
+    return replace(scene, radius=scene.radius * (1 + 0.35 * strength[:, None] * noise).clamp_min(0.2))
+
+
+SCENE_FLAWS: dict[str, tuple[Callable[[Scene, Tensor, torch.Generator], Scene], tuple[int, ...]]] = {
+    "wrong_pace": (wrong_pace, (2,)),
+    "wrong_way": (wrong_way, (2,)),
+    "wrong_colour": (wrong_colour, (2,)),
+    "wrong_size": (wrong_size, (2,)),
+    "wobble": (wobble, (1,)),
+    "breathe": (breathe, (1,)),
+}
+
+
+def wrong_shape(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """The picture blends into that of another shape; at full strength it is that shape."""
+    turn = torch.randint(1, len(SHAPES), (len(strength),), generator=generator)[:, None]
+    other = render(replace(scene, shape=(scene.shape + turn) % len(SHAPES)))
+    return torch.lerp(video, other, strength[:, None, None, None, None])
+
+
+def soft(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Box blur throughout, up to fully."""
+    flat = video.flatten(0, 1)
+    blurred = torch.nn.functional.avg_pool2d(flat, 5, 1, 2, count_include_pad=False).view_as(video)
+    return torch.lerp(video, blurred, strength[:, None, None, None, None])
+
+
+def blotches(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise in cells of 4 pixels, smooth inside them, as a decoder makes of noisy latents."""
+    count, frames = video.shape[:2]
+    cells = torch.randn(count * frames, 3, 8, 8, generator=generator)
+    field = torch.nn.functional.interpolate(cells, size=video.shape[-2:], mode="bilinear").view_as(video)
+    near = torch.nn.functional.avg_pool2d((video - video.amin((-1, -2), keepdim=True)).amax(2).flatten(0, 1), 5, 1, 2)
+    mask = (near * 2).clamp(0.05, 1).view(count, frames, 1, *video.shape[-2:])
+    return (video + 0.5 * strength[:, None, None, None, None] * mask * field).clamp(0, 1)
+
+
+PIXEL_FLAWS: dict[str, tuple[Callable[[Scene, Tensor, Tensor, torch.Generator], Tensor], tuple[int, ...]]] = {
+    "wrong_shape": (wrong_shape, (2,)),
+    "soft": (soft, (0,)),
+    "blotches": (blotches, (0,)),
+}

@@ -1,0 +1,235 @@
+"""The tiny reward model: Bradley-Terry with ties over clips whose flaws are known.
+
+The families in UNSEEN, one per axis, are left out of training and tell how well it ranks flaws that it never saw.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...envs.worlds.fakes import FAKES
+from ...envs.worlds.grammar import COLOURS, SHAPES, Clause
+from ...envs.worlds.render import render
+from ...envs.worlds.scene import Scene
+from ...models.codec import FrameCodec
+from ...models.prompts import WordEncoder
+from ...models.reward_net import TinyReward, bradley_terry_with_ties
+from ...models.sampler import renoise
+from ...models.wan import CausalWan
+from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
+from .flaws import PIXEL_FLAWS, SCENE_FLAWS, cut
+from .loop import Schedule, pretrain
+from .teacher import encode_clips, word_encoder
+
+TIE = 0.08
+LEAST = 0.15
+LENGTHS = (1.0, 2.0, 1.0, 1.0)
+AXIS_OF_FAKE = {"VQ": (0,), "MQ": (1,), "TA": (2,), "physics": (1,)}
+UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
+
+
+@dataclass(frozen=True)
+class RewardRecipe:
+    """A batch holds clean, flawed and generated windows of one length; every pair in it is compared on every axis."""
+
+    grammar: str = "plain"
+    """Sub-grammar of the world."""
+    clips: int = 8192
+    """Scripts and scenes to draw from."""
+    generated: float = 0.35
+    """Share of a batch that comes from the generators, labelled by how each clip was sampled."""
+    clean: float = 0.15
+    """Share of a batch without any flaw."""
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000, batch=48, learning_rate=1e-3, ema=0.998))
+    """Training length."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """video: [B, F, 3, H, W]   embeds: [B, L, D]   worth: [B, 3] in [0, 1] per axis."""
+
+    video: Tensor
+    embeds: Tensor
+    worth: Tensor
+
+
+def pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
+    """Mean Bradley-Terry loss over all pairs of a batch and all axes; worths within TIE of each other tie.
+
+    scores, worth: [B, A]
+    """
+    rows, columns = torch.triu_indices(scores.shape[0], scores.shape[0], 1)
+    gap = worth[rows] - worth[columns]
+    label = torch.where(gap.abs() < TIE, torch.zeros_like(gap), gap.sign())
+    return bradley_terry_with_ties(scores[rows] - scores[columns], label).mean()
+
+
+class FlawedClips:
+    """Draws scripted windows: what was asked for, what was drawn, and what it is worth."""
+
+    def __init__(self, recipe: RewardRecipe, encoder: WordEncoder, split: str, fakes: tuple[str, ...]) -> None:
+        clips = make_clips(recipe.clips, split=split, seed=recipe.schedule.seed + 20, grammar=recipe.grammar)
+        self.scene, self.clauses, self.encoder, self.recipe = clips.scene, clips.clauses, encoder, recipe
+        axes = {name: (0, 1, 2) if name == "blank" else AXIS_OF_FAKE[FAKES[name].axis] for name in fakes}
+        self.scene_flaws = [*SCENE_FLAWS.values(), *((FAKES[n].scene, axes[n]) for n in fakes if FAKES[n].scene)]
+        self.video_fakes = [(FAKES[n].video, axes[n]) for n in fakes if FAKES[n].video]
+        self.rate = 1.6 / (len(self.scene_flaws) + len(PIXEL_FLAWS) + len(self.video_fakes))
+
+    def draw(self, count: int, chunks: int, generator: torch.Generator) -> Batch:
+        """`count` windows of `chunks` chunks that end with one (random) chunk of their scripts."""
+        rows = torch.randint(len(self.clauses), (count,), generator=generator)
+        last = int(torch.randint(chunks, CHUNKS + 1, (1,), generator=generator))
+        whole = Scene(*(value[rows] for value in vars(self.scene).values()))
+        scene = cut(whole, (last - chunks) * FRAMES_PER_CHUNK, last * FRAMES_PER_CHUNK)
+        clean = torch.rand(count, generator=generator) < self.recipe.clean
+        worth = torch.ones(count, 3)
+
+        def strength() -> Tensor:
+            hit = (torch.rand(count, generator=generator) < self.rate) & ~clean
+            return hit * (LEAST + (1 - LEAST) * torch.rand(count, generator=generator))
+
+        for flaw, axes in self.scene_flaws:
+            amount = strength()
+            changed = flaw(scene, amount, generator)
+            worth[:, list(axes)] *= (1 - _visible(amount, scene, changed))[:, None]
+            scene = changed
+        video = render(scene)
+        for paint, axes in PIXEL_FLAWS.values():
+            amount = strength()
+            video = paint(scene, video, amount, generator)
+            worth[:, list(axes)] *= (1 - amount)[:, None]
+        for edit, axes in self.video_fakes:
+            amount = strength()
+            video = edit(video, amount, generator)
+            worth[:, list(axes)] *= (1 - amount)[:, None]
+        texts, right = self._prompts(rows, last, clean, generator)
+        worth[:, 2] *= right
+        return Batch(video, self.encoder.encode(texts), worth)
+
+    def _prompts(self, rows: Tensor, last: int, clean: Tensor, generator: torch.Generator) -> tuple[list[str], Tensor]:
+        """The prompts at the windows' ends, one in five wrong in one word; and what alignment that leaves."""
+        texts, right = [], torch.ones(len(rows))
+        for place, row in enumerate(rows.tolist()):
+            clause = self.clauses[row][last - 1]
+            if not clean[place] and float(torch.rand(1, generator=generator)) < 0.2:
+                clause, right[place] = wrong_word(clause, generator)
+            texts.append(str(clause))
+        return texts, right
+
+
+def wrong_word(clause: Clause, generator: torch.Generator) -> tuple[Clause, float]:
+    """The clause with another shape or colour, and the alignment that is left: none."""
+    kind, turn = torch.randint(2, (1,), generator=generator), int(torch.randint(1, 1000, (1,), generator=generator))
+    if int(kind):
+        place = (SHAPES.index(clause.shape) + 1 + turn % (len(SHAPES) - 1)) % len(SHAPES)
+        return replace(clause, shape=SHAPES[place]), 0.0
+    place = (COLOURS.index(clause.colour) + 1 + turn % (len(COLOURS) - 1)) % len(COLOURS)
+    return replace(clause, colour=COLOURS[place]), 0.0
+
+
+def _visible(strength: Tensor, before: Scene, after: Scene) -> Tensor:
+    """Strength, less where a flaw in the path moved the object by under 1.5 pixels on average."""
+    shift = (after.position - before.position).norm(dim=-1).mean(1)
+    moved = (after.radius != before.radius).any(1) | (after.rgb != before.rgb).flatten(1).any(1)
+    moved = moved | (after.shape != before.shape).any(1)
+    return torch.where(moved, strength, strength * (shift / 1.5).clamp(max=1))
+
+
+@dataclass(frozen=True)
+class GeneratedClips:
+    """Whole clips made by the generators. video: [N, F, 3, H, W]   texts: N rows of prompts   worth: [N, 3]"""
+
+    video: Tensor
+    texts: list[list[str]]
+    worth: Tensor
+
+    def draw(self, count: int, chunks: int, encoder: WordEncoder, generator: torch.Generator) -> Batch:
+        """`count` windows of `chunks` chunks that end with one (random) chunk."""
+        rows = torch.randint(len(self.texts), (count,), generator=generator)
+        last = int(torch.randint(chunks, CHUNKS + 1, (1,), generator=generator))
+        video = self.video[rows, (last - chunks) * FRAMES_PER_CHUNK : last * FRAMES_PER_CHUNK]
+        embeds = encoder.encode([self.texts[row][last - 1] for row in rows.tolist()])
+        return Batch(video, embeds, self.worth[rows])
+
+
+@torch.no_grad()
+def regenerate(
+    codec: FrameCodec, teacher: CausalWan, encoder: WordEncoder, grammar: str, count: int, steps: int, seed: int
+) -> GeneratedClips:
+    """Real clips, noised to a random level and denoised by the teacher in `steps` steps: the noisier the start and the
+    fewer the steps, the less is left of the clip and the worse it is."""
+    clips = make_clips(count, split="train", seed=seed, grammar=grammar)
+    pool = encode_clips(codec, clips, encoder)
+    generator = torch.Generator().manual_seed(seed)
+    level = 0.15 + 0.85 * torch.rand(count, generator=generator)
+    parts = []
+    for rows in torch.arange(count).split(64):
+        x0, embeds, sigma = pool.latents[rows], pool.embeds[pool.prompts[rows]], level[rows]
+        x = renoise(x0, torch.randn(x0.shape, generator=generator), sigma)
+        for step in range(steps):
+            here, there = sigma * (1 - step / steps), sigma * (1 - (step + 1) / steps)
+            x = x + (there - here)[:, None, None, None, None] * teacher(x, here, embeds)
+        parts.append(codec.decode(x))
+    spared = {1: 1.0, 2: 0.85, 4: 0.7, 8: 0.55}[steps]
+    worth = (1 - spared * level)[:, None].expand(count, 3)
+    return GeneratedClips(torch.cat(parts), [[str(c) for c in row] for row in clips.clauses], worth)
+
+
+def together(pools: list[GeneratedClips]) -> GeneratedClips:
+    """One pool of several."""
+    texts = [row for pool in pools for row in pool.texts]
+    return GeneratedClips(torch.cat([p.video for p in pools]), texts, torch.cat([p.worth for p in pools]))
+
+
+def train_reward(
+    recipe: RewardRecipe, codec: FrameCodec, teacher: CausalWan, out: Path
+) -> tuple[TinyReward, dict[str, float]]:
+    """Train on scripted and regenerated windows of every length, calibrate the z-scores on them, and measure."""
+    seed = recipe.schedule.seed
+    torch.manual_seed(seed)
+    encoder = word_encoder(recipe.grammar)
+    model = TinyReward(encoder.dim)
+    scripted = FlawedClips(recipe, encoder, "train", tuple(name for name in FAKES if name not in UNSEEN.values()))
+    pools = [regenerate(codec, teacher, encoder, recipe.grammar, 512, steps, seed + steps) for steps in (1, 2, 4, 8)]
+    generated = together(pools)
+
+    def draw(generator: torch.Generator) -> Batch:
+        chunks = int(torch.multinomial(torch.tensor(LENGTHS), 1, generator=generator)) + 1
+        share = round(recipe.generated * recipe.schedule.batch)
+        return joined(
+            scripted.draw(recipe.schedule.batch - share, chunks, generator),
+            generated.draw(share, chunks, encoder, generator),
+        )
+
+    def loss(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = draw(generator)
+        return pair_loss(model(batch.video, batch.embeds), batch.worth), {}
+
+    trained, seconds = pretrain("reward", model, loss, recipe.schedule, out)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        trained.calibrate(torch.cat([trained(b.video, b.embeds) for b in (draw(generator) for _ in range(40))]))
+    return trained, {**unseen_accuracy(trained, encoder, recipe.grammar), "seconds": seconds}
+
+
+def joined(a: Batch, b: Batch) -> Batch:
+    """Both batches as one."""
+    return Batch(*(torch.cat(pair) for pair in zip(vars(a).values(), vars(b).values(), strict=True)))
+
+
+@torch.no_grad()
+def unseen_accuracy(reward: TinyReward, encoder: WordEncoder, grammar: str, count: int = 96) -> dict[str, float]:
+    """Share of held-out clips that the axis ranks above their own fake of an unseen family, over three strengths."""
+    clips = make_clips(count, split="validation", seed=11, grammar=grammar)
+    embeds = encoder.encode([str(row[-1]) for row in clips.clauses])
+    real = reward(clips.frames(torch.arange(count)), embeds)
+    figures = {}
+    for place, (axis, name) in enumerate(UNSEEN.items()):
+        hits = []
+        for strength in (0.4, 0.7, 1.0):
+            fake = FAKES[name](clips.scene, torch.full((count,), strength), torch.Generator().manual_seed(3))
+            hits.append((real[:, place] > reward(fake, embeds)[:, place]).float())
+        figures[f"accuracy_{axis}"] = float(torch.cat(hits).mean())
+    return figures

@@ -1,0 +1,95 @@
+"""`reelgym train TARGET`: make one part of the tiny stack, measure it, and write it as weights with a manifest."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import nn
+
+from ..models.tiny import WEIGHTS, load_tiny, save_tiny
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train the codec first, then the teacher, then student and reward: each reads the ones before it."""
+
+    target: Annotated[Literal["codec", "teacher", "student", "reward"], tyro.conf.Positional]
+    """The part to train."""
+    out: Path | None = None
+    """Folder for the log, the resumable checkpoint and the finished weights; runs/TARGET by default."""
+    weights: Path = WEIGHTS
+    """Folder with the finished parts that this one needs."""
+    steps: int | None = None
+    """Optimiser steps, if not the recipe's own."""
+    seed: int = 0
+    """Everything random follows from it."""
+    device: Literal["cpu"] = "cpu"
+    """The tiny stack trains on the CPU."""
+    threads: int = 2
+    """Torch threads."""
+    compile: bool = False
+    """Train through torch.compile (needs a C++ compiler)."""
+    install: bool = False
+    """Copy the finished weights into the `weights` folder."""
+
+
+def run(config: Config) -> None:
+    """Train, measure, save; an interrupted run goes on from its last checkpoint."""
+    torch.set_num_threads(config.threads)
+    out = config.out or Path("runs") / config.target
+    out.mkdir(parents=True, exist_ok=True)
+    module, recipe, quality = _train(config, out)
+    manifest = {
+        "part": config.target,
+        "recipe": asdict(recipe),
+        "seed": recipe.schedule.seed,
+        "steps": recipe.schedule.steps,
+        "quality": quality,
+    }
+    folder = out / "weights"
+    save_tiny(folder, module, manifest)
+    if config.install:
+        target = config.weights / config.target
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
+    print(" ".join(f"{name}={value:.4f}" for name, value in quality.items()))
+    print(f"weights: {folder}")
+
+
+def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float]]:
+    from dataclasses import replace
+
+    def scheduled(recipe: Any) -> Any:
+        schedule = replace(recipe.schedule, seed=config.seed, steps=config.steps or recipe.schedule.steps)
+        known = {"compile": config.compile} if hasattr(recipe, "compile") else {}
+        return replace(recipe, schedule=schedule, **known)
+
+    def part(name: str) -> Any:
+        return load_tiny(name, config.weights / name)
+
+    if config.target == "codec":
+        from .pretrain.codec import CodecRecipe, train_codec
+
+        recipe: Any = scheduled(CodecRecipe())
+        return (*_paired(recipe, train_codec(recipe, out)),)
+    if config.target == "teacher":
+        from .pretrain.teacher import TeacherRecipe, train_teacher
+
+        recipe = scheduled(TeacherRecipe())
+        return (*_paired(recipe, train_teacher(recipe, part("codec"), out)),)
+    if config.target == "student":
+        from .pretrain.student import StudentRecipe, train_student
+
+        recipe = scheduled(StudentRecipe())
+        return (*_paired(recipe, train_student(recipe, part("codec"), part("teacher"), out)),)
+    from .pretrain.reward import RewardRecipe, train_reward
+
+    recipe = scheduled(RewardRecipe())
+    return (*_paired(recipe, train_reward(recipe, part("codec"), part("teacher"), out)),)
+
+
+def _paired(recipe: Any, result: tuple[nn.Module, dict[str, float]]) -> tuple[nn.Module, Any, dict[str, float]]:
+    return result[0], recipe, result[1]
