@@ -1,0 +1,208 @@
+"""An exam: the same prompts and the same noise for every system, judged by the oracle.
+
+P prompts, K clips of each, Q prompts of long streams, n chunks a clip; videos [B, F, 3, H, W] in [0, 1].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
+from ..envs.worlds.oracle import diversity, judge, judge_long
+from ..envs.worlds.render import render
+from ..envs.worlds.scene import roll
+from ..models.codec import Codec
+from ..models.generator import Generator, stream
+from ..models.prompts import WordEncoder
+from ..models.sampler import sample_teacher
+from ..models.wan import CausalWan
+from ..noise import fold, normal, stream_keys
+
+Chunks = Sequence[Sequence[Clause]]
+"""B rows of one clause per chunk."""
+AXES = ("VQ", "MQ", "TA", "physics", "total")
+LONG = 4
+"""How many times longer than a clip a long stream is."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked of every system."""
+
+    prompts: int = 24
+    """P."""
+    clips: int = 4
+    """K, at least 2 for a diversity."""
+    long_prompts: int = 8
+    """Q; 0 asks for no long streams."""
+    split: str = "test"
+    """Split of the world's scripts; test scripts are looked at once."""
+    grammar: str = "plain"
+    """Sub-grammar of the world."""
+    chunks: int = 4
+    """n."""
+    frames_per_chunk: int = 3
+    """Video frames of a chunk."""
+    scripts_seed: int = 0
+    """Which scripts are drawn."""
+    batch: int = 32
+    """Clips that are made at a time."""
+
+    def scripts(self) -> list[Script]:
+        """The P scripts of the clips."""
+        return self._draw(self.prompts, None)
+
+    def long_scripts(self) -> list[Script]:
+        """The Q scripts of the long streams, of one clause per clip length."""
+        return self._draw(self.long_prompts, LONG)
+
+    def _draw(self, count: int, clauses: int | None) -> list[Script]:
+        grammar = GRAMMARS[self.grammar]
+        return sample_scripts(count, split=self.split, seed=self.scripts_seed, grammar=grammar, clauses=clauses)
+
+
+@dataclass(frozen=True)
+class Grades:
+    """What a system earned, in the order of the exam's scripts.
+
+    scores: per axis of AXES the mean over its K clips [P].   diversity: [P], in the oracle's own unit.
+    late, drift: [Q], empty without long streams.   fps: frames a second, generation and decoding.
+    video: the first clip of each prompt [P, F, 3, H, W].   long_video: the long streams [Q, F', 3, H, W].
+    """
+
+    scores: dict[str, Tensor]
+    diversity: Tensor
+    late: Tensor
+    drift: Tensor
+    fps: float
+    video: Tensor
+    long_video: Tensor
+
+
+class System(Protocol):
+    """Whatever makes videos for scripts."""
+
+    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
+        """Videos of B rows of clauses; row i is a function of clauses[i] and keys[i] (int64) alone."""
+        ...
+
+
+@torch.no_grad()
+def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str = "cpu", long: bool = True) -> Grades:
+    """Let a system sit the exam with the noise of `seed`; `long` False leaves the long streams out."""
+    keys = stream_keys(seed, 2, device)
+    short = [chunk_clauses(script, exam.chunks) for script in exam.scripts() for _ in range(exam.clips)]
+    video, seconds = _make(system, short, _keys_of(keys[:1], len(short)), exam.batch)
+    found = [judge(video[at], short[at], exam.frames_per_chunk) for at in _batches(len(short), exam.batch)]
+    scores = {axis: torch.cat([getattr(part, axis) for part in found]) for axis in AXES}
+    groups = video.unflatten(0, (exam.prompts, exam.clips))
+    spread = diversity(groups) if exam.clips > 1 else torch.full((exam.prompts,), torch.nan)
+    late = drift = torch.empty(0)
+    streams = video[:0]
+    if long and exam.long_prompts:
+        rows = [chunk_clauses(script, LONG * exam.chunks) for script in exam.long_scripts()]
+        streams, _ = _make(system, rows, _keys_of(keys[1:], len(rows)), exam.batch)
+        judged = judge_long(streams, rows, exam.frames_per_chunk)
+        late, drift = judged.tail, judged.drift
+    means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in scores.items()}
+    return Grades(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups[:, 0], streams)
+
+
+@dataclass(frozen=True)
+class World:
+    """Ground truth."""
+
+    frames_per_chunk: int
+
+    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
+        """Every row rolls alone, from a random generator of its own key."""
+        scenes = (
+            roll([row], self.frames_per_chunk, torch.Generator().manual_seed(key))
+            for row, key in zip(clauses, keys.tolist(), strict=True)
+        )
+        return torch.cat([render(scene) for scene in scenes]).to(keys.device)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Another system's videos through the codec and back: what no generator of its latents can beat for sharpness."""
+
+    codec: Codec
+    system: System
+
+    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
+        return self.codec.decode(self.codec.encode(self.system(clauses, keys)))
+
+
+@dataclass(frozen=True)
+class Student:
+    """A streaming generator and a codec; the clauses are encoded chunk by chunk."""
+
+    generator: Generator
+    codec: Codec
+    encoder: WordEncoder
+
+    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
+        embeds = encode_clauses(self.encoder, clauses).to(keys.device)
+        return self.codec.decode(stream(self.generator, embeds, keys))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A bidirectional, guided teacher of whole clips; its noise is what a student's chunks begin with."""
+
+    model: CausalWan
+    codec: Codec
+    encoder: WordEncoder
+    latent_shape: tuple[int, int, int]
+    steps: int
+    guidance: float
+    shift: float
+
+    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
+        embeds = encode_clauses(self.encoder, clauses).to(keys.device)
+        shape = (self.model.frames_per_chunk, *self.latent_shape)
+        noise = torch.cat([normal(keys, chunk, 0, shape) for chunk in range(embeds.shape[1])], 1)
+        null = torch.zeros_like(embeds[0, 0])
+        latents = sample_teacher(self.model, embeds, null, noise, self.steps, self.guidance, self.shift)
+        return self.codec.decode(latents)
+
+
+def encode_clauses(encoder: WordEncoder, clauses: Chunks) -> Tensor:
+    """One prompt per chunk: embeddings [B, n, L, D]."""
+    texts = [str(clause) for row in clauses for clause in row]
+    distinct = list(dict.fromkeys(texts))
+    place = {text: number for number, text in enumerate(distinct)}
+    rows = torch.tensor([place[text] for text in texts])
+    return encoder.encode(distinct)[rows].unflatten(0, (len(clauses), -1))
+
+
+def texts_of(scripts: Sequence[Script]) -> list[str]:
+    """The prompts as one writes them."""
+    return [script_text(script) for script in scripts]
+
+
+def _keys_of(root: Tensor, count: int) -> Tensor:
+    return fold(root.expand(count), torch.arange(count, device=root.device))
+
+
+def _make(system: System, rows: Chunks, keys: Tensor, batch: int) -> tuple[Tensor, float]:
+    started = _now(keys)
+    video = torch.cat([system(rows[at], keys[at]) for at in _batches(len(rows), batch)])
+    return video, _now(keys) - started
+
+
+def _batches(count: int, batch: int) -> list[slice]:
+    return [slice(start, start + batch) for start in range(0, count, batch)]
+
+
+def _now(keys: Tensor) -> float:
+    if keys.is_cuda:
+        torch.cuda.synchronize(keys.device)
+    return time.perf_counter()
