@@ -88,7 +88,8 @@ def sample_teacher(
     def velocity(x: Tensor, sigma: float) -> Tensor:
         if guidance == 1:
             return model(x, sigma, embeds)
-        return guided(*model(torch.cat((x, x)), sigma, both).chunk(2), guidance)
+        unconditional, conditional = model(torch.cat((x, x)), sigma, both).chunk(2)
+        return guided(unconditional, conditional, guidance)
 
     return euler_sample(velocity, noise, step_sigmas(steps, shift))
 

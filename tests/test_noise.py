@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from reelgym.noise import fold, normal, stream_keys, uniform
 
 SHAPE = (3, 8, 8, 8)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from reelgym.models.wan import CacheConfig, CausalWan, load_original
 from safetensors.torch import load_file
+
+from reelgym.models.wan import CacheConfig, CausalWan, load_original
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "self-forcing"
 

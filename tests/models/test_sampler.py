@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from reelgym.models.sampler import (
     euler_sample,
     guided,
