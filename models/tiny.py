@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
+import torch
+from torch import nn
+
+from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from .cache import CacheConfig
 from .codec import FrameCodec
+from .prompts import WordEncoder
+from .reward_net import TinyReward
 from .wan import CausalWan
 
+Part = Literal["codec", "teacher", "student", "reward"]
+PARTS: dict[str, type[nn.Module]] = {
+    "codec": FrameCodec,
+    "teacher": CausalWan,
+    "student": CausalWan,
+    "reward": TinyReward,
+}
 CODEC: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
@@ -21,11 +36,6 @@ CODEC: dict[str, Any] = {
     "use_post_quant_conv": False,
     "mid_block_add_attention": False,
 }
-
-
-def build_codec() -> FrameCodec:
-    """Untrained frame-wise codec: 32x32 video to latents [B, F, 8, 8, 8]."""
-    return FrameCodec.from_config(**CODEC)
 
 WEIGHTS = Path(__file__).parent / "weights"
 FRAMES_PER_CHUNK = 3
@@ -47,8 +57,114 @@ TRANSFORMER: dict[str, Any] = {
 STREAMING_CACHE = CacheConfig(window_frames=CHUNKS * FRAMES_PER_CHUNK, positions="relative")
 
 
+def build_codec() -> FrameCodec:
+    """Untrained frame-wise codec: 32x32 video to latents [B, F, 8, 8, 8]."""
+    return FrameCodec.from_config(**CODEC)
+
+
 def build_wan(text_dim: int, cache: CacheConfig = STREAMING_CACHE) -> CausalWan:
     """Untrained transformer of teacher and student for prompts of width text_dim (words + positions)."""
+    return _wan({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache)
+
+
+def build_reward(text_dim: int) -> TinyReward:
+    """Untrained reward model for prompts of width text_dim (words + positions)."""
+    return TinyReward(text_dim)
+
+
+def save_tiny(folder: str | Path, module: nn.Module, manifest: Mapping[str, Any]) -> None:
+    """Write a part's weights and manifest, atomically, to a folder that `load_tiny` reads.
+
+    manifest: what JSON holds of how it was made (recipe, seed, steps, measured quality) and, for a part that reads
+    prompts, "vocab": its words. The architecture and the weights' SHA-256 are added.
+    """
+    meta = {**manifest, "architecture": _describe(module)}
+    save_checkpoint(folder, {"weights": module.state_dict()}, meta)
+
+
+@overload
+def load_tiny(
+    name: Literal["codec"], folder: str | Path | None = None, device: torch.device | str = "cpu"
+) -> FrameCodec: ...
+@overload
+def load_tiny(
+    name: Literal["teacher", "student"], folder: str | Path | None = None, device: torch.device | str = "cpu"
+) -> CausalWan: ...
+@overload
+def load_tiny(
+    name: Literal["reward"], folder: str | Path | None = None, device: torch.device | str = "cpu"
+) -> TinyReward: ...
+def load_tiny(name: Part, folder: str | Path | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """A trained part in evaluation mode, from its folder (by default the one shipped with the package).
+
+    Raises CheckpointError when there is none, when a file is damaged, or when the folder holds another part.
+    """
+    tensors, meta = _read(name, folder)
+    module = _build(meta["architecture"])
+    if not isinstance(module, PARTS[name]):
+        kind = meta["architecture"]["kind"]
+        raise CheckpointError(f"{folder or WEIGHTS / name}: holds a {kind} model, which is no {name}")
+    try:
+        module.load_state_dict(tensors["weights"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder or WEIGHTS / name}: the weights do not fit their architecture") from error
+    return module.to(device).eval()
+
+
+def load_manifest(name: Part, folder: str | Path | None = None) -> dict[str, Any]:
+    """How a part was made and what it measured, as given to `save_tiny`, with its architecture."""
+    return _read(name, folder)[1]
+
+
+def load_encoder(name: Part, folder: str | Path | None = None) -> WordEncoder:
+    """The word encoder that a part was trained with; CheckpointError for a part that reads no prompts."""
+    meta = load_manifest(name, folder)
+    if "vocab" not in meta:
+        raise CheckpointError(f"{folder or WEIGHTS / name}: the manifest has no vocabulary")
+    return WordEncoder(meta["vocab"], meta["architecture"].get("text_len", TEXT_LEN))
+
+
+def _read(name: Part, folder: str | Path | None) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    if name not in PARTS:
+        raise ValueError(f"no part {name!r} in the tiny tier: choose from {', '.join(PARTS)}")
+    place = Path(folder) if folder is not None else WEIGHTS / name
+    if not has_checkpoint(place):
+        raise CheckpointError(f"{place}: no {name} weights here; make them with `reelgym train {name}`")
+    tensors, meta = load_checkpoint(place)
+    if "architecture" not in meta:
+        raise CheckpointError(f"{place}: a checkpoint, but not one of a tiny part")
+    return tensors, meta
+
+
+def _wan(config: Mapping[str, Any], frames_per_chunk: int, text_len: int, cache: CacheConfig) -> CausalWan:
     from diffusers import WanTransformer3DModel
 
-    return CausalWan(WanTransformer3DModel(text_dim=text_dim, **TRANSFORMER), FRAMES_PER_CHUNK, TEXT_LEN, cache)
+    return CausalWan(WanTransformer3DModel(**config), frames_per_chunk, text_len, cache)
+
+
+def _describe(module: nn.Module) -> dict[str, Any]:
+    """What `_build` needs to make the module again, as JSON holds it."""
+    match module:
+        case FrameCodec():
+            return {"kind": "codec", "config": {key: module.vae.config[key] for key in CODEC}}
+        case TinyReward():
+            return {"kind": "reward", "text_dim": module.text_dim, "width": module.width}
+        case CausalWan():
+            return {
+                "kind": "transformer",
+                "config": {key: module.transformer.config[key] for key in ("text_dim", *TRANSFORMER)},
+                "frames_per_chunk": module.frames_per_chunk,
+                "text_len": module.text_len,
+                "cache": asdict(module.cache_config),
+            }
+    raise ValueError(f"{type(module).__name__} is no part of the tiny tier: choose from {', '.join(PARTS)}")
+
+
+def _build(architecture: Mapping[str, Any]) -> nn.Module:
+    if architecture["kind"] == "reward":
+        return TinyReward(architecture["text_dim"], architecture["width"])
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture["config"].items()}
+    if architecture["kind"] == "codec":
+        return FrameCodec.from_config(**config)
+    cache = CacheConfig(**architecture["cache"])
+    return _wan(config, architecture["frames_per_chunk"], architecture["text_len"], cache)
