@@ -1,7 +1,7 @@
 """`reelgym train TARGET`: make one part of the tiny stack, measure it, and write it as weights with a manifest."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ import torch
 import tyro
 from torch import nn
 
+from ..envs.worlds.grammar import GRAMMARS
 from ..models.tiny import WEIGHTS, load_tiny, save_tiny
 
 
@@ -42,13 +43,15 @@ def run(config: Config) -> None:
     out = config.out or Path("runs") / config.target
     out.mkdir(parents=True, exist_ok=True)
     module, recipe, quality = _train(config, out)
-    manifest = {
+    manifest: dict[str, Any] = {
         "part": config.target,
         "recipe": asdict(recipe),
         "seed": recipe.schedule.seed,
         "steps": recipe.schedule.steps,
         "quality": quality,
     }
+    if config.target != "codec":
+        manifest["vocab"] = list(GRAMMARS[recipe.grammar].vocabulary())
     folder = out / "weights"
     save_tiny(folder, module, manifest)
     if config.install:
@@ -60,8 +63,6 @@ def run(config: Config) -> None:
 
 
 def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float]]:
-    from dataclasses import replace
-
     def scheduled(recipe: Any) -> Any:
         schedule = replace(recipe.schedule, seed=config.seed, steps=config.steps or recipe.schedule.steps)
         known = {"compile": config.compile} if hasattr(recipe, "compile") else {}

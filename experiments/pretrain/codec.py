@@ -11,6 +11,7 @@ from ...models.codec import FrameCodec
 from ...models.tiny import build_codec
 from .data import Clips, make_clips
 from .loop import Schedule, pretrain
+from .measure import fraction
 
 FOREGROUND_WEIGHT = 9.0
 
@@ -56,7 +57,10 @@ def train_codec(recipe: CodecRecipe, out: Path) -> tuple[FrameCodec, dict[str, f
     trained, seconds = pretrain("codec", codec, loss, recipe.schedule, out, evaluate=measure, evaluate_every=500)
     plain = pools[0].frames(torch.arange(512))
     trained.calibrate(plain)
-    return trained, {"squared_error": squared_error(trained, held_out), "seconds": seconds}
+    with torch.no_grad():
+        rebuilt = trained.decode(trained.encode(held_out.frames(torch.arange(len(held_out.clauses)))))
+    figures = {"squared_error": squared_error(trained, held_out), **fraction(rebuilt, held_out)}
+    return trained, {**figures, "seconds": seconds}
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def pretrain(
     evaluate_every: int = 0,
     average: nn.Module | None = None,
 ) -> tuple[nn.Module, float]:
-    """Train `model` to the end of its schedule, resuming from out/checkpoint; return the weights to ship and the seconds.
+    """Train `model` to the end of its schedule, resuming from out/checkpoint; return what to ship and seconds.
 
     `loss(model, generator)` returns a scalar and what to log, drawing only from `generator`. A loss that is not finite
     stops the run before it can touch the weights. `average`: where averaged weights start, if not at the model's own.
