@@ -43,6 +43,8 @@ CHUNKS = 4
 TEXT_LEN = 8
 SAMPLER_SHIFT = 2.0
 STEPS = 4
+TEACHER_STEPS = 24
+TEACHER_GUIDANCE = 2.0
 TRANSFORMER: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 4,
