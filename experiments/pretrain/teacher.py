@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from ...envs.worlds.grammar import GRAMMARS
 from ...models.codec import FrameCodec
 from ...models.prompts import WordEncoder
-from ...models.sampler import shifted
-from ...models.tiny import TEXT_LEN, build_wan
+from ...models.sampler import sample_teacher, shifted
+from ...models.tiny import TEACHER_GUIDANCE, TEACHER_STEPS, TEXT_LEN, build_wan
 from ...models.wan import CausalWan
 from .data import Clips, clause_bank, make_clips, prompt_index
 from .loop import Schedule, pretrain
+from .measure import held_out_clips, quality
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,21 @@ def train_teacher(recipe: TeacherRecipe, codec: FrameCodec, out: Path) -> tuple[
     encoder = word_encoder(recipe.grammar)
     model = build_wan(encoder.dim)
     pool = encode_clips(codec, make_clips(recipe.clips, split="train", seed=seed + 10, grammar=recipe.grammar), encoder)
-    velocity = torch.compile(model) if recipe.compile else model
+    if recipe.compile:
+        model.compile()
 
-    def loss(_: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x0, embeds = pool.draw(recipe.schedule.batch, generator, recipe.drop_prompt)
         noise = torch.randn(x0.shape, generator=generator)
         sigma = shifted(torch.rand(x0.shape[0], generator=generator), recipe.shift)
         level = sigma[:, None, None, None, None]
-        error = velocity((1 - level) * x0 + level * noise, sigma, embeds) - (noise - x0)
+        error = model((1 - level) * x0 + level * noise, sigma, embeds) - (noise - x0)
         return error.square().mean(), {}
 
     trained, seconds = pretrain("teacher", model, loss, recipe.schedule, out)
-    return trained, {"seconds": seconds}
+    assert isinstance(trained, CausalWan)
+
+    def sample(noise: Tensor, embeds: Tensor) -> Tensor:
+        return sample_teacher(trained, embeds, pool.embeds[0], noise, TEACHER_STEPS, TEACHER_GUIDANCE, recipe.shift)
+
+    return trained, {**quality(sample, codec, encoder, held_out_clips(recipe.grammar)), "seconds": seconds}

@@ -1,0 +1,87 @@
+"""The starting student: the teacher made causal by teacher forcing, sampled in four steps without guidance."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...distill.causal_init import CausalInitConfig, causal_loss
+from ...models.codec import FrameCodec
+from ...models.generator import Generator, stream
+from ...models.sampler import step_sigmas
+from ...models.tiny import SAMPLER_SHIFT, STEPS
+from ...models.wan import CausalWan
+from ...noise import stream_keys
+from .data import make_clips
+from .loop import Schedule, pretrain
+from .measure import held_out_clips, quality
+from .teacher import LatentClips, encode_clips, word_encoder
+
+
+@dataclass(frozen=True)
+class StudentRecipe:
+    """Velocity regression on the world's clips, each chunk at its own noise level and seeing a noised past."""
+
+    grammar: str = "plain"
+    """Sub-grammar of the world."""
+    clips: int = 6144
+    """Rendered training clips."""
+    forcing: CausalInitConfig = field(default_factory=CausalInitConfig)
+    """Noise levels and noise of the past; its learner, batch and seed are those of `schedule`."""
+    compile: bool = False
+    """Train through torch.compile (needs a C++ compiler)."""
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1500, batch=24, learning_rate=5e-4, ema=0.998))
+    """Training length."""
+
+
+def train_student(
+    recipe: StudentRecipe, codec: FrameCodec, teacher: CausalWan, out: Path
+) -> tuple[CausalWan, dict[str, float]]:
+    """Train from the teacher's weights; `plateau` is by how much the last third lowered the validation loss, relative."""
+    seed = recipe.schedule.seed
+    encoder = word_encoder(recipe.grammar)
+    sigmas = step_sigmas(STEPS, SAMPLER_SHIFT)
+    model = copy.deepcopy(teacher).requires_grad_(True)
+    pool = encode_clips(codec, make_clips(recipe.clips, split="train", seed=seed + 30, grammar=recipe.grammar), encoder)
+    held_out = held_out_clips(recipe.grammar)
+    unseen = encode_clips(codec, held_out, encoder)
+    losses: dict[int, float] = {}
+    if recipe.compile:
+        model.compile()
+
+    def loss(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(model, CausalWan)
+        x0, embeds = pool.draw(recipe.schedule.batch, generator)
+        keys = torch.randint(2**62, (len(x0),), generator=generator)
+        return causal_loss(model, x0, embeds, keys, sigmas, recipe.forcing), {}
+
+    def measure(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, CausalWan)
+        losses[step] = validation_loss(model, unseen, sigmas, recipe.forcing)
+        return {"validation_loss": losses[step]}
+
+    every = max(1, recipe.schedule.steps // 6)
+    trained, seconds = pretrain("student", model, loss, recipe.schedule, out, evaluate=measure, evaluate_every=every)
+    assert isinstance(trained, CausalWan)
+    before = losses.get(4 * every)
+    after = validation_loss(trained, unseen, sigmas, recipe.forcing)
+    grid = codec.grid(1)
+    generator = Generator(trained, sigmas, (codec.channels, grid.h, grid.w), trained.frames_per_chunk)
+
+    def sample(noise: Tensor, embeds: Tensor) -> Tensor:
+        return stream(generator, embeds, stream_keys(int(noise[0, 0, 0, 0, 0].abs() * 1e6), len(embeds)))
+
+    figures = {"validation_loss": after, **({"plateau": 1 - after / before} if before else {})}
+    return trained, {**figures, **quality(sample, codec, encoder, held_out), "seconds": seconds}
+
+
+@torch.no_grad()
+def validation_loss(
+    model: CausalWan, clips: LatentClips, sigmas: tuple[float, ...], config: CausalInitConfig
+) -> float:
+    """The training loss on held-out clips, with fixed noise."""
+    keys = stream_keys(1, len(clips.latents))
+    embeds = clips.embeds[clips.prompts]
+    return float(causal_loss(model, clips.latents, embeds, keys, sigmas, config))
