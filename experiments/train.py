@@ -11,6 +11,7 @@ from torch import nn
 
 from ..envs.worlds.grammar import GRAMMARS
 from ..models.tiny import WEIGHTS, load_tiny, save_tiny
+from .pretrain.loop import Processes
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ def run(config: Config) -> None:
         "part": config.target,
         "recipe": asdict(recipe),
         "seed": recipe.schedule.seed,
-        "steps": recipe.schedule.steps,
+        "steps": recipe.schedule.end,
         "quality": quality,
     }
     if config.target != "codec":
         manifest["vocab"] = list(GRAMMARS[recipe.grammar].vocabulary())
+    if not Processes().main:
+        return
     folder = out / "weights"
     save_tiny(folder, module, manifest)
     if config.install:

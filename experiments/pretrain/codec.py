@@ -46,10 +46,10 @@ def train_codec(recipe: CodecRecipe, out: Path) -> tuple[FrameCodec, dict[str, f
     frames = torch.cat([pool.video.flatten(0, 1) for pool in pools])
     held_out = make_clips(128, split="validation", seed=seed, grammar=recipe.grammar)
 
-    def loss(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
         rows = torch.randint(frames.shape[0], (recipe.schedule.batch,), generator=generator)
-        video = frames[rows, None].float() / 255
-        return model.loss(video, foreground_weight(video)), {}
+        video = frames[rows[share], None].float() / 255
+        return model.loss(video, foreground_weight(video))
 
     def measure(model: nn.Module, step: int) -> dict[str, float]:
         return {"mse": squared_error(model, held_out)}

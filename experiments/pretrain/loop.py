@@ -1,4 +1,6 @@
-"""One resumable training loop for everything that is pretrained."""
+"""One resumable training loop for everything that is pretrained; under `accelerate launch` a batch is shared out."""
+
+from __future__ import annotations
 
 import copy
 import math
@@ -7,13 +9,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-from ...checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from ...checkpoint import (
+    CheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
 
 
 @dataclass(frozen=True)
@@ -21,19 +30,26 @@ class Schedule:
     """How long and how fast to train."""
 
     steps: int
-    """Optimiser steps."""
+    """Optimiser steps that the learning rate is planned for."""
     batch: int
-    """Clips (or frames) a step."""
+    """Clips (or frames) a step, over all processes."""
     learning_rate: float
     """Peak rate of AdamW; 2% linear warm-up, then cosine to a twentieth."""
-    ema: float = 0.0
-    """Decay of the averaged weights that are shipped; 0 ships the last weights."""
+    ema: float = 0.998
+    """Decay of the averaged weights, which are what is shipped."""
     clip: float = 1.0
     """Largest gradient norm."""
     seed: int = 0
     """Everything drawn at step k is a function of (seed, k)."""
     checkpoint_every: int = 200
     """Steps between resumable checkpoints."""
+    stop: int | None = None
+    """Step at which training ends, if before `steps`."""
+
+    @property
+    def end(self) -> int:
+        """The last step."""
+        return self.steps if self.stop is None else min(self.stop, self.steps)
 
     def rate(self, step: int) -> float:
         """The learning rate at `step`."""
@@ -42,96 +58,116 @@ class Schedule:
         return self.learning_rate * min((step + 1) / warm, 0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
 
 
-LossFunction = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[[nn.Module, torch.Generator, slice], Tensor]
+"""`loss(model, generator, share)`: draws a whole batch from `generator` alone and returns the mean over its `share`."""
+Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
+
+
+class Processes:
+    """The processes that train together (one, unless `accelerate launch` started more)."""
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        self.state = PartialState(cpu=not torch.cuda.is_available())
+        self.main: bool = self.state.is_main_process
+        self.share = slice(self.state.process_index, None, self.state.num_processes)
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self.state.num_processes > 1:
+            from accelerate.utils import reduce
+
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            vector_to_parameters(reduce(parameters_to_vector(gradients), "mean"), gradients)
+
+
+class Pretraining:
+    """A module, its optimiser and its averaged weights, on the way through a schedule. Only the main process writes."""
+
+    def __init__(self, name: str, model: nn.Module, schedule: Schedule, out: Path) -> None:
+        self.name, self.model, self.schedule, self.folder = name, model, schedule, out / "checkpoint"
+        self.log_file, self.processes = out / "log.txt", Processes()
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.mean = copy.deepcopy(model).requires_grad_(False)
+        self.step, self.seconds = 0, 0.0
+        if has_checkpoint(self.folder):
+            self._resume()
+
+    def advance(self, loss: Loss) -> float:
+        """One step; a loss that is not finite stops the run before it can touch the weights. Returns the loss."""
+        generator = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + self.step)
+        value = loss(self.model, generator, self.processes.share)
+        if not torch.isfinite(value):
+            raise ValueError(f"train {self.name}: the loss at step {self.step} is {value}; lower the learning rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        self.processes.average_gradients(self.model)
+        clip_grad_norm_(self.model.parameters(), self.schedule.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.step)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - decay)
+        return float(value.detach())
+
+    def save(self) -> None:
+        """Replace the resumable checkpoint."""
+        if self.processes.main:
+            optimizer, settings = pack_optimizer(self.optimizer)
+            parts = {"model": self.model.state_dict(), "mean": self.mean.state_dict(), "optimizer": optimizer}
+            schedule = {**asdict(self.schedule), "stop": None}
+            meta = {"step": self.step, "seconds": self.seconds, "schedule": schedule, "optimizer": settings}
+            save_checkpoint(self.folder, parts, meta)
+
+    def log(self, figures: Mapping[str, float]) -> None:
+        """Append a line to log.txt."""
+        if self.processes.main:
+            line = " ".join(f"{name}={value:.5f}" for name, value in figures.items())
+            with self.log_file.open("a") as file:
+                print(f"step={self.step} seconds={self.seconds:.0f} {line}", file=file)
+
+    def _resume(self) -> None:
+        tensors, meta = load_checkpoint(self.folder)
+        if meta["schedule"] != {**asdict(self.schedule), "stop": None}:
+            raise CheckpointError(f"{self.folder} was written with another schedule; pass another --out or delete it")
+        self.model.load_state_dict(tensors["model"])
+        self.mean.load_state_dict(tensors["mean"])
+        unpack_optimizer(self.optimizer, tensors["optimizer"], meta["optimizer"])
+        self.step, self.seconds = meta["step"], meta["seconds"]
 
 
 def pretrain(
     name: str,
     model: nn.Module,
-    loss: LossFunction,
+    loss: Loss,
     schedule: Schedule,
     out: Path,
     *,
-    evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     evaluate_every: int = 0,
-    average: nn.Module | None = None,
 ) -> tuple[nn.Module, float]:
-    """Train `model` to the end of its schedule, resuming from out/checkpoint; return what to ship and seconds.
-
-    `loss(model, generator)` returns a scalar and what to log, drawing only from `generator`. A loss that is not finite
-    stops the run before it can touch the weights. `average`: where averaged weights start, if not at the model's own.
-    """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    mean = copy.deepcopy(average or model).requires_grad_(False) if schedule.ema else None
-    folder = out / "checkpoint"
-    step, seconds = _resume(folder, model, mean, optimiser, schedule) if folder.exists() else (0, 0.0)
-    started = time.monotonic() - seconds
-    log = (out / "log.txt").open("a")
-    progress = tqdm(total=schedule.steps, initial=step, desc=f"train {name}", file=sys.stderr, mininterval=5)
-    while step < schedule.steps:
-        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
-        value, parts = loss(model, generator)
-        if not torch.isfinite(value):
-            raise ValueError(f"train {name}: the loss at step {step} is {value.item()}; lower the learning rate")
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-        optimiser.step()
-        step += 1
-        if mean is not None:
-            _average(mean, model, min(schedule.ema, (1 + step) / (10 + step)))
-        progress.update()
-        if step % 50 == 0:
-            progress.set_postfix(loss=f"{value.item():.4f}")
-            line = " ".join(f"{key}={float(part):.5f}" for key, part in parts.items())
-            print(
-                f"step={step} seconds={time.monotonic() - started:.0f} loss={value.item():.5f} {line}",
-                file=log,
-                flush=True,
-            )
-        if step % schedule.checkpoint_every == 0 or step == schedule.steps:
-            _save(folder, model, mean, optimiser, schedule, step, time.monotonic() - started)
-        if evaluate is not None and evaluate_every and step % evaluate_every == 0:
-            figures = evaluate(mean if mean is not None else model, step)
-            print(f"step={step} " + " ".join(f"{k}={v:.4f}" for k, v in figures.items()), file=log, flush=True)
-    progress.close()
-    log.close()
-    return (mean if mean is not None else model), time.monotonic() - started
-
-
-@torch.no_grad()
-def _average(mean: nn.Module, model: nn.Module, decay: float) -> None:
-    averaged, latest = list(mean.parameters()), list(model.parameters())
-    torch._foreach_lerp_(averaged, latest, 1 - decay)
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    mean: nn.Module | None,
-    optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
-    step: int,
-    seconds: float,
-) -> None:
-    tensors, settings = pack_optimizer(optimiser)
-    parts = {"model": model.state_dict(), "optimizer": tensors}
-    if mean is not None:
-        parts["mean"] = mean.state_dict()
-    meta: dict[str, Any] = {"step": step, "seconds": seconds, "schedule": asdict(schedule), "optimizer": settings}
-    save_checkpoint(folder, parts, meta)
-
-
-def _resume(
-    folder: Path, model: nn.Module, mean: nn.Module | None, optimiser: torch.optim.Optimizer, schedule: Schedule
-) -> tuple[int, float]:
-    tensors, meta = load_checkpoint(folder)
-    if meta["schedule"] != asdict(schedule):
-        raise ValueError(f"{folder} was written with another schedule; pass another --out or delete it")
-    model.load_state_dict(tensors["model"])
-    if mean is not None:
-        mean.load_state_dict(tensors["mean"])
-    unpack_optimizer(optimiser, tensors["optimizer"], meta["optimizer"])
-    return meta["step"], meta["seconds"]
+    """Train `model` to the end of its schedule, going on from out/checkpoint; return averaged weights and seconds."""
+    run = Pretraining(name, model, schedule, out)
+    started = time.monotonic() - run.seconds
+    quiet = not run.processes.main
+    bar = tqdm(
+        total=schedule.end, initial=run.step, desc=f"train {name}", file=sys.stderr, mininterval=5, disable=quiet
+    )
+    while run.step < schedule.end:
+        value = run.advance(loss)
+        run.seconds = time.monotonic() - started
+        bar.update()
+        if run.step % 50 == 0:
+            bar.set_postfix(loss=f"{value:.4f}")
+            run.log({"loss": value})
+        if run.step % schedule.checkpoint_every == 0 or run.step == schedule.end:
+            run.save()
+        if evaluate is not None and evaluate_every and run.step % evaluate_every == 0 and run.processes.main:
+            run.log(evaluate(run.mean, run.step))
+    bar.close()
+    return run.mean, run.seconds

@@ -203,9 +203,9 @@ def train_reward(
             generated.draw(share, chunks, encoder, generator),
         )
 
-    def loss(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
         batch = draw(generator)
-        return pair_loss(model(batch.video, batch.embeds), batch.worth), {}
+        return pair_loss(model(batch.video[share], batch.embeds[share]), batch.worth[share])
 
     trained, seconds = pretrain("reward", model, loss, recipe.schedule, out)
     generator = torch.Generator().manual_seed(seed)

@@ -39,7 +39,7 @@ class StudentRecipe:
 def train_student(
     recipe: StudentRecipe, codec: FrameCodec, teacher: CausalWan, out: Path
 ) -> tuple[CausalWan, dict[str, float]]:
-    """Train from the teacher's weights; `plateau` is by how much the last third lowered the validation loss, relative."""
+    """Train from the teacher's weights; `plateau`: by what share the last third lowered the validation loss."""
     seed = recipe.schedule.seed
     encoder = word_encoder(recipe.grammar)
     sigmas = step_sigmas(STEPS, SAMPLER_SHIFT)
@@ -51,11 +51,11 @@ def train_student(
     if recipe.compile:
         model.compile()
 
-    def loss(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
         assert isinstance(model, CausalWan)
         x0, embeds = pool.draw(recipe.schedule.batch, generator)
         keys = torch.randint(2**62, (len(x0),), generator=generator)
-        return causal_loss(model, x0, embeds, keys, sigmas, recipe.forcing), {}
+        return causal_loss(model, x0[share], embeds[share], keys[share], sigmas, recipe.forcing)
 
     def measure(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, CausalWan)

@@ -74,13 +74,14 @@ def train_teacher(recipe: TeacherRecipe, codec: FrameCodec, out: Path) -> tuple[
     if recipe.compile:
         model.compile()
 
-    def loss(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
         x0, embeds = pool.draw(recipe.schedule.batch, generator, recipe.drop_prompt)
         noise = torch.randn(x0.shape, generator=generator)
         sigma = shifted(torch.rand(x0.shape[0], generator=generator), recipe.shift)
         level = sigma[:, None, None, None, None]
-        error = model((1 - level) * x0 + level * noise, sigma, embeds) - (noise - x0)
-        return error.square().mean(), {}
+        x = (1 - level) * x0 + level * noise
+        error = model(x[share], sigma[share], embeds[share]) - (noise - x0)[share]
+        return error.square().mean()
 
     trained, seconds = pretrain("teacher", model, loss, recipe.schedule, out)
     assert isinstance(trained, CausalWan)
