@@ -134,19 +134,27 @@ class CausalWan(nn.Module):
         bias = None
         if mask is not None:
             sight = (self.frames_per_chunk, self.cache_config.sink_frames, self.cache_config.window_frames)
-            bias = causal_bias(len(frames), h * w, sight, mask == "forcing", x.dtype, x.device)
+            bias = causal_bias(len(frames), h * w, sight, mask == "forcing", self.dtype, x.device)
         return CallContext(turn, key_turn, bias, cache, new)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in; latents of another dtype are converted on the way in and out."""
+        return self.transformer.patch_embedding.weight.dtype
+
     def _run(self, x: Tensor, sigma: float | Tensor, embeds: Tensor, context: CallContext) -> Tensor:
-        prompts = self._prompts(embeds, x.shape[1])
+        prompts = self._prompts(embeds, x.shape[1]).to(self.dtype)
+        latents = x.to(self.dtype)
         self.transformer.rope.context = context
         if isinstance(sigma, Tensor) and sigma.ndim == 2:
-            frames, levels = x.flatten(0, 1).unsqueeze(2), sigma.expand(x.shape[:2]).flatten()
-            return self.transformer(frames, levels * 1000, prompts, return_dict=False)[0].view(x.shape)
+            rows, levels = latents.flatten(0, 1).unsqueeze(2), sigma.expand(x.shape[:2]).flatten()
+            out = self.transformer(rows, levels * 1000, prompts, return_dict=False)[0]
+            return out.reshape(x.shape).type_as(x)
         if not isinstance(sigma, Tensor):
             sigma = torch.full((1,), sigma, device=x.device)
         levels = sigma.expand(x.shape[0])
-        return self.transformer(x.transpose(1, 2), levels * 1000, prompts, return_dict=False)[0].transpose(1, 2)
+        out = self.transformer(latents.transpose(1, 2), levels * 1000, prompts, return_dict=False)[0]
+        return out.transpose(1, 2).type_as(x)
 
     def _prompts(self, embeds: Tensor, frames: int) -> Tensor:
         if embeds.ndim == 3:
