@@ -1,0 +1,177 @@
+"""`reelgym generate` and `reelgym score` on real files, with an untrained stack in a temporary folder."""
+
+import json
+import re
+import wave
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from reelgym.envs.windows import TINY
+from reelgym.envs.worlds.grammar import GRAMMARS
+from reelgym.experiments import score
+from reelgym.experiments.cli import main
+from reelgym.models.prompts import PromptBatch, WordEncoder
+from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, load_encoder, load_tiny, save_tiny
+from reelgym.rewards.stream_reward import StreamReward
+from reelgym.video import read_video
+
+PROMPT = "a red circle moves left fast"
+SCRIPT = f"{PROMPT} ; then a blue square moves up"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    vocab = GRAMMARS["plain"].vocabulary()
+    width = WordEncoder(vocab, TEXT_LEN).dim
+    torch.manual_seed(0)
+    transformers = {"student": build_wan(width), "teacher": build_wan(width)}
+    for name, part in {"codec": build_codec(), "reward": build_reward(width), **transformers}.items():
+        save_tiny(folder / name, part, {"vocab": vocab})
+    return folder
+
+
+@pytest.fixture
+def call(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        status = main([args[0], "--weights", str(weights), "--device", "cpu", *map(str, args[1:])])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_generate_streams_any_length_and_repeats_itself(call):
+    assert call("generate", SCRIPT)[:2] == (0, "clip.mp4: 12 frames, 1.5 s, by the student, seed 0\n")
+    frames, fps = read_video("clip.mp4")
+    assert frames.shape == (12, 128, 128, 3) and fps == 8
+    call("generate", SCRIPT, "--out", "again.mp4")
+    call("generate", SCRIPT, "--out", "other.mp4", "--seed", 1)
+    assert torch.equal(read_video("again.mp4")[0], frames) and not torch.equal(read_video("other.mp4")[0], frames)
+    assert call("generate", PROMPT, "--chunks", 6, "--scale", 1, "--fps", 4, "--out", "new/long.mkv")[0] == 0
+    frames, fps = read_video("new/long.mkv")
+    assert frames.shape == (18, 32, 32, 3) and fps == 4
+
+
+def test_generate_by_the_teacher(call):
+    assert call("generate", PROMPT, "--model", "teacher")[0] == 0
+    assert read_video("clip.mp4")[0].shape == (12, 128, 128, 3)
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["a red cirle moves left"], "unknown word 'cirle'.*nearest words: circle"),
+    (["a small red circle moves left"], "unknown word 'small'"),
+    ([""], "prompt is empty"),
+    ([SCRIPT, "--chunks", 1], "do not fit into 1 chunks"),
+    ([PROMPT, "--chunks", 5, "--model", "teacher"], "use --model student"),
+    ([PROMPT, "--out", "folder.mp4"], "folder.mp4: is a folder"),
+    ([PROMPT, "--out", "/dev/null/clip.mp4"], "cannot be written"),
+    ([PROMPT, "--out", "clip.gif"], "name the file with one of .mp4"),
+    ([PROMPT, "--scale", 0], "scale must be"),
+    ([PROMPT, "--fps", 0], "fps must be"),
+    ([PROMPT, "--device", "gpu"], "device 'gpu'"),
+])
+def test_generate_says_what_is_wrong(call, tmp_path, args, words):
+    (tmp_path / "folder.mp4").mkdir()
+    status, out, err = call("generate", *args)
+    assert (status, out) == (1, "") and err.startswith("reelgym: error: ") and err.count("\n") == 1
+    assert re.search(words, err), err
+
+
+def make_clip(path, seconds=2, fps=25, codec="libx264", size="96x64"):
+    with av.open(f"testsrc2=duration={seconds}:size={size}:rate={fps}", format="lavfi") as given:
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream(codec, rate=fps)
+            stream.width, stream.height, stream.pix_fmt = *map(int, size.split("x")), "yuv420p"
+            for index, frame in enumerate(given.decode(video=0)):
+                frame = frame.reformat(format="yuv420p")
+                frame.pts = index
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    return path
+
+
+def test_score_of_a_generated_clip(call, weights):
+    call("generate", SCRIPT)
+    status, out, err = call("score", "clip.mp4", "--prompt", SCRIPT)
+    assert (status, err) == (0, "") and "12 frames at 8 fps (the file has 8), 32 x 32 pixels, 3 windows" in out
+    results = json.loads(open("runs/score/results.json").read())
+    kinds = [row["kind"] for row in results["rows"]]
+    assert kinds == ["clip"] + ["window"] * 3 + ["frame"] * 12 and results["command"] == "reelgym score"
+    clip, *_ = results["rows"]
+    prompts = [row["prompt"] for row in results["rows"] if row["kind"] == "window"]
+    assert prompts == [PROMPT, "a blue square moves up", "a blue square moves up"]
+    assert clip["reward"] == pytest.approx((clip["VQ"] + clip["MQ"] + clip["TA"]) / 3)
+    assert np.mean([row["weight"] for row in results["rows"] if row["kind"] == "frame"]) == pytest.approx(1)
+    video = read_video("clip.mp4")[0].float().div(255).reshape(12, 32, 4, 32, 4, 3).mean((2, 4)).movedim(-1, 1)
+    reward, encoder = StreamReward(load_tiny("reward", weights / "reward")), load_encoder("reward", weights / "reward")
+    direct = reward(video[None, 3:9], PromptBatch((prompts[1],), encoder.encode(prompts[1:2]))).scores[0]
+    row = results["rows"][2]
+    torch.testing.assert_close(torch.tensor([row["VQ"], row["MQ"], row["TA"]]), direct, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "codec", "seconds", "fps", "sampled", "frames"), [
+    ("a.mp4", "libx264", 2, 25, 8, 16),
+    ("a.avi", "mpeg4", 1, 30, 8, 8),
+    ("a.webm", "libvpx", 1, 10, 4, 4),
+    ("a.mkv", "libx264", 9, 5, 8, 72),
+])
+def test_score_takes_any_video(call, tmp_path, name, codec, seconds, fps, sampled, frames):
+    make_clip(tmp_path / name, seconds, fps, codec)
+    status, out, _ = call("score", name, "--prompt", PROMPT, "--fps", sampled, "--out", "elsewhere")
+    assert status == 0 and f"{name}: {frames} frames at {sampled} fps (the file has {fps})" in out
+    assert (tmp_path / "elsewhere" / "results.json").exists()
+
+
+def test_score_says_what_is_wrong(call, tmp_path):
+    good = make_clip(tmp_path / "good.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 2])
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video at all\n" * 99)
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    (tmp_path / "taken").touch()
+    for args, words in [
+        (["absent.mp4", "--prompt", PROMPT], "absent.mp4: no such file"),
+        ([".", "--prompt", PROMPT], "is a folder"),
+        (["empty.mp4", "--prompt", PROMPT], "is empty"),
+        (["cut.mp4", "--prompt", PROMPT], "cut short"),
+        (["text.mp4", "--prompt", PROMPT], "not a video"),
+        (["sound.wav", "--prompt", PROMPT], "has no video in it"),
+        (["good.mp4", "--prompt", "a rad circle moves left"], "nearest words: red"),
+        (["good.mp4", "--prompt", PROMPT, "--fps", 1], "2 frames at 1 fps are too few"),
+        (["good.mp4", "--prompt", PROMPT, "--fps", -1], "fps must be a positive number"),
+        (["good.mp4", "--prompt", PROMPT, "--out", "taken"], "taken: File exists"),
+        (["good.mp4", "--prompt", " ; then ".join([PROMPT, "a blue square moves up"] * 9)], "do not fit"),
+    ]:
+        status, _, err = call("score", *args)
+        assert status == 1 and err.startswith("reelgym: error: ") and err.count("\n") == 1 and words in err, err
+
+
+def test_weights_that_are_not_there_are_named(tmp_path, capsys):
+    assert main(["generate", PROMPT, "--weights", str(tmp_path)]) == 1
+    assert "no student weights here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frames", [3, 5, 6, 7, 12, 14])
+def test_windows_cover_every_frame_and_end_with_the_last(frames):
+    length = min(TINY.window_frames, frames)
+    starts = score.windows(frames, length, TINY.frames_per_chunk)
+    assert {start + i for start in starts for i in range(length)} == set(range(frames))
+    assert starts == sorted(set(starts)) and starts[-1] + length == frames
+
+
+def test_more_windows_than_a_batch_change_nothing(weights, monkeypatch):
+    reward, encoder = StreamReward(load_tiny("reward", weights / "reward")), load_encoder("reward", weights / "reward")
+    video = torch.rand(30, 3, 32, 32)
+    whole = score.judge(video, SCRIPT, reward, encoder, load_tiny("codec", weights / "codec"))
+    monkeypatch.setattr(score, "BATCH", 2)
+    parts = score.judge(video, SCRIPT, reward, encoder, load_tiny("codec", weights / "codec"))
+    torch.testing.assert_close(whole.scores, parts.scores, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole.weights, parts.weights, atol=1e-4, rtol=1e-4)
