@@ -96,6 +96,11 @@ class WindowedModel:
         return PromptBatch(text, torch.cat([prompts.embeds[chunk::step] for chunk in chunks]))
 
 
-def clip_reward(reward: StreamReward, codec: Codec, clock: Clock) -> StreamReward:
-    """`reward` for whole clips and their `clip_prompts`; its `.reward` is the environment's return."""
+def clip_reward(reward: object, codec: Codec, clock: Clock) -> StreamReward:
+    """`reward` for whole clips and their `clip_prompts`; its `.reward` is the environment's return.
+
+    TypeError for a reward that is no StreamReward: it has no gradient to offer.
+    """
+    if not isinstance(reward, StreamReward):
+        raise TypeError(f"gradients and perplexity need a StreamReward, not {type(reward).__name__}")
     return StreamReward(WindowedModel(reward.model, codec, clock), reward.axes, reward.tau, reward.batched)

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from .prompts import PromptBatch
 
-AXES = ("VQ", "MQ", "TA")
+AXES: tuple[str, ...] = ("VQ", "MQ", "TA")
 LOG_K = math.log(5.0)
+SHARPNESS = 2.0
 
 
 def bradley_terry_with_ties(d: Tensor, label: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class FrameEncoder(nn.Module):
     def __init__(self, width: int, keypoints: int = 8, fine: int = 32, coarse: int = 64) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(6, fine, 4, stride=2, padding=1), Residual(fine))
-        self.attention_maps = nn.Conv2d(fine, keypoints, 1)
+        self.attention_maps = nn.Sequential(nn.GroupNorm(4, fine), nn.Conv2d(fine, keypoints, 1))
         self.down = nn.Sequential(nn.Conv2d(fine, coarse, 4, stride=2, padding=1), Residual(coarse))
         self.mix = nn.Sequential(TemporalMix(coarse), TemporalMix(coarse))
         self.frame = nn.Linear(coarse + keypoints * (fine + 6), width)
@@ -129,7 +130,7 @@ class FrameEncoder(nn.Module):
 
     def _keypoints(self, fine: Tensor) -> tuple[Tensor, Tensor]:
         """Centres in [-1, 1] ([B*F, 2K]) and mean features ([B*F, K*C]) under K spatial softmax maps."""
-        maps = self.attention_maps(fine).flatten(2).softmax(dim=-1)
+        maps = (SHARPNESS * self.attention_maps(fine)).flatten(2).softmax(dim=-1)
         ys = torch.linspace(-1, 1, fine.shape[-2], device=fine.device, dtype=fine.dtype)
         xs = torch.linspace(-1, 1, fine.shape[-1], device=fine.device, dtype=fine.dtype)
         place = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).flatten(0, 1)

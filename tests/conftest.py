@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from reelgym.envs.prompt_source import ScriptPrompts
+from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.windows import Clock
 from reelgym.models.codec import FrameState, Grid
+from reelgym.models.generator import Generator
 from reelgym.models.prompts import PromptBatch, WordEncoder
+from reelgym.models.sampler import step_sigmas
+from reelgym.models.wan import CausalWan
 from reelgym.rewards.stream_reward import StreamReward
 
 WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "right", ";", "then")
-TEXTS = ("a red circle moves left", "a blue square moves right", "a red circle moves left ; then a blue circle moves right")
+TEXTS = (
+    "a red circle moves left",
+    "a blue square moves right",
+    "a red circle moves left ; then a blue circle moves right",
+)
 
 
 class PaintCodec:
@@ -77,3 +87,35 @@ def reward() -> StreamReward:
 @pytest.fixture
 def prompts(clock: Clock) -> ScriptPrompts:
     return ScriptPrompts(WordEncoder(WORDS, 8), clock.chunks, sample)
+
+
+@pytest.fixture
+def make_wan(prompts: ScriptPrompts) -> Callable[[int], CausalWan]:
+    from diffusers import WanTransformer3DModel
+
+    def make(seed: int) -> CausalWan:
+        torch.manual_seed(seed)
+        transformer = WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=prompts.encoder.dim,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=1,
+        )
+        return CausalWan(transformer.eval(), 3, 8)
+
+    return make
+
+
+@pytest.fixture
+def generator(make_wan: Callable[[int], CausalWan]) -> Generator:
+    return Generator(make_wan(0), step_sigmas(4, 2.0), (4, 4, 4), 3)
+
+
+@pytest.fixture
+def env(codec: PaintCodec, reward: StreamReward, prompts: ScriptPrompts, clock: Clock) -> StreamGenVectorEnv:
+    """Six streams."""
+    return StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")

@@ -1,0 +1,117 @@
+"""The loop around every trainer, and what its checkpoints hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+from .learner import Groups, Learner
+
+State = tuple[Groups, dict[str, Any]]
+Log = Callable[[Mapping[str, float], int], None]
+
+
+@dataclass
+class Counts:
+    """What a trainer has spent. A call is one chunk of one stream through a network once, so that a pass over a clip of
+    n chunks is n calls, with or without its backward pass. A reward call is one window scored, saliency included."""
+
+    updates: int = 0
+    chunks: int = 0
+    """Chunks generated."""
+    generator_calls: int = 0
+    reference_calls: int = 0
+    """Of a frozen copy of the starting generator."""
+    teacher_calls: int = 0
+    critic_calls: int = 0
+    reward_calls: int = 0
+    seconds: float = 0.0
+    """Spent in `update`."""
+
+
+class Trainer(Protocol):
+    """The face of every method."""
+
+    counts: Counts
+
+    def update(self) -> dict[str, float]:
+        """One update of the generator, and what it measured."""
+        ...
+
+    def state(self) -> State:
+        """Everything that a bitwise resume needs."""
+        ...
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        ...
+
+
+def fit(
+    trainer: Trainer,
+    updates: int,
+    *,
+    log: Log | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 0,
+) -> None:
+    """Train until `updates` updates are done, going on from `checkpoint` where there is one.
+
+    log: takes a dict and the number of updates. evaluate: its dict is logged every `evaluate_every` updates.
+    checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only).
+    """
+    if checkpoint is not None and has_checkpoint(checkpoint):
+        trainer.load_state(*load_checkpoint(checkpoint))
+    while trainer.counts.updates < updates:
+        measured = dict(trainer.update())
+        done = trainer.counts.updates
+        if evaluate is not None and evaluate_every and done % evaluate_every == 0:
+            measured |= evaluate()
+        if log is not None:
+            log(measured, done)
+        due = done == updates or (checkpoint_every and done % checkpoint_every == 0)
+        if checkpoint is not None and due:
+            save_checkpoint(checkpoint, *trainer.state())
+
+
+def pack(
+    config: Any, counts: Counts, learners: Mapping[str, Learner[Any]], extra: Mapping[str, Tensor] | None = None
+) -> State:
+    """The state of a trainer made of `learners` and tensors of its own; `config` is a dataclass."""
+    groups: Groups = {"trainer": dict(extra or {})}
+    meta: dict[str, Any] = {"config": _plain(asdict(config)), "counts": asdict(counts), "learners": {}}
+    for name, learner in learners.items():
+        parts, meta["learners"][name] = learner.state()
+        groups |= {f"{name}-{part}": tensors for part, tensors in parts.items()}
+    return groups, meta
+
+
+def unpack(
+    config: Any, counts: Counts, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
+    mine, found = _plain(asdict(config)), _plain(meta["config"])
+    if mine != found:
+        keys = sorted(key for key in {*mine, *found} if mine.get(key) != found.get(key))
+        raise CheckpointError(f"the checkpoint was written with another config; they differ in {', '.join(keys)}")
+    for name, learner in learners.items():
+        prefix = f"{name}-"
+        parts = {group.removeprefix(prefix): value for group, value in groups.items() if group.startswith(prefix)}
+        learner.load_state(parts, meta["learners"][name])
+    for field, value in meta["counts"].items():
+        setattr(counts, field, value)
+    return groups["trainer"]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,101 @@
+"""The starting recipe of a streaming student: causal velocity regression by teacher forcing on clips of the world.
+
+B clips, n chunks, f latent frames a chunk, F = n f.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..agents.fit import Counts, State, pack, unpack
+from ..agents.learner import Groups, Learner, LearnerConfig
+from ..models.generator import Generator
+from ..models.sampler import renoise
+from ..models.wan import CausalWan
+from ..noise import fold, normal, stream_keys, uniform
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Clips = Callable[[int, int], tuple[Tensor, Tensor]]
+"""`clips(batch, step)` -> latents [batch, F, C, h, w] and prompts [batch, n, L, D], a pure function."""
+
+
+@dataclass(frozen=True)
+class CausalInitConfig:
+    """A recipe."""
+
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-4, ema=0.99))
+    batch: int = 32
+    """Clips an update."""
+    sampler_share: float = 0.75
+    """Share of chunks whose noise level is one of the sampler's; the others are uniform in [0, 1]."""
+    context_noise: float = 0.2
+    """Clean chunks are seen noised to a level drawn up to this, per clip: a stream's own past is not perfect either."""
+    seed: int = 0
+
+
+def chunk_levels(u: Tensor, sigmas: tuple[float, ...], sampler_share: float) -> Tensor:
+    """Noise levels [B, n], one a chunk, from uniform u [B, n]: a share on the sampler's levels, the rest uniform."""
+    steps = torch.tensor(sigmas, device=u.device)
+    place = (u / max(sampler_share, 1e-9) * len(sigmas)).long().clamp_max(len(sigmas) - 1)
+    rest = (u - sampler_share) / max(1 - sampler_share, 1e-9)
+    return torch.where(u < sampler_share, steps[place], rest)
+
+
+def forcing_loss(model: CausalWan, x0: Tensor, embeds: Tensor, levels: Tensor, eps: Tensor, context: Tensor) -> Tensor:
+    """Mean squared error of the velocity of x0 [B, F, C, h, w] noised by eps, each chunk seeing `context` before it.
+
+    embeds [B, n, L, D]; levels [B, n] of the chunks; context like x0, what stands for the past.
+    """
+    sigma = levels.repeat_interleave(model.frames_per_chunk, 1)
+    v = model.teacher_forcing(renoise(x0, eps, sigma), context, sigma, embeds)
+    return (v - (eps - x0)).square().mean()
+
+
+def causal_loss(
+    model: CausalWan, x0: Tensor, embeds: Tensor, keys: Tensor, sigmas: tuple[float, ...], config: CausalInitConfig
+) -> Tensor:
+    """`forcing_loss` with everything random drawn from keys int64 [B]."""
+    u = uniform(keys, 0, 0, (embeds.shape[1],))
+    shape = tuple(x0.shape[1:])
+    past = renoise(x0, normal(keys, 0, 2, shape), config.context_noise * uniform(keys, 0, 1, ()))
+    levels = chunk_levels(u, sigmas, config.sampler_share)
+    return forcing_loss(model, x0, embeds, levels, normal(keys, 0, 1, shape), past)
+
+
+class CausalInit:
+    """Trains a generator as its starting recipe did; `clips` draws encoded clips of the world."""
+
+    def __init__(
+        self, config: CausalInitConfig, generator: Generator, clips: Clips, accelerator: Accelerator | None = None
+    ) -> None:
+        self.config, self.generator, self.clips = config, generator, clips
+        self.learner = Learner(generator.model, config.learner, accelerator)
+        self.counts = Counts()
+
+    def update(self) -> dict[str, float]:
+        """One regression step; it generates nothing."""
+        started, config, step = time.monotonic(), self.config, self.counts.updates
+        x0, embeds = self.clips(config.batch, step)
+        keys = fold(stream_keys(config.seed, config.batch, x0.device), step)
+        loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)
+        measured = self.learner.step(loss)
+        self.counts.generator_calls += 2 * config.batch * embeds.shape[1]
+        self.counts.updates += 1
+        self.counts.seconds += time.monotonic() - started
+        return measured
+
+    def state(self) -> State:
+        """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
+        return pack(self.config, self.counts, {"generator": self.learner})
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        unpack(self.config, self.counts, {"generator": self.learner}, groups, meta)

@@ -1,0 +1,202 @@
+"""Streaming distillation: DMD on self-forcing rollouts (Self Forcing, 2506.08009) and its weighted form Stream-R1.
+
+B clips, n chunks, f latent frames a chunk, F = n f. Real score: the frozen bidirectional teacher; fake score: a
+trainable copy of it, the critic, which learns the velocity of the student's own clips.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..agents.direction import surrogate
+from ..agents.fit import Counts, State, pack, unpack
+from ..agents.learner import Groups, Learner, LearnerConfig
+from ..envs.prompt_source import Draw, Texts
+from ..envs.windows import Clock, clip_prompts, clip_reward
+from ..models.codec import Codec
+from ..models.generator import Generator, StreamState, generate_chunk
+from ..models.sampler import guided, renoise, x0_from_v
+from ..models.wan import CausalWan
+from ..noise import fold, normal, stream_keys, uniform
+from ..rewards.reliability import BalanceConfig, BalanceState, balance
+from ..rewards.stream_reward import StreamReward
+from .directions import clip_levels, dmd_direction
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A recipe; `DMD` and `STREAM_R1` are two."""
+
+    generator: LearnerConfig = field(
+        default_factory=lambda: LearnerConfig(learning_rate=1e-4, betas=(0.0, 0.999), clip=10.0, ema=0.99)
+    )
+    critic: LearnerConfig = field(
+        default_factory=lambda: LearnerConfig(learning_rate=2e-4, betas=(0.0, 0.999), clip=10.0)
+    )
+    batch: int = 16
+    """Clips an update."""
+    critic_updates: int = 3
+    """Critic updates to one of the generator; the first learns from the generator's own rollout."""
+    guidance: float = 2.0
+    """Of the real score; the fake one has none."""
+    shift: float = 5.0
+    """Levels of the scores are uniform, shifted by this much, and clamped to `levels`."""
+    levels: tuple[float, float] = (0.02, 0.98)
+    reliability: bool = False
+    """Weigh clips by exp(beta r) (Stream-R1)."""
+    perplexity: bool = False
+    """Weigh latent cells by where the reward is sensitive (Stream-R1)."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    seed: int = 0
+
+
+DMD = DistillConfig()
+STREAM_R1 = DistillConfig(reliability=True, perplexity=True)
+
+
+def self_forcing(generator: Generator, embeds: Tensor, keys: Tensor, exit_step: int, grad: bool) -> Tensor:
+    """Clips [B, F, C, h, w] whose chunks all leave denoising at `exit_step`, which alone carries gradient.
+
+    embeds [B, n, L, D]; keys int64 [B]. Gradient does not cross chunks: the cache is written without.
+    """
+    state, chunks = StreamState.start(keys), []
+    with torch.set_grad_enabled(grad):
+        for prompts in embeds.unbind(1):
+            x0, _, state = generate_chunk(generator, state, prompts, exit_step=exit_step, grad=grad)
+            chunks.append(x0)
+    return torch.cat(chunks, 1)
+
+
+@torch.no_grad()
+def score_direction(
+    x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor, null: Tensor, scores: tuple[CausalWan, CausalWan], w: float
+) -> Tensor:
+    """DMD's direction at x0 [B, F, C, h, w] noised by eps to sigma [B]; scores: real (guided by w) and fake."""
+    real, fake = scores
+    x = renoise(x0, eps, sigma)
+    conditional = x0_from_v(x, real(x, sigma, embeds), sigma)
+    if w != 1:
+        unconditional = x0_from_v(x, real(x, sigma, null.expand_as(embeds)), sigma)
+        conditional = guided(unconditional, conditional, w)
+    return dmd_direction(x0, conditional, x0_from_v(x, fake(x, sigma, embeds), sigma))
+
+
+def flow_loss(model: CausalWan, x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
+    """Mean squared error of the velocity of clips x0 [B, F, C, h, w] at levels sigma [B]."""
+    return (model(renoise(x0, eps, sigma), sigma, embeds) - (eps - x0)).square().mean()
+
+
+class Distill:
+    """Trains a generator by distribution matching.
+
+    config, generator (its model is trained), teacher: the frozen real score, prompts: draws the prompts of an update,
+    null: the empty prompt's embedding [L, D]. codec, reward and clock serve reliability and perplexity; a plain DMD
+    needs neither of the first two.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        generator: Generator,
+        teacher: CausalWan,
+        prompts: Draw,
+        null: Tensor,
+        *,
+        codec: Codec | None = None,
+        reward: StreamReward | None = None,
+        clock: Clock | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        weighted = config.reliability or config.perplexity
+        if weighted and (codec is None or reward is None or clock is None):
+            raise ValueError("reliability and perplexity come from a reward: pass codec, reward and clock")
+        self.config, self.generator, self.prompts, self.null = config, generator, prompts, null
+        critic = copy.deepcopy(teacher).requires_grad_(True)
+        self.teacher = teacher.requires_grad_(False)
+        self.codec, self.clock = codec, clock
+        self.reward = clip_reward(reward, codec, clock) if weighted and reward and codec and clock else None
+        self.learner = Learner(generator.model, config.generator, accelerator)
+        self.critic = Learner(critic, config.critic, accelerator)
+        axes = len(self.reward.axes) if self.reward else 1
+        self.balance = BalanceState.open(axes, config.balance)
+        self.counts = Counts()
+
+    def update(self) -> dict[str, float]:
+        """One rollout with gradient, the critic's updates, and then the generator's."""
+        started, config, step = time.monotonic(), self.config, self.counts.updates
+        embeds, texts = self.prompts(config.batch, step)
+        embeds = embeds.to(self.null.device)
+        keys = fold(stream_keys(config.seed, config.batch, embeds.device), step)
+        x0 = self._rollout(embeds, keys, grad=True)
+        measured = self._train_critic(x0.detach(), embeds, keys)
+        eps, sigma = self._noise(x0, fold(keys, 1))
+        scores = (self.teacher, self.critic.module)
+        direction = score_direction(x0.detach(), eps, sigma, embeds, self.null, scores, config.guidance)
+        weight, scored = self._weight(x0.detach(), embeds, texts)
+        measured |= scored | self.learner.step(surrogate(x0, direction, weight))
+        measured["direction"] = float(direction.abs().mean())
+        calls = config.batch * embeds.shape[1]
+        self.counts.teacher_calls += calls * (1 if config.guidance == 1 else 2)
+        self.counts.critic_calls += calls
+        self.counts.updates += 1
+        self.counts.seconds += time.monotonic() - started
+        return measured
+
+    def _rollout(self, embeds: Tensor, keys: Tensor, grad: bool = False) -> Tensor:
+        draw = random.Random(int(keys[0]))
+        exit_step = draw.randrange(len(self.generator.sigmas))
+        chunks = len(keys) * embeds.shape[1]
+        self.counts.chunks += chunks
+        self.counts.generator_calls += chunks * (exit_step + 2)
+        return self_forcing(self.generator, embeds, keys, exit_step, grad)
+
+    def _train_critic(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> dict[str, float]:
+        losses = []
+        for turn in range(self.config.critic_updates):
+            fresh = fold(keys, 2 + turn)
+            if turn:
+                x0 = self._rollout(embeds, fresh)
+            eps, sigma = self._noise(x0, fold(fresh, 1))
+            losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds))["loss"])
+            self.counts.critic_calls += len(keys) * embeds.shape[1]
+        return {"critic_loss": sum(losses) / len(losses)} if losses else {}
+
+    def _noise(self, x0: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        u = uniform(keys, 0, 0, ())
+        return normal(keys, 0, 1, tuple(x0.shape[1:])), clip_levels(u, self.config.shift, *self.config.levels)
+
+    def _weight(self, x0: Tensor, embeds: Tensor, texts: Texts) -> tuple[Tensor | float, dict[str, float]]:
+        """Reliability [B, 1, 1, 1, 1] times perplexity [B, F, 1, h, w]; advances the balance once."""
+        if self.reward is None or self.codec is None:
+            return 1.0, {}
+        with torch.no_grad():
+            video = self.codec.decode(x0)
+        need = {"scores", "perplexity"} if self.config.perplexity else {"scores"}
+        signal = self.reward(video, clip_prompts(embeds, texts), self.codec.grid(video.shape[1]), need=need)
+        self.counts.reward_calls += len(texts) * embeds.shape[1]
+        reliability, self.balance = balance(signal.scores, self.balance, self.config.balance)
+        weight = torch.ones_like(reliability) if not self.config.reliability else reliability
+        weight = weight[:, None, None, None, None]
+        if signal.perplexity is not None:
+            weight = weight * signal.perplexity[:, :, None]
+        return weight, {"reward": float(signal.reward.mean()), "reliability": float(reliability.mean())}
+
+    def state(self) -> State:
+        """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
+        learners = {"generator": self.learner, "critic": self.critic}
+        return pack(self.config, self.counts, learners, self.balance.tensors())
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        learners = {"generator": self.learner, "critic": self.critic}
+        self.balance = BalanceState.from_tensors(unpack(self.config, self.counts, learners, groups, meta))

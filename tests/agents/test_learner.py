@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+
+from reelgym.agents.learner import Learner, LearnerConfig, NonFiniteError
+from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
+CONFIG = LearnerConfig(learning_rate=1e-2, ema=0.9, weight_decay=0.1)
+
+
+def module():
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+def loss(net, step):
+    return net(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().mean()
+
+
+def learn(learner, steps):
+    for step in steps:
+        learner.step(loss(learner.module, step))
+
+
+def test_a_step_is_adamw_on_the_clipped_gradient():
+    learner, plain = Learner(module(), LearnerConfig(learning_rate=1e-2, clip=0.1)), module()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
+    for step in range(3):
+        value = loss(plain, step)
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        measured = learner.step(loss(learner.module, step))
+        assert measured == {"loss": pytest.approx(value.item()), "grad_norm": pytest.approx(norm.item()), "skipped": 0}
+    assert torch.equal(learner.module.weight, plain.weight)
+
+
+def test_parts_of_an_update_add_up():
+    whole, parts = Learner(module(), CONFIG), Learner(module(), CONFIG)
+    whole.step((loss(whole.module, 0) + loss(whole.module, 1)) / 2)
+    for step in range(2):
+        parts.backward(loss(parts.module, step) / 2)
+    parts.apply()
+    torch.testing.assert_close(whole.module.weight, parts.module.weight)
+
+
+def test_averaged_weights_follow():
+    learner = Learner(module(), CONFIG)
+    mean = learner.module.weight.detach().clone()
+    for step in range(3):
+        learner.step(loss(learner.module, step))
+        mean = 0.9 * mean + 0.1 * learner.module.weight.detach()
+    torch.testing.assert_close(learner.averaged().weight, mean)
+    with pytest.raises(ValueError, match="ema"):
+        Learner(module(), LearnerConfig()).averaged()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_never_touches_the_weights(bad):
+    learner = Learner(module(), CONFIG)
+    learn(learner, range(2))
+    before = learner.module.weight.detach().clone()
+    with pytest.raises(NonFiniteError, match="after update 2"):
+        learner.step(loss(learner.module, 0) * bad)
+    assert torch.equal(before, learner.module.weight) and learner.module.weight.grad is None
+
+
+def test_a_few_may_be_skipped():
+    learner = Learner(module(), LearnerConfig(skips=1))
+    assert learner.step(loss(learner.module, 0) * float("nan"))["skipped"] == 1
+    learn(learner, range(1))
+    assert (learner.updates, learner.skipped) == (1, 1)
+    learner.step(loss(learner.module, 0) * float("nan"))
+    with pytest.raises(NonFiniteError):
+        learner.step(loss(learner.module, 0) * float("nan"))
+
+
+def test_resume_is_bitwise(tmp_path):
+    unbroken, first = Learner(module(), CONFIG), Learner(module(), CONFIG)
+    learn(unbroken, range(6))
+    learn(first, range(3))
+    groups, meta = first.state()
+    save_checkpoint(tmp_path / "at", groups, meta)
+    second = Learner(nn.Linear(3, 2), CONFIG)
+    second.load_state(*load_checkpoint(tmp_path / "at"))
+    learn(second, range(3, 6))
+    assert torch.equal(second.module.weight, unbroken.module.weight)
+    assert torch.equal(second.averaged().weight, unbroken.averaged().weight) and second.updates == 6
+    with pytest.raises(CheckpointError, match="averaged"):
+        Learner(module(), LearnerConfig()).load_state(*load_checkpoint(tmp_path / "at"))
+
+
+def test_an_accelerator_changes_nothing_on_one_process():
+    from accelerate import Accelerator
+
+    with_it, without = Learner(module(), CONFIG, Accelerator(cpu=True)), Learner(module(), CONFIG)
+    learn(with_it, range(3))
+    learn(without, range(3))
+    assert torch.equal(with_it.module.weight, without.module.weight)
+
+
+def test_wrong_settings_are_told():
+    with pytest.raises(ValueError, match="nothing to train"):
+        Learner(module().requires_grad_(False), CONFIG)
+    with pytest.raises(ValueError, match="positive"):
+        LearnerConfig(learning_rate=0)

@@ -1,0 +1,41 @@
+"""Every trainer runs where touching an oracle is an error."""
+
+import sys
+
+import pytest
+import torch
+
+from reelgym.agents.policy_gradient import PolicyGradient, PolicyGradientConfig
+from reelgym.agents.reward_gradient import RewardGradient, RewardGradientConfig
+from reelgym.distill.causal_init import CausalInit, CausalInitConfig
+from reelgym.distill.trainer import STREAM_R1, Distill
+
+ORACLES = ("oracle", "oracle_measure", "oracle_law")
+
+
+class Stub:
+    def __getattr__(self, name):
+        raise AssertionError(f"an oracle was touched: {name}")
+
+
+@pytest.fixture(autouse=True)
+def no_oracles(monkeypatch):
+    for name in ORACLES:
+        monkeypatch.setitem(sys.modules, f"reelgym.envs.worlds.{name}", Stub())
+
+
+@pytest.mark.parametrize("method", ["policy gradient", "reward gradient", "stream-r1", "starting recipe"])
+def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward, clock):
+    def clips(batch, step):
+        return torch.randn(batch, 12, 4, 4, 4), prompts(batch, step)[0]
+
+    trainers = {
+        "policy gradient": lambda: PolicyGradient(PolicyGradientConfig(prompts=2, group=3), generator, env, prompts),
+        "reward gradient": lambda: RewardGradient(RewardGradientConfig(), generator, env, prompts),
+        "stream-r1": lambda: Distill(
+            STREAM_R1, generator, make_wan(1), prompts, torch.zeros(8, 18), codec=codec, reward=reward, clock=clock
+        ),
+        "starting recipe": lambda: CausalInit(CausalInitConfig(batch=2), generator, clips),
+    }
+    trainer = trainers[method]()
+    assert trainer.update()["grad_norm"] > 0 and trainer.counts.updates == 1
