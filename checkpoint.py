@@ -120,10 +120,13 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Put back what `pack_optimizer` returned. Raises CheckpointError when the optimiser has other parameters."""
     states: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in meta["state"].items()}
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in meta["param_groups"]]
+    groups: list[dict[str, Any]] = [dict(group) for group in meta["param_groups"]]
+    for group in groups:
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])
     for name, value in tensors.items():
-        kind, index, key = name.split(".", 2)
-        (states[int(index)] if kind == "state" else groups[int(index)])[key] = value.clone()
+        kind, place, key = name.split(".", 2)
+        (states[int(place)] if kind == "state" else groups[int(place)])[key] = value.clone()
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     for index, values in states.items():
         for key, value in values.items():
