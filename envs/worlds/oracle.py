@@ -105,7 +105,7 @@ def _frame_scores(
     shape, radius = here.shape.view(segments.of_frame.shape), here.radius.view(segments.of_frame.shape)
     place = anchor_of(seen.centre, radius, shape)
     weight = (seen.visible.square() + 0.01).clamp_max(1)
-    moved = explain(place, weight * (seen.presence + 1e-3), segments)
+    moved = explain(place, seen.presence > 0.3, weight * (seen.presence + 1e-3), segments)
     spread = segments.of_frame
     quality = _crisp(seen) * _steady(seen, segments)[spread]
     motion = _lively(moved, segments)[spread]
@@ -203,11 +203,11 @@ def _physical(moved: Explained, seen: Measures, segments: Segments) -> Tensor:
     trend = (surplus * late).sum(1) / late.sum(1).clamp_min(1) - (surplus * early).sum(1) / early.sum(1).clamp_min(1)
     energy = _near(trend.abs() / (SPEED[0] + (due * known).sum(1) / known.sum(1).clamp_min(1)), 0.06, 0.25)
     size = seen.area.clamp_min(1).log()
-    everywhere = torch.ones_like(segments.of_frame, dtype=torch.bool)
-    middle = _mean_of(size, everywhere, segments)
-    swelling = _mean_of((size - middle[segments.of_frame]).abs(), everywhere, segments)
-    present = _mean_of(seen.presence, everywhere, segments)
-    return continuous * energy * _near(0.5 * swelling, 0.03, 0.10) * present
+    there = seen.presence > 0.3
+    middle = _mean_of(size, there, segments)
+    swelling = _mean_of((size - middle[segments.of_frame]).abs(), there, segments)
+    present = _mean_of(seen.presence, torch.ones_like(there), segments)
+    return continuous * energy * _near(0.5 * swelling, 0.015, 0.07) * present
 
 
 def _mean_of(values: Tensor, mask: Tensor, segments: Segments) -> Tensor:

@@ -1,4 +1,4 @@
-"""The law of motion as the oracle applies it: each stretch of a clip against every lawful continuation of what was seen."""
+"""The law of motion as the oracle applies it: each stretch of a clip against every lawful course it could take."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ class Explained:
     """Observed and lawful movement per segment; frame l is the segment's own, its step leads to it.
 
     live: [S, L] bool   frames that exist
-    has_step: [S, L] bool   frames that have a predecessor in the clip
+    has_step: [S, L] bool   frames in which, as in the frame before, the object is there
     seen, law: [S, L, 2]   observed scene positions, and the best lawful ones shifted onto them
     seen_step, law_step: [S, L, 2]   displacement to each frame, zero without a predecessor
     """
@@ -56,7 +56,9 @@ class Explained:
     law_step: Tensor
 
 
-def cut(chunk_clauses: Sequence[Sequence[Clause]], frames_per_chunk: int, fresh: bool, device: torch.device) -> Segments:
+def cut(
+    chunk_clauses: Sequence[Sequence[Clause]], frames_per_chunk: int, fresh: bool, device: torch.device
+) -> Segments:
     """Cut clips at every new clause and at every CHUNKS_PER_SEGMENT-th chunk; `fresh`: the clips begin their clause."""
     rows: list[int] = []
     firsts: list[int] = []
@@ -81,8 +83,10 @@ def cut(chunk_clauses: Sequence[Sequence[Clause]], frames_per_chunk: int, fresh:
     return Segments(orders(clauses, device), numbers[0], numbers[1], numbers[2], numbers[3].bool(), frame_map)
 
 
-def explain(place: Tensor, weight: Tensor, segments: Segments) -> Explained:
+def explain(place: Tensor, there: Tensor, weight: Tensor, segments: Segments) -> Explained:
     """Find the lawful trajectory nearest to the observed places [B, F, 2], frames weighted by weight [B, F].
+
+    there [B, F] bool: an object was seen.
 
     Candidates: both signs of each bounce axis and all zigzag legs where the segment continues something, all phases
     and both spins of orbits and sways. Each is shifted onto the observation before it is compared.
@@ -92,7 +96,8 @@ def explain(place: Tensor, weight: Tensor, segments: Segments) -> Explained:
     frame = (segments.first[:, None] + steps).clamp_max(place.shape[1] - 1)
     seen = place[segments.row[:, None], frame]
     before = place[segments.row[:, None], (frame - 1).clamp_min(0)]
-    has_step = live & (frame > 0)
+    row = segments.row[:, None]
+    has_step = live & (frame > 0) & there[row, frame] & there[row, (frame - 1).clamp_min(0)]
     trust = weight[segments.row[:, None], frame] * live + 1e-6 * live
     phase, spin, flip = _candidates(segments)
     tracks = _play(segments, before[:, 0], phase, spin, flip)
@@ -132,7 +137,7 @@ def _refine(segments: Segments, phase: Tensor, spin: Tensor, flip: Tensor) -> tu
 
 
 def _play(segments: Segments, start: Tensor, phase: Tensor, spin: Tensor, flip: Tensor) -> Tensor:
-    """Lawful tracks [S, K, 1 + L, 2] from the place before each segment (or, at frame 0, ending its first step there)."""
+    """Lawful tracks [S, K, 1 + L, 2] that start with the place before each segment, at frame 0 with its first place."""
     count, tries = phase.shape
     rows = torch.arange(count, device=phase.device).repeat_interleave(tries)
     order = segments.order.take(rows)

@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .render import BAR_GREY, DISTANCES, cover
-from .scene import BACKGROUND, SIDE
+from .scene import BACKGROUND, RADIUS, SIDE
 
 FRAMES_AT_ONCE = 256
 BAR = slice(SIDE // 2 - 2, SIDE // 2 + 2)
 CORE_PIXELS = 6
-FIT_STEPS = 5
+FIT_STEPS = 6
+PATCH = 20
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def _measure(frames: Tensor) -> Measures:
     contrast = (front - back).norm(dim=1)
     centre, area = _moments(alpha)
     places, radii = _places(centre, area)
-    hidden = (bar > 0.5) & ((centre[:, 0] - SIDE / 2).abs() < 12) & (area > 4)
+    touches = alpha[..., [BAR.start - 1, BAR.stop]].amax((1, 2)) > 0.02
+    hidden = (bar > 0.5) & touches
     if hidden.any():
         places, radii = places.clone(), radii.clone()
         places[hidden], radii[hidden] = _complete(alpha[hidden], shown[hidden], places[hidden], radii[hidden])
@@ -172,25 +174,58 @@ def _places(centre: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _complete(alpha: Tensor, shown: Tensor, places: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
-    """Gauss-Newton on what the bar leaves visible: places [N, 4, 2] and radii [N, 4] that explain it best."""
-    state = torch.cat([places, radii.clamp(2.5, 7.0)[..., None]], 2)
+    """What best explains the part of alpha [N, SIDE, SIDE] that the bar leaves visible: places [N, 4, 2], radii [N, 4].
+
+    Starts from the best of the world's radii and some shifts along x, then Gauss-Newton on place and radius.
+    """
+    middle = (alpha.sum(2) * torch.arange(SIDE, device=alpha.device)).sum(1) / alpha.sum((1, 2)).clamp_min(1e-6)
+    top = (middle.round().long() - PATCH // 2).clamp(0, SIDE - PATCH)
+    lines = (top[:, None] + torch.arange(PATCH, device=top.device))[:, :, None].expand(-1, -1, SIDE)
+    patch, mask = alpha.gather(1, lines), shown[:, 0].gather(1, lines)
     fitted = []
     for kind in range(len(DISTANCES)):
-        row = state[:, kind]
+        start = torch.cat([places[:, kind], radii[:, kind, None]], 1)
+        start[:, 1] -= top
+        row = _coarse(kind, start, patch, mask)
         for _ in range(FIT_STEPS):
-            row = _newton(kind, row, alpha, shown[:, 0])
+            row = _newton(kind, row, patch, mask)
+        row[:, 1] += top
         fitted.append(row)
     best = torch.stack(fitted, 1)
     return best[..., :2], best[..., 2]
 
 
-def _newton(kind: int, row: Tensor, alpha: Tensor, shown: Tensor) -> Tensor:
+def _cover_patch(kind: int, rows: Tensor) -> Tensor:
+    """Masks [N, K, PATCH * SIDE] of one shape at rows [N, K, 3] of x, y and radius."""
+    x = torch.arange(SIDE, device=rows.device) + 0.5 - rows[..., 0, None, None]
+    y = (torch.arange(PATCH, device=rows.device) + 0.5)[:, None] - rows[..., 1, None, None]
+    return DISTANCES[kind](x, y, rows[..., 2, None, None]).neg_().add_(0.5).clamp_(0, 1).flatten(2)
+
+
+def _coarse(kind: int, start: Tensor, patch: Tensor, mask: Tensor) -> Tensor:
+    """The best of a few places and the world's radii as rows [N, 3]; a bar that hides an apex makes it look lower."""
+    inward = (SIDE / 2 - start[:, 0]).clamp(-3, 3)
+    drop = calibration(str(start.device))[2][kind]
+    lifts = (0.0, 0.3, 0.6) if drop > 0.1 else (0.0,)
+    tries = []
+    for radius in RADIUS:
+        y = start[:, 1] + drop * (start[:, 2] - radius)
+        for share in (0.0, 0.5, 1.0):
+            x = start[:, 0] + share * inward
+            tries += [torch.stack([x, y - lift * drop * radius, torch.full_like(x, radius)], 1) for lift in lifts]
+    rows = torch.stack(tries, 1)
+    off = (_cover_patch(kind, rows) - patch.flatten(1)[:, None]) * mask.flatten(1)[:, None]
+    best = off.square().sum(2).argmin(1)
+    return rows[torch.arange(len(best), device=best.device), best]
+
+
+def _newton(kind: int, row: Tensor, patch: Tensor, mask: Tensor) -> Tensor:
     step = 0.25
     probes = row[:, None] + step * torch.cat([torch.zeros_like(row[:1]), torch.eye(3, device=row.device)])[None]
-    masks = (cover(kind, probes[..., :2], probes[..., 2]) * shown[:, None]).flatten(2)
+    masks = _cover_patch(kind, probes) * mask.flatten(1)[:, None]
     slopes = (masks[:, 1:] - masks[:, :1]) / step
-    error = alpha.flatten(1) - masks[:, 0]
-    normal = slopes @ slopes.mT + 0.3 * torch.eye(3, device=row.device)
+    error = patch.flatten(1) - masks[:, 0]
+    normal = slopes @ slopes.mT + 0.1 * torch.eye(3, device=row.device)
     move = torch.linalg.solve(normal, slopes @ error[:, :, None])[..., 0]
-    row = row + move.clamp(-1.5, 1.5)
+    row = row + move.clamp(-1.0, 1.0)
     return torch.cat([row[:, :2].clamp(0, SIDE), row[:, 2:].clamp(2.0, 8.0)], 1)

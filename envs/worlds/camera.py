@@ -1,0 +1,69 @@
+"""The camera through which real and generated clips pass alike wherever a detector or a reward model looks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+KERNEL_REACH = 3
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Ranges (low, high) from which every clip's own parameters are drawn.
+
+    blur: standard deviation of the lens in pixels   gain: factor on brightness   noise: standard deviation of the
+    sensor   bits: depth of what is stored
+    """
+
+    blur: tuple[float, float] = (0.0, 0.0)
+    gain: tuple[float, float] = (1.0, 1.0)
+    noise: tuple[float, float] = (0.0, 0.0)
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("blur", "gain", "noise"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"camera {name} needs 0 <= low <= high, got {(low, high)}")
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"camera bits must be between 1 and 16, got {self.bits}")
+
+
+CAMERAS = {
+    "clean": Camera(),
+    "phone": Camera(blur=(0.0, 0.3), gain=(0.95, 1.03), noise=(0.0, 0.015)),
+    "webcam": Camera(blur=(0.1, 0.4), gain=(0.97, 1.05), noise=(0.005, 0.02), bits=7),
+}
+
+
+def shoot(video: Tensor, camera: Camera, generator: torch.Generator | None = None) -> Tensor:
+    """Film video [B, F, C, H, W] in [0, 1]: lens, gain, sensor noise, rounding; parameters drawn per clip.
+
+    The generator lives on the CPU, so that one seed gives one film on every device.
+    """
+    draw = torch.rand(3, len(video), generator=generator)
+    ranges = torch.tensor([camera.blur, camera.gain, camera.noise])
+    blur, gain, noise = (ranges[:, :1] + (ranges[:, 1:] - ranges[:, :1]) * draw).to(video.device)
+    film = video
+    if camera.blur[1] > 0:
+        film = blurred(film, blur[:, None].expand(video.shape[:2]))
+    film = film * gain[:, None, None, None, None]
+    if camera.noise[1] > 0:
+        grain = torch.randn(video.shape, generator=generator).to(video.device)
+        film = film + grain * noise[:, None, None, None, None]
+    top = 2**camera.bits - 1
+    return (film.clamp(0, 1) * top).round() / top
+
+
+def blurred(video: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of every frame of video [B, F, C, H, W] by its own sigma [B, F] in pixels; 0 leaves it alone."""
+    count, frames, channels, height, width = video.shape
+    reach = torch.arange(-KERNEL_REACH, KERNEL_REACH + 1, device=video.device)
+    kernel = torch.exp(-0.5 * (reach / sigma.reshape(-1, 1).clamp_min(0.05)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None, :, None]
+    images = video.reshape(1, -1, height, width)
+    for weight, pad in ((kernel, (0, 0, KERNEL_REACH, KERNEL_REACH)), (kernel.mT, (KERNEL_REACH, KERNEL_REACH, 0, 0))):
+        images = F.conv2d(F.pad(images, pad, mode="replicate"), weight, groups=len(weight))
+    return images.reshape(video.shape)
