@@ -16,7 +16,7 @@ from .pretrain.loop import Processes
 
 @dataclass(frozen=True)
 class Config:
-    """Train the codec first, then the teacher, then student and reward: each reads the ones before it."""
+    """Train the codec first, then teacher, student and reward: each reads the ones before it."""
 
     target: Annotated[Literal["codec", "teacher", "student", "reward"], tyro.conf.Positional]
     """The part to train."""
@@ -92,7 +92,7 @@ def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float]]
     from .pretrain.reward import RewardRecipe, train_reward
 
     recipe = scheduled(RewardRecipe())
-    return (*_paired(recipe, train_reward(recipe, part("codec"), part("teacher"), out)),)
+    return (*_paired(recipe, train_reward(recipe, part("codec"), part("teacher"), part("student"), out)),)
 
 
 def _paired(recipe: Any, result: tuple[nn.Module, dict[str, float]]) -> tuple[nn.Module, Any, dict[str, float]]:

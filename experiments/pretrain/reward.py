@@ -9,18 +9,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...envs.windows import Clock, WindowedModel, clip_prompts
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.grammar import COLOURS, SHAPES, Clause
+from ...envs.worlds.oracle import judge
 from ...envs.worlds.render import render
 from ...envs.worlds.scene import Scene
 from ...models.codec import FrameCodec
+from ...models.generator import stream
 from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward, bradley_terry_with_ties
 from ...models.sampler import renoise
 from ...models.wan import CausalWan
+from ...noise import stream_keys
 from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
 from .flaws import PIXEL_FLAWS, SCENE_FLAWS, cut
 from .loop import Schedule, pretrain
+from .student import tiny_generator
 from .teacher import encode_clips, word_encoder
 
 TIE = 0.08
@@ -184,9 +189,12 @@ def together(pools: list[GeneratedClips]) -> GeneratedClips:
 
 
 def train_reward(
-    recipe: RewardRecipe, codec: FrameCodec, teacher: CausalWan, out: Path
+    recipe: RewardRecipe, codec: FrameCodec, teacher: CausalWan, student: CausalWan, out: Path
 ) -> tuple[TinyReward, dict[str, float]]:
-    """Train on scripted and regenerated windows of every length, calibrate the z-scores on them, and measure."""
+    """Train on scripted and regenerated windows of every length, calibrate the z-scores on them, and measure.
+
+    The student's clips are never trained on: they only tell how the reward agrees with the oracle among them.
+    """
     seed = recipe.schedule.seed
     torch.manual_seed(seed)
     encoder = word_encoder(recipe.grammar)
@@ -211,7 +219,9 @@ def train_reward(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         trained.calibrate(torch.cat([trained(b.video, b.embeds) for b in (draw(generator) for _ in range(40))]))
-    return trained, {**unseen_accuracy(trained, encoder, recipe.grammar), "seconds": seconds}
+    assert isinstance(trained, TinyReward)
+    agreement = oracle_agreement(trained, codec, student, encoder, recipe.grammar)
+    return trained, {**unseen_accuracy(trained, encoder, recipe.grammar), **agreement, "seconds": seconds}
 
 
 def joined(a: Batch, b: Batch) -> Batch:
@@ -233,3 +243,37 @@ def unseen_accuracy(reward: TinyReward, encoder: WordEncoder, grammar: str, coun
             hits.append((real[:, place] > reward(fake, embeds)[:, place]).float())
         figures[f"accuracy_{axis}"] = float(torch.cat(hits).mean())
     return figures
+
+
+@torch.no_grad()
+def oracle_agreement(
+    reward: TinyReward,
+    codec: FrameCodec,
+    student: CausalWan,
+    encoder: WordEncoder,
+    grammar: str,
+    prompts: int = 32,
+    group: int = 16,
+) -> dict[str, float]:
+    """Spearman correlation of the environment's return with the oracle total among the student's clips of one prompt:
+    mean over held-out prompts, and the lower end of its 95% bootstrap interval over prompts."""
+    clips = make_clips(prompts, split="validation", seed=13, grammar=grammar)
+    clauses = [row for row in clips.clauses for _ in range(group)]
+    embeds = torch.stack([encoder.encode([str(clause) for clause in row]) for row in clauses])
+    texts = [[str(clause) for clause in row] for row in clauses]
+    model = WindowedModel(reward, codec, Clock(CHUNKS, FRAMES_PER_CHUNK))
+    generator = tiny_generator(student, codec)
+    keys = stream_keys(17, len(clauses))
+    returns, totals = [], []
+    for rows in torch.arange(len(clauses)).split(64):
+        video = codec.decode(stream(generator, embeds[rows], keys[rows]))
+        scores = model.score(video, clip_prompts(embeds[rows], [texts[row] for row in rows.tolist()]))
+        returns.append(((scores - reward.mean) / reward.std).mean(1))
+        totals.append(judge(video, [clauses[row] for row in rows.tolist()], FRAMES_PER_CHUNK).total)
+    ranks = [
+        torch.cat(values).unflatten(0, (prompts, group)).argsort(1).argsort(1).double() for values in (returns, totals)
+    ]
+    a, b = (rank - rank.mean(1, keepdim=True) for rank in ranks)
+    each = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+    resampled = each[torch.randint(prompts, (2000, prompts), generator=torch.Generator().manual_seed(0))].mean(1)
+    return {"spearman": float(each.mean()), "spearman_low": float(resampled.quantile(0.025))}

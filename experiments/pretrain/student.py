@@ -67,8 +67,7 @@ def train_student(
     assert isinstance(trained, CausalWan)
     before = losses.get(4 * every)
     after = validation_loss(trained, unseen, sigmas, recipe.forcing)
-    grid = codec.grid(1)
-    generator = Generator(trained, sigmas, (codec.channels, grid.h, grid.w), trained.frames_per_chunk)
+    generator = tiny_generator(trained, codec)
 
     def sample(noise: Tensor, embeds: Tensor) -> Tensor:
         return stream(generator, embeds, stream_keys(int(noise[0, 0, 0, 0, 0].abs() * 1e6), len(embeds)))
@@ -85,3 +84,10 @@ def validation_loss(
     keys = stream_keys(1, len(clips.latents))
     embeds = clips.embeds[clips.prompts]
     return float(causal_loss(model, clips.latents, embeds, keys, sigmas, config))
+
+
+def tiny_generator(model: CausalWan, codec: FrameCodec) -> Generator:
+    """The tiny tier's four-step sampler around a causal transformer."""
+    grid = codec.grid(1)
+    latent_shape = (codec.channels, grid.h, grid.w)
+    return Generator(model, step_sigmas(STEPS, SAMPLER_SHIFT), latent_shape, model.frames_per_chunk)
