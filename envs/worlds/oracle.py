@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .grammar import Clause
+from .oracle_fit import anchor_of, area_of
 from .oracle_law import CHUNKS_PER_SEGMENT, Explained, Segments, cut, explain
-from .oracle_measure import Measures, anchor_of, area_of, measure
+from .oracle_measure import Measures, measure
 from .scene import BACKGROUND, LIGHT_GAIN, RGB, SIDE, SPEED, Orders, margin
 
 AXES = ("VQ", "MQ", "TA", "physics")
@@ -136,10 +137,11 @@ def _steady(seen: Measures, segments: Segments) -> Tensor:
     luma = torch.stack([seen.front.mean(-1), seen.back.mean(-1)], -1)
     change = torch.zeros_like(luma)
     change[:, 1:] = luma[:, 1:] - luma[:, :-1]
-    same = torch.zeros_like(segments.of_frame, dtype=torch.bool)
-    same[:, 1:] = segments.of_frame[:, 1:] == segments.of_frame[:, :-1]
+    there = seen.presence > 0.3
+    same = torch.zeros_like(there)
+    same[:, 1:] = (segments.of_frame[:, 1:] == segments.of_frame[:, :-1]) & there[:, 1:] & there[:, :-1]
     jump = change.abs().sum(-1) / luma.sum(-1).clamp_min(0.1)
-    return _near(_mean_of(jump, same, segments), 0.02, 0.06)
+    return _near(segments.mean(jump, same), 0.02, 0.06)
 
 
 def _lively(moved: Explained, segments: Segments) -> Tensor:
@@ -172,9 +174,7 @@ def _looks(seen: Measures, here: Orders) -> Tensor:
 
 def _follows(moved: Explained, weight: Tensor, segments: Segments) -> Tensor:
     """TA of segments [S]: the trajectory is the clause's, its direction and speed included."""
-    steps = torch.arange(moved.live.shape[1], device=weight.device)
-    frame = (segments.first[:, None] + steps).clamp_max(weight.shape[1] - 1)
-    share = weight[segments.row[:, None], frame] * moved.live
+    share = segments.pick(weight) * segments.live
     share = (share / share.sum(1, keepdim=True))[..., None]
     error = ((moved.seen - moved.law).square() * share).sum((1, 2)).sqrt()
     middle = (moved.law * share).sum(1, keepdim=True)
@@ -193,7 +193,7 @@ def _physical(moved: Explained, seen: Measures, segments: Segments) -> Tensor:
     """Physics of segments [S]: no teleport, no gain or loss of speed or of size, and the object never vanishes."""
     pace, due = moved.seen_step.norm(dim=-1), moved.law_step.norm(dim=-1)
     known = moved.has_step.float()
-    limit = torch.maximum(due, (due * (moved.live & moved.has_step)).max(1, keepdim=True).values)
+    limit = torch.maximum(due, (due * known).max(1, keepdim=True).values)
     leap = ((pace - limit) * known).max(1).values
     continuous = _near(leap, 0.4, 1.2)
     steps = torch.arange(known.shape[1], device=known.device)
@@ -204,15 +204,7 @@ def _physical(moved: Explained, seen: Measures, segments: Segments) -> Tensor:
     energy = _near(trend.abs() / (SPEED[0] + (due * known).sum(1) / known.sum(1).clamp_min(1)), 0.06, 0.25)
     size = seen.area.clamp_min(1).log()
     there = seen.presence > 0.3
-    middle = _mean_of(size, there, segments)
-    swelling = _mean_of((size - middle[segments.of_frame]).abs(), there, segments)
-    present = _mean_of(seen.presence, torch.ones_like(there), segments)
+    middle = segments.mean(size, there)
+    swelling = segments.mean((size - middle[segments.of_frame]).abs(), there)
+    present = segments.mean(seen.presence, torch.ones_like(there))
     return continuous * energy * _near(0.5 * swelling, 0.015, 0.07) * present
-
-
-def _mean_of(values: Tensor, mask: Tensor, segments: Segments) -> Tensor:
-    """Means [S] of values [B, F] over the frames of each segment where mask [B, F] holds; 0 where it holds nowhere."""
-    index = segments.of_frame.flatten()
-    total = values.new_zeros(len(segments.row)).index_add_(0, index, (values * mask).flatten())
-    count = values.new_zeros(len(segments.row)).index_add_(0, index, mask.float().flatten())
-    return total / count.clamp_min(1)

@@ -24,6 +24,7 @@ class Segments:
     first, length: [S] long   its first frame and how many frames it has
     fresh: [S] bool   the clause begins here, so signs and zigzags do too
     of_frame: [B, F] long   the segment of every frame
+    frame: [S, L] long   the frames of every segment; live: [S, L] bool   which of them it has
     """
 
     order: Orders
@@ -32,23 +33,28 @@ class Segments:
     length: Tensor
     fresh: Tensor
     of_frame: Tensor
+    frame: Tensor
+    live: Tensor
 
-    @property
-    def longest(self) -> int:
-        return int(self.length.max())
+    def pick(self, values: Tensor, back: int = 0) -> Tensor:
+        """Values [B, F, ...] at the segments' frames, or `back` frames before them: [S, L, ...]."""
+        return values[self.row[:, None], (self.frame - back).clamp_min(0)]
+
+    def mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Means [S] of values [B, F] over the frames of each segment where mask [B, F] holds; 0 where none does."""
+        share = (self.live & self.pick(mask)).float()
+        return (self.pick(values) * share).sum(1) / share.sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True)
 class Explained:
     """Observed and lawful movement per segment; frame l is the segment's own, its step leads to it.
 
-    live: [S, L] bool   frames that exist
     has_step: [S, L] bool   frames in which, as in the frame before, the object is there
     seen, law: [S, L, 2]   observed scene positions, and the best lawful ones shifted onto them
     seen_step, law_step: [S, L, 2]   displacement to each frame, zero without a predecessor
     """
 
-    live: Tensor
     has_step: Tensor
     seen: Tensor
     law: Tensor
@@ -80,7 +86,11 @@ def cut(
             of_chunk[-1].append(len(rows) - 1)
     frame_map = torch.tensor(of_chunk, device=device).repeat_interleave(frames_per_chunk, 1)
     numbers = torch.tensor([rows, firsts, lengths, begins], device=device)
-    return Segments(orders(clauses, device), numbers[0], numbers[1], numbers[2], numbers[3].bool(), frame_map)
+    row, first, length = numbers[:3]
+    steps = torch.arange(max(lengths), device=device)
+    frame = (first[:, None] + steps).clamp_max(frame_map.shape[1] - 1)
+    live = steps < length[:, None]
+    return Segments(orders(clauses, device), row, first, length, numbers[3].bool(), frame_map, frame, live)
 
 
 def explain(place: Tensor, there: Tensor, weight: Tensor, segments: Segments) -> Explained:
@@ -91,29 +101,21 @@ def explain(place: Tensor, there: Tensor, weight: Tensor, segments: Segments) ->
     Candidates: both signs of each bounce axis and all zigzag legs where the segment continues something, all phases
     and both spins of orbits and sways. Each is shifted onto the observation before it is compared.
     """
-    steps = torch.arange(segments.longest, device=place.device)
-    live = steps < segments.length[:, None]
-    frame = (segments.first[:, None] + steps).clamp_max(place.shape[1] - 1)
-    seen = place[segments.row[:, None], frame]
-    before = place[segments.row[:, None], (frame - 1).clamp_min(0)]
-    row = segments.row[:, None]
-    has_step = live & (frame > 0) & there[row, frame] & there[row, (frame - 1).clamp_min(0)]
-    trust = weight[segments.row[:, None], frame] * live + 1e-6 * live
+    live = segments.live
+    seen, before = segments.pick(place), segments.pick(place, back=1)
+    has_step = live & (segments.frame > 0) & segments.pick(there) & segments.pick(there, back=1)
+    trust = (segments.pick(weight) + 1e-6) * live
     phase, spin, flip = _candidates(segments)
     tracks = _play(segments, before[:, 0], phase, spin, flip)
-    for _ in range(2):
-        best = _misfit(tracks, seen, trust).argmin(1)
-        index = torch.arange(len(best), device=best.device)
-        phase, spin, flip = (part[index, best][:, None] for part in (phase, spin, flip))
-        tracks = tracks[index, best][:, None]
-        if _ == 0:
-            phase, spin, flip = _refine(segments, phase, spin, flip)
-            tracks = _play(segments, before[:, 0], phase, spin, flip)
-    track = tracks[:, 0]
+    index = torch.arange(len(seen), device=seen.device)
+    best = _misfit(tracks, seen, trust).argmin(1)
+    phase, spin, flip = _refine(segments, phase[index, best], spin[index, best], flip[index, best])
+    tracks = _play(segments, before[:, 0], phase, spin, flip)
+    track = tracks[index, _misfit(tracks, seen, trust).argmin(1)]
     law, past = track[:, 1:], track[:, :-1]
     shift = ((seen - law) * trust[..., None]).sum(1, keepdim=True) / trust.sum(1)[:, None, None]
     known = has_step[..., None]
-    return Explained(live, has_step, seen, law + shift, (seen - before) * known, (law - past) * known)
+    return Explained(has_step, seen, law + shift, (seen - before) * known, (law - past) * known)
 
 
 def _candidates(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,10 +132,12 @@ def _candidates(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _refine(segments: Segments, phase: Tensor, spin: Tensor, flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Phases between the chosen candidate [S] and its neighbours; legs of a zigzag have none."""
     half = torch.pi / PHASES
     near = torch.linspace(-half, half, REFINED, device=phase.device)
     zigzags = (segments.order.motion == MOTIONS.index("zigzags"))[:, None]
-    return phase + torch.where(zigzags, 0.0, near), spin.expand(-1, REFINED), flip.expand(-1, REFINED, 2)
+    phases = phase[:, None] + torch.where(zigzags, 0.0, near)
+    return phases, spin[:, None].expand_as(phases), flip[:, None].expand(-1, REFINED, 2)
 
 
 def _play(segments: Segments, start: Tensor, phase: Tensor, spin: Tensor, flip: Tensor) -> Tensor:
@@ -147,7 +151,7 @@ def _play(segments: Segments, start: Tensor, phase: Tensor, spin: Tensor, flip: 
     entry = torch.where(opening[:, None], _opening(body, order, segments.fresh[rows]), inside)
     body = replace(body, position=entry)
     track = [torch.where(opening[:, None], entry, start[rows])]
-    for step in range(segments.longest):
+    for step in range(segments.frame.shape[1]):
         after = advance(body, order)
         body = _choose(opening, body, after) if step == 0 else after
         track.append(body.position)
