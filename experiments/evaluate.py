@@ -58,6 +58,10 @@ class Exam:
         """The P scripts of the clips."""
         return self._draw(self.prompts, None)
 
+    def clauses(self) -> list[tuple[Clause, ...]]:
+        """One clause per chunk for each of the P * K clips, K rows of a script together."""
+        return [chunk_clauses(script, self.chunks) for script in self.scripts() for _ in range(self.clips)]
+
     def long_scripts(self) -> list[Script]:
         """The Q scripts of the long streams, of one clause per clip length."""
         return self._draw(self.long_prompts, LONG)
@@ -73,7 +77,7 @@ class Grades:
 
     scores: per axis of AXES the mean over its K clips [P].   diversity: [P], in the oracle's own unit.
     late, drift: [Q], empty without long streams.   fps: frames a second, generation and decoding.
-    video: the first clip of each prompt [P, F, 3, H, W].   long_video: the long streams [Q, F', 3, H, W].
+    video: the clips [P, K, F, 3, H, W].   long_video: the long streams [Q, F', 3, H, W].
     """
 
     scores: dict[str, Tensor]
@@ -97,7 +101,7 @@ class System(Protocol):
 def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str = "cpu", long: bool = True) -> Grades:
     """Let a system sit the exam with the noise of `seed`; `long` False leaves the long streams out."""
     keys = stream_keys(seed, 2, device)
-    short = [chunk_clauses(script, exam.chunks) for script in exam.scripts() for _ in range(exam.clips)]
+    short = exam.clauses()
     video, seconds = _make(system, short, _keys_of(keys[:1], len(short)), exam.batch)
     found = [judge(video[at], short[at], exam.frames_per_chunk) for at in _batches(len(short), exam.batch)]
     scores = {axis: torch.cat([getattr(part, axis) for part in found]) for axis in AXES}
@@ -111,7 +115,7 @@ def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str
         judged = judge_long(streams, rows, exam.frames_per_chunk)
         late, drift = judged.tail, judged.drift
     means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in scores.items()}
-    return Grades(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups[:, 0], streams)
+    return Grades(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups, streams)
 
 
 @dataclass(frozen=True)

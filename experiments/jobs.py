@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_
 
 Result = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 """Groups of tensors, and what JSON holds."""
-Work = Callable[[dict[str, Any]], Result]
+Work = Callable[[Any], Result]
 
 
 class JobError(RuntimeError):
@@ -32,16 +32,22 @@ class JobError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """name: its folder too. config: what JSON holds, all that the result depends on. cost: longer ones start first."""
+    """name: its folder too. config: a dataclass, all that the result depends on. cost: longer ones start first."""
 
     name: str
-    config: dict[str, Any]
+    config: Any
     cost: float = 1.0
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The config as JSON holds it."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.config), sort_keys=True, default=str))
+        return plain
+
+    @property
     def digest(self) -> str:
-        """Hash of the config."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        """Hash of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
 
 def stored(job: Job, folder: Path) -> Result | None:
@@ -107,7 +113,7 @@ def _elsewhere(jobs: Sequence[Job], work: Work, folder: Path, workers: int) -> I
 
 def _do(job: Job, work: Work, folder: Path) -> str:
     groups, result = work(job.config)
-    save_checkpoint(folder / job.name, groups, {"digest": job.digest, "config": job.config, "result": result})
+    save_checkpoint(folder / job.name, groups, {"digest": job.digest, "config": job.settings, "result": result})
     return job.name
 
 

@@ -40,13 +40,20 @@ def write_report(folder: Path | str, fps: float = 8) -> Path:
     {"of": "clips" | "long" | "map", "prompt"}.
     """
     folder = Path(folder)
-    if not (folder / "results.json").is_file():
-        raise ValueError(f"{folder} holds no results.json: give the folder that a comparison wrote")
-    results = json.loads((folder / "results.json").read_text())
+    results = read_results(folder)
     page, aside = folder / "report.html", folder / ".report.html.tmp"
     aside.write_text(report_html(results, load_media(folder / "media"), fps))
     os.replace(aside, page)
     return page
+
+
+def read_results(folder: Path | str) -> Row:
+    """What folder/results.json holds; ValueError where there is none."""
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no results.json: give the folder that a comparison wrote")
+    results: Row = json.loads(path.read_text())
+    return results
 
 
 def load_media(folder: Path) -> Media:

@@ -46,7 +46,7 @@ def test_the_world_passes_and_a_coarse_codec_does_not():
     coarse = examine(Coded(HalfSize(), World(3)), EXAM, seed=0)
     assert truth.scores["total"].mean() > 0.97 and truth.late.mean() > 0.95
     assert coarse.scores["total"].mean() < truth.scores["total"].mean() - 0.1
-    assert truth.video.shape == (3, 12, 3, 32, 32) and truth.long_video.shape == (2, 48, 3, 32, 32)
+    assert truth.video.shape == (3, 2, 12, 3, 32, 32) and truth.long_video.shape == (2, 48, 3, 32, 32)
     assert {len(value) for value in truth.scores.values()} == {3} and len(truth.drift) == 2
     assert (truth.diversity > 0.05).all()
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,29 @@ import torch
 from reelgym.experiments.jobs import Job, JobError, run_jobs, stored
 
 
+@dataclass(frozen=True)
+class Square:
+    x: int
+    mark: Path | None = None
+
+
+@dataclass(frozen=True)
+class Linger:
+    wait: int
+
+
 def square(config):
-    if config["x"] < 0:
+    if config.x < 0:
         raise ValueError("negative")
-    if config.get("mark"):
-        with open(config["mark"], "a") as file:
-            file.write(f"{config['x']}\n")
-    value = torch.tensor([config["x"] ** 2])
+    if config.mark:
+        with open(config.mark, "a") as file:
+            file.write(f"{config.x}\n")
+    value = torch.tensor([config.x**2])
     return {"out": {"value": value}}, {"threads": torch.get_num_threads(), "pid": os.getpid()}
 
 
 def jobs(mark, count=3):
-    return [Job(f"job-{x}", {"x": x, "mark": str(mark)}) for x in range(count)]
+    return [Job(f"job-{x}", Square(x, mark)) for x in range(count)]
 
 
 def test_finished_jobs_are_not_redone(tmp_path):
@@ -39,7 +51,7 @@ def test_a_changed_config_or_a_damaged_file_is_redone(tmp_path):
     mark = tmp_path / "mark"
     run_jobs(jobs(mark), square, tmp_path)
     (tmp_path / "job-1" / "out.safetensors").write_bytes(b"half")
-    changed = [*jobs(mark)[:2], Job("job-2", {"x": 5, "mark": str(mark)})]
+    changed = [*jobs(mark)[:2], Job("job-2", Square(5, mark))]
     assert stored(changed[0], tmp_path) is not None and stored(changed[1], tmp_path) is None
     results = run_jobs(changed, square, tmp_path)
     assert mark.read_text() == "0\n1\n2\n1\n5\n"
@@ -47,7 +59,7 @@ def test_a_changed_config_or_a_damaged_file_is_redone(tmp_path):
 
 
 def test_a_failure_names_its_job_and_keeps_the_others(tmp_path):
-    work = [Job("good", {"x": 1}, cost=2), Job("bad", {"x": -1})]
+    work = [Job("good", Square(1), cost=2), Job("bad", Square(-1))]
     with pytest.raises(JobError, match="bad: ValueError: negative"):
         run_jobs(work, square, tmp_path)
     assert stored(work[0], tmp_path) is not None
@@ -55,16 +67,21 @@ def test_a_failure_names_its_job_and_keeps_the_others(tmp_path):
 
 LINGER = """
 import os, time
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from reelgym.experiments.jobs import Job, run_jobs
 
+@dataclass(frozen=True)
+class Linger:
+    wait: int
+
 HERE = Path(__file__).parent
-JOBS = [Job("quick", {"wait": 0}, cost=2), Job("slow", {"wait": 60})]
+JOBS = [Job("quick", Linger(0), cost=2), Job("slow", Linger(60))]
 
 def linger(config):
-    (HERE / f"{config['wait']}.pid").write_text(str(os.getpid()))
-    time.sleep(config["wait"])
+    (HERE / f"{config.wait}.pid").write_text(str(os.getpid()))
+    time.sleep(config.wait)
     return {"out": {"value": torch.zeros(1)}}, {"threads": torch.get_num_threads(), "pid": os.getpid()}
 
 if __name__ == "__main__":
@@ -91,7 +108,7 @@ def until(condition, seconds=60):
 def test_kill_9_keeps_what_is_finished_and_leaves_no_worker(tmp_path):
     script = tmp_path / "linger.py"
     script.write_text(LINGER)
-    quick, slow = Job("quick", {"wait": 0}), Job("slow", {"wait": 60})
+    quick, slow = Job("quick", Linger(0)), Job("slow", Linger(60))
     process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
     try:
         until(lambda: stored(quick, tmp_path / "jobs") and (tmp_path / "60.pid").exists())

@@ -1,0 +1,235 @@
+"""`reelgym compare`: RL fine-tuning and distillation of one starting student, on one budget, judged by one oracle."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from ..checkpoint import save_checkpoint
+from ..models.tiny import WEIGHTS, load_manifest
+from .events import write_events
+from .jobs import Job, Result, run_jobs
+from .methods import METHODS, REFERENCES, Plan, rate_of, with_rate
+from .presets import PRESETS, Preset
+from .report import load_media, read_results, summary_text, write_report
+from .results import pick_device, write_results
+from .rows import clip_rows, curve_rows, table_rows
+from .runs import Task, fingerprint, work
+
+SEARCH_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to compare; a run that was killed goes on where it was, jobs that are finished are not redone."""
+
+    preset: Literal["quick", "standard", "smoke"] = "quick"
+    """quick: a look, in minutes. standard: evidence, in less than an hour. smoke: only shows that everything runs."""
+    seed: int = 0
+    """The first of the seeds."""
+    seeds: int | None = None
+    """How many runs of each method, if not the preset's number."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: Path | None = None
+    """Folder for results.json, report.html, TensorBoard events and the jobs; runs/compare-PRESET by default."""
+    workers: int | None = None
+    """Processes of one thread each; by default 2, or as many as there are cores; 1 on a GPU."""
+    weights: Path | None = None
+    """Folder with codec, teacher, student and reward; by default the one shipped with the package."""
+
+    @property
+    def command(self) -> str:
+        """What to type for this comparison."""
+        named = {"seed": self.seed or None, "seeds": self.seeds, "weights": self.weights}
+        options = [f"--{name} {value}" for name, value in named.items() if value is not None]
+        return " ".join(["reelgym compare --preset", self.preset, *options])
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A config made definite."""
+
+    preset: Preset
+    seeds: tuple[int, ...]
+    device: torch.device
+    out: Path
+    workers: int
+    weights: str
+    """A folder, or nothing for the shipped one."""
+    made_from: str
+
+    def job(self, name: str, row: str, seed: int, *, cost: float = 1.0, **task: Any) -> Job:
+        """A job of this comparison."""
+        fixed = {"weights": self.weights, "device": str(self.device), "made_from": self.made_from}
+        settings = {"validation": self.preset.validation, **fixed, **task}
+        return Job(name, Task(row, seed, **settings), cost)
+
+
+def run(config: Config) -> None:
+    """Search, train, examine, report; prints the tables and where the report is."""
+    setup = prepare(config)
+    plans = setup.preset.plans()
+    tries, references = search_jobs(setup, plans), reference_jobs(setup)
+    total = len(tries) + len(references) + len(plans) * len(setup.seeds)
+    with tqdm(total=total, desc=f"compare {config.preset}", unit="job", file=sys.stderr) as bar:
+        first = _go([*tries, *references], setup, bar)
+        plans = winners(plans, tries, first)
+        results = first | _go(training_jobs(setup, plans), setup, bar)
+    publish(config, setup, plans, results)
+
+
+def prepare(config: Config) -> Setup:
+    """Resolve devices, folders and sizes; ValueError for what cannot be."""
+    device = pick_device(config.device)
+    preset = PRESETS[config.preset]
+    weights = (config.weights or WEIGHTS).resolve()
+    grammar = load_manifest("student", weights / "student")["recipe"]["grammar"]
+    preset = replace(
+        preset,
+        seeds=preset.seeds if config.seeds is None else config.seeds,
+        exam=replace(preset.exam, grammar=grammar),
+        validation=replace(preset.validation, grammar=grammar),
+    )
+    if preset.seeds < 1 or (config.workers or 1) < 1:
+        raise ValueError("--seeds and --workers must be at least 1")
+    return Setup(
+        preset,
+        tuple(range(config.seed, config.seed + preset.seeds)),
+        device,
+        config.out or Path("runs") / f"compare-{config.preset}",
+        config.workers or (1 if device.type == "cuda" else min(2, os.cpu_count() or 1)),
+        str(weights) if config.weights else "",
+        fingerprint(weights),
+    )
+
+
+def search_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
+    """Every method's tries of learning rates, judged on validation prompts; none where the preset stores its rates."""
+    share = setup.preset.search_share
+    return [
+        setup.job(
+            f"search-{name}-{number}",
+            name,
+            SEARCH_SEED,
+            cost=2 * share,
+            exam=None,
+            plan=replace(with_rate(plan, factor * rate_of(plan)), updates=max(1, round(share * plan.updates))),
+            points=1,
+        )
+        for name, plan in plans.items()
+        for number, factor in enumerate(setup.preset.search)
+    ]
+
+
+def reference_jobs(setup: Setup) -> list[Job]:
+    """Ground truth, codec, teacher and starting student, under the noise of every seed."""
+    exam = setup.preset.exam
+    slow = replace(exam, clips=setup.preset.teacher_clips)
+    return [
+        setup.job(
+            f"{name}-{seed}",
+            name,
+            seed,
+            cost=3.0 if name == "teacher" else 1.0,
+            exam=slow if name == "teacher" else exam,
+            shown=_shown(setup, seed),
+        )
+        for name in REFERENCES
+        for seed in setup.seeds
+    ]
+
+
+def training_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
+    """Every method with every seed."""
+    shared = {"exam": setup.preset.exam, "points": setup.preset.points}
+    return [
+        setup.job(f"{name}-{seed}", name, seed, cost=2.0, plan=plan, shown=_shown(setup, seed), **shared)
+        for name, plan in plans.items()
+        for seed in setup.seeds
+    ]
+
+
+def winners(plans: Mapping[str, Plan], tries: Sequence[Job], results: Mapping[str, Result]) -> dict[str, Plan]:
+    """Each plan at the learning rate whose try ended with the highest oracle total on the validation prompts."""
+    found = dict(plans)
+    for name, plan in plans.items():
+        ends = {job.name: results[job.name][1] for job in tries if job.config.row == name}
+        if ends:
+            best = max(ends.values(), key=lambda result: result["curve"][-1]["oracle"])
+            found[name] = with_rate(plan, best["learning_rate"])
+    return found
+
+
+def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Mapping[str, Result]) -> None:
+    """Write results.json, media, TensorBoard events and report.html; print the tables."""
+    out, preset = setup.out, setup.preset
+    found = {name: result for name, (_, result) in results.items()}
+    runs = {
+        name: [{"seed": seed, **found[f"{name}-{seed}"]} for seed in setup.seeds] for name in (*REFERENCES, *METHODS)
+    }
+    rows = table_rows(runs)
+    rows += [row for name in METHODS for one in runs[name] for row in curve_rows(name, one)]
+    rows += [_search_row(name, result) for name, result in found.items() if name.startswith("search-")]
+    settings = {"preset": asdict(preset), "plans": {name: asdict(plan) for name, plan in plans.items()}}
+    settings |= {"notes": notes(setup, plans), "workers": setup.workers, "weights": setup.weights or "shipped"}
+    settings |= {"prompts": preset.exam.prompts, "clips": preset.exam.clips, "made_from": setup.made_from}
+    write_results(
+        out, config.command, setup.seeds, settings, [*rows, *clip_rows(preset.exam, preset.shown)], setup.device
+    )
+    media = {name: tensor for groups, _ in results.values() for name, tensor in groups.get("media", {}).items()}
+    save_checkpoint(out / "media", {"media": media}, {})
+    write_events(out / "tensorboard", found, load_media(out / "media"))
+    page = write_report(out)
+    print(summary_text(read_results(out)))
+    print(f"\nreport: {page}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")
+
+
+def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
+    """What a reader of the table must know, in sentences."""
+    preset = setup.preset
+    rates = ", ".join(f"{name} {rate_of(plan):.2g}" for name, plan in plans.items())
+    search = (
+        f"Learning rates were searched in this run, {len(preset.search)} tries for each method on validation prompts"
+        if preset.search
+        else "Learning rates are stored in the preset: winners of the search that --preset standard makes"
+    )
+    return [
+        f"{search}: {rates}.",
+        f"Every method trains the same starting student, with a budget of {preset.seconds:g} s on one core of the "
+        "reference machine, converted once to the updates shown; the weights are the last ones, not averages.",
+        f"Intervals: paired bootstrap over {preset.seeds} seeds and {preset.exam.prompts} prompts."
+        + (" With so few seeds they say little about other seeds." if preset.seeds < 5 else ""),
+        f"Calls count chunks through a network. Test prompts are of the grammar “{preset.exam.grammar}”, half with a "
+        "(colour, shape, motion) that training never shows, and were looked at once.",
+    ]
+
+
+def _search_row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "search",
+        "try": name,
+        "learning_rate": result["learning_rate"],
+        "updates": result["counts"]["updates"],
+        "oracle": result["curve"][-1]["oracle"],
+        "reward": result["curve"][-1]["reward"],
+    }
+
+
+def _shown(setup: Setup, seed: int) -> int:
+    return setup.preset.shown if seed == setup.seeds[0] else 0
+
+
+def _go(jobs: Sequence[Job], setup: Setup, bar: tqdm) -> dict[str, Result]:
+    def done(name: str) -> None:
+        bar.set_postfix_str(name)
+        bar.update()
+
+    return run_jobs(jobs, work, setup.out / "jobs", workers=setup.workers, done=done)

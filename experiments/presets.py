@@ -1,0 +1,107 @@
+"""Presets of `reelgym compare`: how much of everything, as counts. Budgets of seconds were turned into updates once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..agents.learner import LearnerConfig
+from ..agents.policy_gradient import PolicyGradientConfig
+from ..agents.reward_gradient import RewardGradientConfig
+from ..distill.causal_init import CausalInitConfig
+from ..distill.trainer import DistillConfig
+from .evaluate import Exam
+from .methods import Plan, with_batch
+
+SLOW_DECAY = (0.0, 0.999)
+
+
+def distillation(rate: float, weighted: bool) -> DistillConfig:
+    """DMD with a critic at twice the generator's rate; weighted: by reliability and perplexity, as Stream-R1 is."""
+    return DistillConfig(
+        generator=LearnerConfig(learning_rate=rate, betas=SLOW_DECAY, clip=10.0),
+        critic=LearnerConfig(learning_rate=2 * rate, betas=SLOW_DECAY, clip=10.0),
+        reliability=weighted,
+        perplexity=weighted,
+    )
+
+
+def recipes() -> dict[str, object]:
+    """Every method's recipe, at the learning rate that won the last search of `standard`."""
+    return {
+        "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=1e-4), batch=24),
+        "dmd": distillation(5e-5, weighted=False),
+        "stream-r1": distillation(5e-5, weighted=True),
+        "policy": PolicyGradientConfig(learner=LearnerConfig(learning_rate=5e-5)),
+        "reward": RewardGradientConfig(learner=LearnerConfig(learning_rate=5e-5)),
+    }
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A comparison's size."""
+
+    seconds: float
+    """Training budget of one run on one core of the reference machine, from which the updates below were made."""
+    updates: Mapping[str, int]
+    """Updates of each method within those seconds."""
+    seeds: int
+    """Runs of each method."""
+    exam: Exam
+    """Test prompts, looked at once."""
+    validation: Exam
+    """Prompts of the learning curves and of the search."""
+    teacher_clips: int = 2
+    """Clips of each prompt that the slow teacher makes."""
+    search: tuple[float, ...] = ()
+    """Factors of the stored learning rates to try, each in one run; empty: the stored ones."""
+    search_share: float = 0.5
+    """Share of the updates that a try gets."""
+    points: int = 4
+    """Points of a learning curve after its first."""
+    shown: int = 4
+    """Prompts in the report."""
+    pool: int = 512
+    """Clips that the continued starting recipe draws from."""
+    batch: int | None = None
+    """Clips an update, if not the recipes' own."""
+
+    def plans(self) -> dict[str, Plan]:
+        """One plan per method."""
+        plans = {name: Plan(recipe, self.updates[name], self.pool) for name, recipe in recipes().items()}
+        return {name: with_batch(plan, self.batch) if self.batch else plan for name, plan in plans.items()}
+
+
+PRESETS = {
+    "quick": Preset(
+        seconds=20,
+        updates={"continued": 60, "dmd": 10, "stream-r1": 9, "policy": 6, "reward": 12},
+        seeds=2,
+        exam=Exam(prompts=24, clips=3, long_prompts=8),
+        validation=Exam(prompts=8, clips=2, long_prompts=0, split="validation"),
+        points=3,
+    ),
+    "standard": Preset(
+        seconds=120,
+        updates={"continued": 360, "dmd": 60, "stream-r1": 54, "policy": 36, "reward": 72},
+        seeds=5,
+        exam=Exam(prompts=48, clips=4, long_prompts=16),
+        validation=Exam(prompts=16, clips=2, long_prompts=0, split="validation"),
+        search=(1 / 3, 1.0, 3.0),
+        search_share=0.5,
+        points=6,
+        shown=6,
+    ),
+    "smoke": Preset(
+        seconds=0,
+        updates=dict.fromkeys(("continued", "dmd", "stream-r1", "policy", "reward"), 1),
+        seeds=1,
+        exam=Exam(prompts=2, clips=2, long_prompts=1),
+        validation=Exam(prompts=1, clips=1, long_prompts=0, split="validation"),
+        points=1,
+        shown=1,
+        pool=4,
+        batch=1,
+    ),
+}
+"""quick: a look in a few minutes. standard: evidence in less than an hour. smoke: only shows that everything runs."""

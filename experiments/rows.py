@@ -1,0 +1,105 @@
+"""From the results of single jobs to the flat rows of results.json. S seeds, P prompts, Q long streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evaluate import AXES, Exam, texts_of
+from .methods import LABELS, METHODS
+from .stats import mean_interval, paired_difference, sign_test
+from .tables import Row
+
+COUNTS = ("updates", "chunks", "generator_calls", "teacher_calls", "critic_calls", "reference_calls", "reward_calls")
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Results of a row of the table, one per seed."""
+DECLARED = (("stream-r1", "dmd"), ("policy", "start"))
+
+
+def table_rows(runs: Runs) -> list[Row]:
+    """One row per method, then one per contrast, then one per run."""
+    methods = [method_row(name, results, runs["truth"]) for name, results in runs.items()]
+    pairs = [*DECLARED, *((name, "start") for name in METHODS if (name, "start") not in DECLARED)]
+    contrasts = [contrast_row(ours, theirs, runs) for ours, theirs in pairs]
+    return [*methods, *contrasts, *(run_row(name, one) for name, results in runs.items() for one in results)]
+
+
+def method_row(name: str, results: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]]) -> Row:
+    """Means over seeds and prompts, the total with its interval, diversity relative to the world's."""
+    total = mean_interval(scores(results))
+    row: Row = {"kind": "method", "method": name, "label": LABELS[name], "seeds": len(results)}
+    row |= {axis.lower(): float(scores(results, axis).mean()) for axis in AXES}
+    row |= {"low": total.low, "high": total.high}
+    row |= {"late": _mean(results, "late"), "drift": _mean(results, "drift")}
+    world = _mean(truth, "diversity")
+    own = _mean(results, "diversity")
+    row["diversity"] = own / world if own is not None and world else None
+    row |= spent(results)
+    return row | {"fps": float(np.mean([result["fps"] for result in results])) if name != "truth" else None}
+
+
+def spent(results: Sequence[Mapping[str, Any]]) -> Row:
+    """What one training took: counts, seconds and learning rate, means over seeds; nothing for what is not trained."""
+    if not results or "counts" not in results[0]:
+        return {}
+    counts = {key: float(np.mean([result["counts"][key] for result in results])) for key in (*COUNTS, "seconds")}
+    return {**counts, "learning_rate": results[0]["learning_rate"]}
+
+
+def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
+    """The paired difference of oracle totals of two rows of the table."""
+    a, b = scores(runs[ours]), scores(runs[theirs])
+    difference = paired_difference(a, b)
+    declared = (ours, theirs) in DECLARED
+    against = "start" if theirs == "start" else LABELS[theirs]
+    own, other = _mean(runs[ours], "diversity"), _mean(runs[theirs], "diversity")
+    return {
+        "kind": "contrast",
+        "ours": ours,
+        "theirs": theirs,
+        "label": f"{LABELS[ours]} - {against}" + (" *" if declared else ""),
+        "question": f"{LABELS[ours]} above {'the start' if theirs == 'start' else against}:",
+        "declared": declared,
+        "difference": difference.mean,
+        "low": difference.low,
+        "high": difference.high,
+        "verdict": difference.verdict,
+        "diversity_ratio": own / other if own is not None and other else None,
+        "sign_p": sign_test((a - b).mean(axis=1)),
+    }
+
+
+def run_row(name: str, result: Mapping[str, Any]) -> Row:
+    """One seed of one row of the table."""
+    row: Row = {"kind": "run", "method": name, "seed": result["seed"]}
+    row |= {axis.lower(): float(np.mean(result["scores"][axis])) for axis in AXES}
+    row |= {key: _mean([result], key) for key in ("late", "drift", "diversity")}
+    return row | {"fps": result["fps"]} | spent([result])
+
+
+def curve_rows(name: str, result: Mapping[str, Any]) -> list[Row]:
+    """The learning curve of one run; share: of its updates."""
+    last = max(point["update"] for point in result["curve"])
+    start: Row = {"kind": "curve", "method": name, "seed": result["seed"]}
+    return [{**start, "share": round(point["update"] / last, 4), **point} for point in result["curve"]]
+
+
+def clip_rows(exam: Exam, shown: int) -> list[Row]:
+    """Which prompts the report's pictures belong to."""
+    prompts = texts_of(exam.scripts()[:shown])
+    streams = texts_of(exam.long_scripts()[: (shown + 1) // 2])
+    pictures = [("clips", prompts), ("long", streams), ("map", prompts)]
+    return [{"kind": "clip", "of": of, "prompt": prompt} for of, texts in pictures for prompt in texts]
+
+
+def scores(results: Sequence[Mapping[str, Any]], axis: str = "total") -> NDArray[np.float64]:
+    """Scores [S, P] of one axis."""
+    return np.array([result["scores"][axis] for result in results], dtype=np.float64)
+
+
+def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = np.array([result[key] for result in results], dtype=np.float64)
+    return float(values.mean()) if values.size and np.isfinite(values).all() else None

@@ -1,0 +1,156 @@
+"""What one worker of a comparison does: measure a system, or train the starting student and measure what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..agents.fit import fit
+from ..envs.windows import clip_prompts, clip_reward
+from ..models.generator import Generator
+from .evaluate import Exam, Grades, encode_clauses, examine
+from .jobs import Result
+from .methods import METHODS, Plan, Stack, rate_of, with_seed
+
+ROOT = Path(__file__).resolve().parent.parent
+VALIDATION_NOISE = 1_000_003
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell of a comparison: a row and a seed."""
+
+    row: str
+    """A key of REFERENCES or METHODS."""
+    seed: int
+    """Of the training and of the exam's noise."""
+    exam: Exam | None
+    """None where only the validation counts (a search for a learning rate)."""
+    validation: Exam
+    """What the learning curve is measured on."""
+    plan: Plan | None = None
+    """None for REFERENCES."""
+    points: int = 4
+    """Points of the learning curve after its first."""
+    shown: int = 0
+    """Prompts whose clips are kept for the report."""
+    weights: str = ""
+    """Folder of the pretrained stack."""
+    device: str = "cpu"
+    made_from: str = ""
+    """`fingerprint`: code and weights."""
+
+
+def work(task: Task) -> Result:
+    """Do a task. The result holds per prompt what the exam found, and of a training its counts, curve and log."""
+    stack = _stack(task.weights, task.device)
+    if task.plan is None:
+        return _measured(stack, task)
+    student = stack.student()
+    trainer = METHODS[task.row].build(stack, with_seed(task.plan, task.seed), student)
+    curve, log = [_validate(stack, task, student) | {"update": 0}], []
+
+    def note(measured: Mapping[str, float], update: int) -> None:
+        log.append({"update": update, **{key: value for key, value in measured.items() if key not in curve[0]}})
+        if "oracle" in measured:
+            curve.append({"update": update, **{key: measured[key] for key in curve[0] if key != "update"}})
+
+    updates = task.plan.updates
+    every = max(1, updates // task.points) if task.points else updates
+    fit(trainer, updates, log=note, evaluate=lambda: _validate(stack, task, student), evaluate_every=every)
+    groups: dict[str, dict[str, Tensor]] = {}
+    result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts)}
+    result["learning_rate"] = rate_of(task.plan)
+    if task.exam is not None:
+        grades = examine(stack.as_system(student), task.exam, task.seed, device=stack.device)
+        result |= plain(grades)
+        groups = {"weights": student.model.state_dict(), **_media(grades, task)}
+    return groups, result
+
+
+def _measured(stack: Stack, task: Task) -> Result:
+    if task.exam is None:
+        raise ValueError(f"{task.row} is measured, not trained: give its task an exam")
+    grades = examine(stack.system(task.row), task.exam, task.seed, device=stack.device, long=task.row != "teacher")
+    groups = _media(grades, task)
+    if task.row == "start" and task.shown:
+        groups["media"] |= _maps(stack, task.exam, grades, task.shown)
+    return groups, plain(grades)
+
+
+@torch.no_grad()
+def _validate(stack: Stack, task: Task, student: Generator) -> dict[str, float]:
+    """The oracle's total and the trained reward on the same clips of the validation prompts."""
+    exam = task.validation
+    grades = examine(stack.as_system(student), exam, VALIDATION_NOISE, device=stack.device, long=False)
+    video = grades.video.flatten(0, 1)
+    scores = [
+        clip_reward(stack.reward, stack.codec, stack.clock)(video[at], _prompts(stack, exam, at)).reward
+        for at in torch.arange(len(video)).split(exam.batch)
+    ]
+    return {"oracle": float(grades.scores["total"].mean()), "reward": float(torch.cat(scores).mean())}
+
+
+def _prompts(stack: Stack, exam: Exam, rows: Tensor) -> Any:
+    clauses = exam.clauses()
+    chosen = [clauses[row] for row in rows.tolist()]
+    texts = tuple(tuple(str(clause) for clause in row) for row in chosen)
+    return clip_prompts(encode_clauses(stack.encoder, chosen).to(stack.device), texts)
+
+
+def _maps(stack: Stack, exam: Exam, grades: Grades, shown: int) -> dict[str, Tensor]:
+    """What Stream-R1 would weigh the first clips with."""
+    video = grades.video[:shown, 0]
+    prompts = _prompts(stack, exam, torch.arange(0, shown * exam.clips, exam.clips))
+    scorer = clip_reward(stack.reward, stack.codec, stack.clock)
+    weights = scorer(video, prompts, stack.codec.grid(video.shape[1]), need={"scores", "perplexity"}).perplexity
+    assert weights is not None
+    return {"map/frames": _bytes(video), "map/weights": weights.cpu()}
+
+
+def _media(grades: Grades, task: Task) -> dict[str, dict[str, Tensor]]:
+    clips = {f"clips/{task.row}": _bytes(grades.video[: task.shown, 0])}
+    if len(grades.long_video):
+        clips[f"long/{task.row}"] = _bytes(grades.long_video[: (task.shown + 1) // 2])
+    return {"media": clips} if task.shown else {}
+
+
+def plain(grades: Grades) -> dict[str, Any]:
+    """Grades as JSON holds them: per prompt, without pictures."""
+    scores = {axis: _numbers(score) for axis, score in grades.scores.items()}
+    parts = {name: _numbers(getattr(grades, name)) for name in ("diversity", "late", "drift")}
+    return {"scores": scores, **parts, "fps": grades.fps}
+
+
+def fingerprint(weights: Path) -> str:
+    """Hash of the code that a result depends on and of the pretrained weights; tables and reports are left out."""
+    code = [
+        path for folder in ("models", "rewards", "envs", "agents", "distill") for path in (ROOT / folder).rglob("*.py")
+    ]
+    code += [ROOT / "noise.py", *(ROOT / "experiments" / "pretrain").glob("*.py")]
+    code += [ROOT / "experiments" / f"{name}.py" for name in ("evaluate", "methods", "runs")]
+    digest = hashlib.sha256()
+    for path in [*sorted(code), *sorted(weights.glob("*/*.json"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _stack(weights: str, device: str) -> Stack:
+    return Stack.load(weights, device)
+
+
+def _numbers(values: Tensor) -> list[float]:
+    return [round(float(value), 6) for value in values]
+
+
+def _bytes(video: Tensor) -> Tensor:
+    """Video [..., 3, H, W] in [0, 1] as uint8 [..., H, W, 3]."""
+    return (video.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().contiguous()

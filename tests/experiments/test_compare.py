@@ -1,0 +1,160 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from reelgym.checkpoint import load_checkpoint
+from reelgym.envs.worlds.grammar import GRAMMARS
+from reelgym.experiments import compare
+from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
+from reelgym.experiments.jobs import stored
+from reelgym.experiments.methods import METHODS, REFERENCES, Plan, rate_of, with_rate
+from reelgym.experiments.presets import PRESETS
+from reelgym.experiments.rows import curve_rows, table_rows
+from reelgym.experiments.runs import work
+from reelgym.models.codec import FrameCodec
+from reelgym.models.prompts import WordEncoder
+from reelgym.models.reward_net import TinyReward
+from reelgym.models.tiny import CODEC, STREAMING_CACHE, TRANSFORMER, save_tiny
+from reelgym.models.wan import CausalWan
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A stack with random weights, thinner than the tiny one."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("stack")
+    encoder = WordEncoder(GRAMMARS["plain"].vocabulary(), 8)
+    sizes = TRANSFORMER | {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24}
+    manifest = {"vocab": list(encoder.vocab), "recipe": {"grammar": "plain"}}
+    for name in ("teacher", "student"):
+        transformer = WanTransformer3DModel(text_dim=encoder.dim, **sizes)
+        save_tiny(folder / name, CausalWan(transformer, 3, 8, STREAMING_CACHE), manifest)
+    save_tiny(folder / "codec", FrameCodec.from_config(**CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
+    save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
+    return folder
+
+
+def kill_at(job):
+    def interrupted(task):
+        if task.row == job:
+            raise KeyboardInterrupt
+        return work(task)
+
+    return interrupted
+
+
+def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeypatch, capsys):
+    config = Config("smoke", out=tmp_path, weights=weights, workers=1, device="cpu")
+    monkeypatch.setattr(compare, "work", kill_at("policy"))
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+
+    assert not (tmp_path / "results.json").exists()
+    before = [job for job in training_jobs(prepare(config), prepare(config).preset.plans())]
+    assert [stored(job, tmp_path / "jobs") is not None for job in before] == [True, True, True, False, False]
+
+    done = []
+    monkeypatch.setattr(compare, "work", lambda task: done.append(task.row) or work(task))
+    run(config)
+    assert done == ["policy", "reward"]
+
+    shown = capsys.readouterr()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {"command", "commit", "versions", "device", "seeds", "config", "rows"}
+    methods = [row for row in results["rows"] if row["kind"] == "method"]
+    assert [row["method"] for row in methods] == [*REFERENCES, *METHODS]
+    assert all(row["label"] in shown.out for row in methods)
+    assert str(tmp_path / "report.html") in shown.out and "compare smoke" in shown.err
+    spent = {row["method"]: row for row in methods}
+    assert spent["start"].get("updates") is None and spent["dmd"]["updates"] == 1
+    assert spent["dmd"]["teacher_calls"] > 0 == spent["dmd"]["reward_calls"] and spent["policy"]["reward_calls"] > 0
+    assert spent["truth"]["diversity"] == 1 and spent["teacher"]["late"] is None
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 3 and "Learning curves" in page
+    events = {path.parent.name for path in tmp_path.glob("tensorboard/*/events*")}
+    assert {"clips", "dmd-0", "reward-0"} <= events
+    changed = load_checkpoint(tmp_path / "jobs" / "reward-0")[0]["weights"]
+    start = load_checkpoint(weights / "student")[0]["weights"]
+    assert any(not torch.equal(changed[name], start[name]) for name in start)
+
+    monkeypatch.setattr(compare, "work", kill_at("any"))
+    again = replace(config, seeds=1)
+    run(again)
+    assert done == ["policy", "reward"]
+
+
+def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeypatch):
+    config = Config("smoke", out=tmp_path, weights=weights, device="cpu")
+    jobs = {job.name: job.digest for job in reference_jobs(prepare(config))}
+    more = {job.name: job.digest for job in reference_jobs(prepare(replace(config, seeds=2)))}
+    assert jobs.items() <= more.items() and len(more) == 2 * len(jobs)
+    monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], teacher_clips=3))
+    resized = {job.name: job.digest for job in reference_jobs(prepare(config))}
+    assert [name for name in jobs if jobs[name] != resized[name]] == ["teacher-0"]
+    manifest = weights / "reward" / "checkpoint.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace("plain", "full"))
+    assert not jobs.items() & {job.name: job.digest for job in reference_jobs(prepare(config))}.items()
+    manifest.write_text(text)
+
+
+def test_every_method_gets_the_same_search(weights, monkeypatch):
+    monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], search=(0.5, 2.0)))
+    setup = prepare(Config("smoke", weights=weights, device="cpu"))
+    plans = setup.preset.plans()
+    tries = search_jobs(setup, plans)
+    assert {row: sum(job.config.row == row for job in tries) for row in METHODS} == dict.fromkeys(METHODS, 2)
+    assert all(job.config.exam is None and job.config.validation.split == "validation" for job in tries)
+    assert not {job.config.seed for job in tries} & set(setup.seeds)
+    ends = {job.name: ({}, {"curve": [{"oracle": 0.9}, {"oracle": number}], "learning_rate": rate_of(job.config.plan)})
+            for number, job in enumerate(tries)}  # fmt: skip
+    found = winners(plans, tries, ends)
+    assert all(rate_of(found[name]) == pytest.approx(2 * rate_of(plans[name])) for name in plans)
+    assert found["dmd"].recipe.critic.learning_rate == pytest.approx(2 * plans["dmd"].recipe.critic.learning_rate)
+    assert winners(plans, [], {}) == plans
+
+
+def test_presets_name_every_method_and_test_scripts_are_test_scripts():
+    for name, preset in PRESETS.items():
+        assert set(preset.plans()) == set(METHODS), name
+        assert preset.exam.split == "test" and preset.validation.split == "validation"
+        assert preset.seeds >= 2 or name == "smoke"
+    assert all(isinstance(plan, Plan) and rate_of(with_rate(plan, 0.5)) == 0.5 for plan in preset.plans().values())
+
+
+def test_wrong_arguments_are_refused(weights):
+    for wrong in ({"seeds": 0}, {"workers": -1}):
+        with pytest.raises(ValueError, match="at least 1"):
+            prepare(Config("smoke", weights=weights, device="cpu", **wrong))
+    with pytest.raises(ValueError, match="no student weights"):
+        prepare(Config("smoke", weights=weights / "nowhere", device="cpu"))
+
+
+def test_rows_by_hand():
+    def result(total, spread, seed):
+        axes = dict.fromkeys(("VQ", "MQ", "TA", "physics"), [0.5, 0.5]) | {"total": total}
+        return {"seed": seed, "scores": axes, "diversity": spread, "late": [0.4], "drift": [0.1], "fps": 10.0}
+
+    counts = {"updates": 3, "chunks": 8, "generator_calls": 1, "teacher_calls": 2, "critic_calls": 0}
+    counts |= {"reference_calls": 0, "reward_calls": 5, "seconds": 1.5}
+    runs = {name: [result([0.2, 0.4], [0.2, 0.2], seed) for seed in (0, 1)] for name in REFERENCES}
+    runs |= {name: [result([0.3, 0.6], [0.1, 0.2], seed) | {"counts": counts, "learning_rate": 1e-4} for seed in (0, 1)]
+             for name in METHODS}  # fmt: skip
+    rows = table_rows(runs)
+    dmd = next(row for row in rows if row["kind"] == "method" and row["method"] == "dmd")
+    assert dmd["total"] == pytest.approx(0.45) and dmd["low"] < 0.45 < dmd["high"]
+    assert dmd["diversity"] == pytest.approx(0.75) and dmd["late"] == 0.4 and dmd["seconds"] == 1.5
+    contrasts = {(row["ours"], row["theirs"]): row for row in rows if row["kind"] == "contrast"}
+    assert list(contrasts)[0] == ("stream-r1", "dmd") and len(contrasts) == 6
+    assert contrasts["stream-r1", "dmd"]["verdict"] == "unclear"
+    assert contrasts["policy", "start"]["difference"] == pytest.approx(0.15)
+    assert contrasts["policy", "start"]["diversity_ratio"] == pytest.approx(0.75)
+    assert contrasts["policy", "start"]["declared"] and not contrasts["dmd", "start"]["declared"]
+    curve = {"seed": 0, "curve": [{"update": 0, "oracle": 0.1}, {"update": 4, "oracle": 0.2}]}
+    assert [row["share"] for row in curve_rows("dmd", curve)] == [0, 1]
+    assert np.isclose(sum(row["kind"] == "run" for row in rows), 2 * 9)
