@@ -18,7 +18,7 @@ from .events import write_events
 from .jobs import Job, Result, run_jobs
 from .methods import METHODS, REFERENCES, Plan, rate_of, with_rate
 from .presets import PRESETS, Preset
-from .report import load_media, read_results, summary_text, write_report
+from .report import load_media, read_results, summary_text, write_picture, write_report
 from .results import pick_device, write_results
 from .rows import clip_rows, curve_rows, table_rows
 from .runs import Task, fingerprint, work
@@ -132,7 +132,7 @@ def search_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
 def reference_jobs(setup: Setup) -> list[Job]:
     """Ground truth, codec, teacher and starting student, under the noise of every seed."""
     exam = setup.preset.exam
-    slow = replace(exam, clips=setup.preset.teacher_clips)
+    slow = replace(exam, prompts=min(exam.prompts, setup.preset.teacher_prompts))
     return [
         setup.job(
             f"{name}-{seed}",
@@ -178,7 +178,8 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Ma
     rows = table_rows(runs)
     rows += [row for name in METHODS for one in runs[name] for row in curve_rows(name, one)]
     rows += [_search_row(name, result) for name, result in found.items() if name.startswith("search-")]
-    settings = {"preset": asdict(preset), "plans": {name: asdict(plan) for name, plan in plans.items()}}
+    settings: dict[str, Any] = {"preset": asdict(preset)}
+    settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
     settings |= {"notes": notes(setup, plans), "workers": setup.workers, "weights": setup.weights or "shipped"}
     settings |= {"prompts": preset.exam.prompts, "clips": preset.exam.clips, "made_from": setup.made_from}
     write_results(
@@ -187,6 +188,7 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Ma
     media = {name: tensor for groups, _ in results.values() for name, tensor in groups.get("media", {}).items()}
     save_checkpoint(out / "media", {"media": media}, {})
     write_events(out / "tensorboard", found, load_media(out / "media"))
+    write_picture(out, out / "clips.webp")
     page = write_report(out)
     print(summary_text(read_results(out)))
     print(f"\nreport: {page}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")

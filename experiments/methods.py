@@ -142,7 +142,7 @@ def continued(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
     """The starting recipe goes on, on other clips of the world."""
     recipe: CausalInitConfig = plan.recipe
     world = make_clips(plan.pool, split="train", seed=FRESH_CLIPS + recipe.seed, grammar=stack.grammar)
-    pool = encode_clips(stack.codec, world, stack.encoder)
+    pool = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
 
     def clips(batch: int, step: int) -> tuple[Tensor, Tensor]:
         latents, embeds = pool.draw(batch, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))

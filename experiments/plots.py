@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 Frames = NDArray[np.uint8]
 
@@ -118,6 +119,23 @@ def overlay(frames: Frames, weights: NDArray[Any]) -> Frames:
     grey = frames.mean(axis=-1, keepdims=True) * 0.6
     mixed = (1 - heat) * grey + heat * (0.35 * grey + 0.65 * np.array([255.0, 122.0, 26.0]))
     return mixed.clip(0, 255).astype(np.uint8)
+
+
+def contact_sheet(rows: Sequence[Sequence[Frames]], heads: Sequence[str], scale: int = 3, gap: int = 6) -> Frames:
+    """Clips [F, H, W, 3] in a grid under the names of its columns, enlarged: one clip [F, H', W', 3]."""
+    width = rows[0][0].shape[2] * scale
+    large = [[enlarge(clip, scale) for clip in row] for row in rows]
+    strips = [side_by_side(row, gap)[0] for row in large]
+    canvas = Image.new("RGB", (strips[0].shape[2], 34))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for place, name in enumerate(heads):
+        text = "\n".join(wrap(name, max(6, width // 7)))
+        centre = place * (width + gap) + width / 2
+        pen.multiline_text((centre, 30), text, fill="white", font=font, anchor="md", align="center", spacing=1)
+    head = np.repeat(np.asarray(canvas)[None], len(strips[0]), axis=0)
+    space = np.zeros_like(strips[0][:, :gap])
+    sheet = np.concatenate([head, *(part for strip in strips for part in (strip, space))], axis=1)
+    return np.pad(sheet, ((0, 0), (gap, 0), (gap, gap), (0, 0)))
 
 
 def png(picture: Frames) -> bytes:

@@ -51,8 +51,8 @@ class Preset:
     """Test prompts, looked at once."""
     validation: Exam
     """Prompts of the learning curves and of the search."""
-    teacher_clips: int = 2
-    """Clips of each prompt that the slow teacher makes."""
+    teacher_prompts: int = 16
+    """Prompts that the slow teacher is examined on, the first of the exam's."""
     search: tuple[float, ...] = ()
     """Factors of the stored learning rates to try, each in one run; empty: the stored ones."""
     search_share: float = 0.5
@@ -74,22 +74,23 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(
-        seconds=20,
-        updates={"continued": 60, "dmd": 10, "stream-r1": 9, "policy": 6, "reward": 12},
+        seconds=24,
+        updates={"continued": 24, "dmd": 6, "stream-r1": 5, "policy": 3, "reward": 6},
         seeds=2,
-        exam=Exam(prompts=24, clips=3, long_prompts=8),
-        validation=Exam(prompts=8, clips=2, long_prompts=0, split="validation"),
+        exam=Exam(prompts=24, clips=2, long_prompts=6),
+        validation=Exam(prompts=8, clips=1, long_prompts=0, split="validation"),
         points=3,
+        pool=256,
     ),
     "standard": Preset(
-        seconds=120,
-        updates={"continued": 360, "dmd": 60, "stream-r1": 54, "policy": 36, "reward": 72},
+        seconds=100,
+        updates={"continued": 100, "dmd": 26, "stream-r1": 20, "policy": 12, "reward": 26},
         seeds=5,
-        exam=Exam(prompts=48, clips=4, long_prompts=16),
-        validation=Exam(prompts=16, clips=2, long_prompts=0, split="validation"),
+        exam=Exam(prompts=64, clips=2, long_prompts=16),
+        validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),
         search=(1 / 3, 1.0, 3.0),
         search_share=0.5,
-        points=6,
+        points=5,
         shown=6,
     ),
     "smoke": Preset(
@@ -100,6 +101,7 @@ PRESETS = {
         validation=Exam(prompts=1, clips=1, long_prompts=0, split="validation"),
         points=1,
         shown=1,
+        teacher_prompts=1,
         pool=4,
         batch=1,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import has_checkpoint, load_checkpoint
-from .plots import Line, animation, data_uri, film_strip, line_chart, overlay, png, side_by_side
+from .plots import Line, animation, contact_sheet, data_uri, film_strip, line_chart, overlay, png, side_by_side
 from .tables import (
     CONTRAST_COLUMNS,
     METHOD_COLUMNS,
@@ -103,6 +104,17 @@ def summary_markdown(results: Row) -> str:
             *(f"- {line}" for line in verdict_lines(results)),
         ]
     )
+
+
+def write_picture(folder: Path | str, path: Path | str, prompts: int = 4, fps: float = 8) -> None:
+    """One moving picture of the first prompts (rows) by every method (columns), for a README: an animated WebP."""
+    results, media = read_results(folder), load_media(Path(folder) / "media")
+    shown = [row for row in rows_of(results, "method") if f"clips/{row['method']}" in media]
+    if not shown:
+        raise ValueError(f"{folder} holds no clips: give the folder that a comparison wrote")
+    count = min(prompts, len(media[f"clips/{shown[0]['method']}"]))
+    grid = [[media[f"clips/{row['method']}"][place] for row in shown] for place in range(count)]
+    Path(path).write_bytes(animation(contact_sheet(grid, [row["label"] for row in shown]), fps))
 
 
 def _subtitle(results: Row) -> str:
@@ -214,6 +226,12 @@ def _provenance(results: Row) -> str:
     )
 
 
+def main() -> None:
+    """Print the tables of each folder given, as Markdown."""
+    for folder in sys.argv[1:]:
+        print(summary_markdown(read_results(folder)))
+
+
 _CURVES = (
     "Thick lines are means over seeds, thin lines single runs. The oracle judges and trains nothing; where the trained "
     "reward climbs and the oracle does not follow, the reward is being gamed."
@@ -224,3 +242,6 @@ _MAPS = (
     "Clips of the starting student, and below them the weights that Stream-R1 gives the cells of the latent grid "
     "(orange is more than average, grey is less): where and when the reward model sees what is wrong."
 )
+
+if __name__ == "__main__":
+    main()

@@ -53,9 +53,9 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     monkeypatch.setattr(compare, "work", kill_at("policy"))
     with pytest.raises(KeyboardInterrupt):
         run(config)
-
     assert not (tmp_path / "results.json").exists()
-    before = [job for job in training_jobs(prepare(config), prepare(config).preset.plans())]
+    setup = prepare(config)
+    before = training_jobs(setup, setup.preset.plans())
     assert [stored(job, tmp_path / "jobs") is not None for job in before] == [True, True, True, False, False]
 
     done = []
@@ -82,9 +82,7 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     start = load_checkpoint(weights / "student")[0]["weights"]
     assert any(not torch.equal(changed[name], start[name]) for name in start)
 
-    monkeypatch.setattr(compare, "work", kill_at("any"))
-    again = replace(config, seeds=1)
-    run(again)
+    run(replace(config, seeds=1))
     assert done == ["policy", "reward"]
 
 
@@ -93,7 +91,7 @@ def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeyp
     jobs = {job.name: job.digest for job in reference_jobs(prepare(config))}
     more = {job.name: job.digest for job in reference_jobs(prepare(replace(config, seeds=2)))}
     assert jobs.items() <= more.items() and len(more) == 2 * len(jobs)
-    monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], teacher_clips=3))
+    monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], teacher_prompts=2))
     resized = {job.name: job.digest for job in reference_jobs(prepare(config))}
     assert [name for name in jobs if jobs[name] != resized[name]] == ["teacher-0"]
     manifest = weights / "reward" / "checkpoint.json"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from reelgym.checkpoint import save_checkpoint
 from reelgym.experiments.plots import Line, animation, film_strip, line_chart, overlay, side_by_side, ticks
-from reelgym.experiments.report import report_html, summary_markdown, summary_text, write_report
+from reelgym.experiments.report import report_html, summary_markdown, summary_text, write_picture, write_report
 
 METHODS = {"truth": "ground truth", "start": "starting student", "dmd": "DMD <b>"}
 PROMPTS = ["a red circle moves left fast", "a blue cross rests"]
@@ -102,6 +102,18 @@ def test_write_report_reads_the_folder(results, media, tmp_path):
     page = write_report(tmp_path)
     assert page.read_text() == report_html(results, media)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_picture_for_the_readme(results, media, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="no clips"):
+        write_picture(tmp_path, tmp_path / "clips.webp")
+    save_checkpoint(tmp_path / "media", {"media": {name: torch.from_numpy(value) for name, value in media.items()}}, {})
+    write_picture(tmp_path, tmp_path / "clips.webp")
+    picture = Image.open(tmp_path / "clips.webp")
+    assert picture.n_frames == 5 and picture.size == (3 * 24 + 4 * 6, 6 + 34 + 2 * (24 + 6))
+    sheet = np.asarray(picture.convert("RGB"))
+    assert (sheet[40:64:3, 6:30:3] == media["clips/truth"][0, 0]).all()
 
 
 def test_tables_align_and_agree(results):
