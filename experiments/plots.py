@@ -19,6 +19,7 @@ Frames = NDArray[np.uint8]
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 40
+HEAD = 48
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,12 @@ def contact_sheet(rows: Sequence[Sequence[Frames]], heads: Sequence[str], scale:
     width = rows[0][0].shape[2] * scale
     large = [[enlarge(clip, scale) for clip in row] for row in rows]
     strips = [side_by_side(row, gap)[0] for row in large]
-    canvas = Image.new("RGB", (strips[0].shape[2], 34))
+    canvas = Image.new("RGB", (strips[0].shape[2], HEAD))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for place, name in enumerate(heads):
         text = "\n".join(wrap(name, max(6, width // 7)))
         centre = place * (width + gap) + width / 2
-        pen.multiline_text((centre, 30), text, fill="white", font=font, anchor="md", align="center", spacing=1)
+        pen.multiline_text((centre, HEAD - 4), text, fill="white", font=font, anchor="md", align="center", spacing=1)
     head = np.repeat(np.asarray(canvas)[None], len(strips[0]), axis=0)
     space = np.zeros_like(strips[0][:, :gap])
     sheet = np.concatenate([head, *(part for strip in strips for part in (strip, space))], axis=1)

@@ -30,7 +30,7 @@ from .tables import (
 )
 
 Media = Mapping[str, NDArray[Any]]
-SCALE = 4
+SCALE, MAP_SCALE = 4, 3
 
 
 def write_report(folder: Path | str, fps: float = 8) -> Path:
@@ -190,13 +190,13 @@ def _pictures(results: Row, media: Media, of: str, title: str, caption: str, fps
     figures = []
     for place, prompt in enumerate(prompts):
         frames, drawn = side_by_side([media[f"{of}/{row['method']}"][place] for row in shown])
-        figures.append(_figure(data_uri(animation(frames, fps, drawn), "image/webp"), frames.shape[2], prompt))
+        figures.append(_figure(data_uri(animation(frames, fps, drawn), "image/webp"), SCALE * frames.shape[2], prompt))
     return f'<h2>{title}</h2><p>{caption}</p><div class="wide"><div class="heads">{heads}</div>{"".join(figures)}</div>'
 
 
 def _figure(source: str, width: int, caption: str) -> str:
     text = escape(caption)
-    return f'<figure><figcaption>{text}</figcaption><img src="{source}" width="{width * SCALE}" alt="{text}"></figure>'
+    return f'<figure><figcaption>{text}</figcaption><img src="{source}" width="{width}" alt="{text}"></figure>'
 
 
 def _maps(results: Row, media: Media, fps: float) -> str:
@@ -208,7 +208,7 @@ def _maps(results: Row, media: Media, fps: float) -> str:
         rows = np.concatenate([film_strip(frames), film_strip(overlay(frames, weights))])
         per_frame = ", ".join(f"{value:.2f}" for value in weights.mean(axis=(1, 2)))
         caption = f"{prompt} (weights per frame: {per_frame})"
-        figures.append(_figure(data_uri(png(rows), "image/png"), rows.shape[1], caption))
+        figures.append(_figure(data_uri(png(rows), "image/png"), MAP_SCALE * rows.shape[1], caption))
     return f'<h2>Reward maps</h2><p>{_MAPS}</p><div class="wide">{"".join(figures)}</div>'
 
 

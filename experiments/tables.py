@@ -44,8 +44,8 @@ METHOD_COLUMNS = (
     Column("div.", "within-prompt diversity relative to the world's, which is 1", _number("diversity", ".2f")),
     Column("updates", "optimiser steps of the generator", _number("updates", ",.0f")),
     Column("chunks", "chunks that the generator made in training", _number("chunks", ",.0f")),
-    Column("teacher", "calls of the teacher in training, one per sample", _number("teacher_calls", ",.0f")),
-    Column("reward", "clips or windows that the reward model scored in training", _number("reward_calls", ",.0f")),
+    Column("teacher", "chunks that went through the teacher in training", _number("teacher_calls", ",.0f")),
+    Column("reward", "windows that the reward model scored in training", _number("reward_calls", ",.0f")),
     Column("sec.", "seconds of training on one core (mean over seeds)", _number("seconds", ",.0f")),
     Column("fps", "frames a second, generation and decoding, one core; higher is better", _number("fps", ",.0f")),
 )

@@ -111,9 +111,9 @@ def test_a_picture_for_the_readme(results, media, tmp_path):
     save_checkpoint(tmp_path / "media", {"media": {name: torch.from_numpy(value) for name, value in media.items()}}, {})
     write_picture(tmp_path, tmp_path / "clips.webp")
     picture = Image.open(tmp_path / "clips.webp")
-    assert picture.n_frames == 5 and picture.size == (3 * 24 + 4 * 6, 6 + 34 + 2 * (24 + 6))
+    assert picture.n_frames == 5 and picture.size == (3 * 24 + 4 * 6, 6 + 48 + 2 * (24 + 6))
     sheet = np.asarray(picture.convert("RGB"))
-    assert (sheet[40:64:3, 6:30:3] == media["clips/truth"][0, 0]).all()
+    assert (sheet[54:78:3, 6:30:3] == media["clips/truth"][0, 0]).all()
 
 
 def test_tables_align_and_agree(results):
