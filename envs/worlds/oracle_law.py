@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from .grammar import MOTIONS, Clause
-from .scene import ORBIT_RADIUS, SIDE, Body, Orders, advance, margin, orders, restart
+from .scene import ORBIT_RADIUS, SIDE, ZIGZAG_FRAMES, Body, Orders, advance, margin, orders, restart
 
 CHUNKS_PER_SEGMENT = 4
 CANDIDATES = 32
+CYCLIC = (MOTIONS.index("orbits"), MOTIONS.index("sways"))
 PHASES = 16
+LEGS = 2 * ZIGZAG_FRAMES
 REFINED = 7
 
 
@@ -120,9 +122,11 @@ def explain(place: Tensor, there: Tensor, weight: Tensor, segments: Segments) ->
 
 def _candidates(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
     """Phases [S, K], spins [S, K] and sign flips [S, K, 2] worth trying."""
-    number = torch.arange(CANDIDATES, device=segments.row.device)
+    motion = segments.order.motion
+    cycles = ((motion == CYCLIC[0]) | (motion == CYCLIC[1])).any()
+    number = torch.arange(CANDIDATES if cycles else LEGS, device=segments.row.device)
     cyclic = (number % PHASES) * (2 * torch.pi / PHASES)
-    leg = torch.where(segments.fresh[:, None], 0, number % 6).float()
+    leg = torch.where(segments.fresh[:, None], 0, number % LEGS).float()
     zigzags = (segments.order.motion == MOTIONS.index("zigzags"))[:, None]
     phase = torch.where(zigzags, leg, cyclic)
     spin = torch.where(number < PHASES, 1.0, -1.0).expand_as(phase)

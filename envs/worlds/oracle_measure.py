@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .oracle_fit import centre_of, complete, places_of
 from .render import BAR_GREY, DISTANCES, cover
@@ -101,10 +100,10 @@ def _compare(alpha: Tensor, shown: Tensor, places: Tensor, radii: Tensor) -> tup
 
 def _leftovers(frames: Tensor, scenery: Tensor, front: Tensor, outline: Tensor) -> tuple[Tensor, Tensor]:
     """What stands [N] outside the object's outline (per root area), and how uneven [N] its inside is."""
-    outside = (F.max_pool2d(outline, 3, 1, 1) < 0.02).float()
+    outside = ~_grown(outline > 0.02)
     off = ((frames - scenery).square().mean(1, keepdim=True).sqrt() - 0.05).clamp_min(0)
     stray = ((off.square() * outside).sum((1, 2, 3)) / outline.sum((1, 2, 3)).clamp_min(12)).sqrt()
-    inside = (outline > 0.95).float()
+    inside = outline > 0.95
     rough = (frames - front[:, :, None, None]).square().mean(1, keepdim=True) * inside
     return stray, (rough.sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp_min(1)).sqrt()
 
@@ -130,8 +129,18 @@ def _segment(frames: Tensor, back: Tensor, shown: Tensor) -> tuple[Tensor, Tenso
         mean = torch.einsum("nchw,nhw->nc", away, weight) / total.clamp_min(1e-6)
         front = torch.where(total > 1, mean, front)
     alpha = alpha.clamp(0, 1) * shown[:, 0]
-    near = F.max_pool2d((alpha > 0.25).float()[:, None], 3, 1, 1)[:, 0]
-    return front + back, alpha * near
+    return front + back, alpha * _grown(alpha > 0.25)
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """A mask [..., H, W] bool and its neighbours, the diagonal ones too."""
+    tall = mask.clone()
+    tall[..., 1:, :] |= mask[..., :-1, :]
+    tall[..., :-1, :] |= mask[..., 1:, :]
+    wide = tall.clone()
+    wide[..., 1:] |= tall[..., :-1]
+    wide[..., :-1] |= tall[..., 1:]
+    return wide
 
 
 def _moments(alpha: Tensor) -> tuple[Tensor, Tensor]:
