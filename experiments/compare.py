@@ -234,4 +234,4 @@ def _go(jobs: Sequence[Job], setup: Setup, bar: tqdm) -> dict[str, Result]:
         bar.set_postfix_str(name)
         bar.update()
 
-    return run_jobs(jobs, work, setup.out / "jobs", workers=setup.workers, done=done)
+    return run_jobs(jobs, work, setup.out / "jobs", workers=setup.workers, done=done, tick=bar.refresh)

@@ -62,21 +62,31 @@ def stored(job: Job, folder: Path) -> Result | None:
     return (groups, meta["result"]) if meta.get("digest") == job.digest else None
 
 
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""
+
+
 def run_jobs(
-    jobs: Sequence[Job], work: Work, folder: Path, *, workers: int = 1, done: Callable[[str], None] | None = None
+    jobs: Sequence[Job],
+    work: Work,
+    folder: Path,
+    *,
+    workers: int = 1,
+    done: Callable[[str], None] = _ignore,
+    tick: Callable[[], object] = _ignore,
 ) -> dict[str, Result]:
     """Results by name. What `folder` holds already is not redone; a job is written to it as soon as it ends.
 
     work: a function of a job's config, importable by name. workers: processes of one torch thread each; with 1 the jobs
-    run in this process. done: called with the name of each job that ended or was found.
+    run in this process. done: called with the name of each job that ended or was found. tick: called every second while
+    workers work.
     Raises JobError for the first job that fails, after the jobs that were running have ended.
     """
-    done = done or (lambda name: None)
     results = {job.name: result for job in jobs if (result := stored(job, folder)) is not None}
     missing = sorted((job for job in jobs if job.name not in results), key=lambda job: -job.cost)
     for name in results:
         done(name)
-    for name in _here(missing, work, folder) if workers <= 1 else _elsewhere(missing, work, folder, workers):
+    for name in _here(missing, work, folder) if workers <= 1 else _elsewhere(missing, work, folder, workers, tick):
         done(name)
     for job in missing:
         result = stored(job, folder)
@@ -95,13 +105,16 @@ def _here(jobs: Sequence[Job], work: Work, folder: Path) -> Iterator[str]:
                 raise _failure(job, error) from error
 
 
-def _elsewhere(jobs: Sequence[Job], work: Work, folder: Path, workers: int) -> Iterator[str]:
+def _elsewhere(
+    jobs: Sequence[Job], work: Work, folder: Path, workers: int, tick: Callable[[], object]
+) -> Iterator[str]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(1, len(jobs))), mp_context=context, initializer=_settle_worker)
     pending: dict[Future[str], Job] = {pool.submit(_do, job, work, folder): job for job in jobs}
     try:
         while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            tick()
+            for future in wait(pending, timeout=1, return_when=FIRST_COMPLETED).done:
                 job = pending.pop(future)
                 try:
                     yield future.result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
@@ -226,12 +225,6 @@ def _provenance(results: Row) -> str:
     )
 
 
-def main() -> None:
-    """Print the tables of each folder given, as Markdown."""
-    for folder in sys.argv[1:]:
-        print(summary_markdown(read_results(folder)))
-
-
 _CURVES = (
     "Thick lines are means over seeds, thin lines single runs. The oracle judges and trains nothing; where the trained "
     "reward climbs and the oracle does not follow, the reward is being gamed."
@@ -242,6 +235,3 @@ _MAPS = (
     "Clips of the starting student, and below them the weights that Stream-R1 gives the cells of the latent grid "
     "(orange is more than average, grey is less): where and when the reward model sees what is wrong."
 )
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..agents.fit import fit
+from ..agents.learner import NonFiniteError
 from ..envs.windows import clip_prompts, clip_reward
 from ..models.generator import Generator
 from .evaluate import Exam, Grades, encode_clauses, examine
@@ -38,7 +39,7 @@ class Task:
     plan: Plan | None = None
     """None for REFERENCES."""
     points: int = 4
-    """Points of the learning curve after its first."""
+    """Points of the learning curve after its first, at least 1."""
     shown: int = 0
     """Prompts whose clips are kept for the report."""
     weights: str = ""
@@ -49,7 +50,10 @@ class Task:
 
 
 def work(task: Task) -> Result:
-    """Do a task. The result holds per prompt what the exam found, and of a training its counts, curve and log."""
+    """Do a task. The result holds per prompt what the exam found, and of a training its counts, curve and log.
+
+    A try of a learning rate that diverges ends with an oracle total of 0; any other training that diverges raises.
+    """
     stack = _stack(task.weights, task.device)
     if task.plan is None:
         return _measured(stack, task)
@@ -63,8 +67,15 @@ def work(task: Task) -> Result:
             curve.append({"update": update, **{key: measured[key] for key in curve[0] if key != "update"}})
 
     updates = task.plan.updates
-    every = max(1, updates // task.points) if task.points else updates
-    fit(trainer, updates, log=note, evaluate=lambda: _validate(stack, task, student), evaluate_every=every)
+    every = -(-updates // task.points)
+    try:
+        fit(trainer, updates, log=note, evaluate=lambda: _validate(stack, task, student), evaluate_every=every)
+    except NonFiniteError:
+        if task.exam is not None:
+            raise
+        curve.append({**curve[0], "update": updates, "oracle": 0.0})
+    if curve[-1]["update"] < updates:
+        curve.append(_validate(stack, task, student) | {"update": updates})
     groups: dict[str, dict[str, Tensor]] = {}
     result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts)}
     result["learning_rate"] = rate_of(task.plan)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from reelgym.agents.learner import NonFiniteError
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.worlds.grammar import GRAMMARS
-from reelgym.experiments import compare
+from reelgym.experiments import compare, runs
 from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
 from reelgym.experiments.jobs import stored
 from reelgym.experiments.methods import METHODS, REFERENCES, Plan, rate_of, with_rate
@@ -140,10 +141,10 @@ def test_rows_by_hand():
 
     counts = {"updates": 3, "chunks": 8, "generator_calls": 1, "teacher_calls": 2, "critic_calls": 0}
     counts |= {"reference_calls": 0, "reward_calls": 5, "seconds": 1.5}
-    runs = {name: [result([0.2, 0.4], [0.2, 0.2], seed) for seed in (0, 1)] for name in REFERENCES}
-    runs |= {name: [result([0.3, 0.6], [0.1, 0.2], seed) | {"counts": counts, "learning_rate": 1e-4} for seed in (0, 1)]
-             for name in METHODS}  # fmt: skip
-    rows = table_rows(runs)
+    table = {name: [result([0.2, 0.4], [0.2, 0.2], seed) for seed in (0, 1)] for name in REFERENCES}
+    trained = {"counts": counts, "learning_rate": 1e-4}
+    table |= {name: [result([0.3, 0.6], [0.1, 0.2], seed) | trained for seed in (0, 1)] for name in METHODS}
+    rows = table_rows(table)
     dmd = next(row for row in rows if row["kind"] == "method" and row["method"] == "dmd")
     assert dmd["total"] == pytest.approx(0.45) and dmd["low"] < 0.45 < dmd["high"]
     assert dmd["diversity"] == pytest.approx(0.75) and dmd["late"] == 0.4 and dmd["seconds"] == 1.5
@@ -156,3 +157,25 @@ def test_rows_by_hand():
     curve = {"seed": 0, "curve": [{"update": 0, "oracle": 0.1}, {"update": 4, "oracle": 0.2}]}
     assert [row["share"] for row in curve_rows("dmd", curve)] == [0, 1]
     assert np.isclose(sum(row["kind"] == "run" for row in rows), 2 * 9)
+
+
+def test_a_curve_begins_at_the_start_and_ends_at_the_last_update(weights):
+    setup = prepare(Config("smoke", weights=weights, device="cpu"))
+    plan = replace(setup.preset.plans()["continued"], updates=5)
+    job = setup.job("try", "continued", 0, exam=None, plan=plan, points=2)
+    groups, result = work(job.config)
+    assert [point["update"] for point in result["curve"]] == [0, 3, 5] and not groups
+    assert [row["update"] for row in result["log"]] == [1, 2, 3, 4, 5] and "oracle" not in result["log"][2]
+
+
+def test_a_try_that_diverges_loses_and_a_run_that_diverges_fails(weights, monkeypatch):
+    def diverge(trainer, updates, **options):
+        raise NonFiniteError("the gradient norm is inf: lower the learning rate")
+
+    monkeypatch.setattr(runs, "fit", diverge)
+    setup = prepare(Config("smoke", weights=weights, device="cpu"))
+    plan = setup.preset.plans()["continued"]
+    lost = work(setup.job("try", "continued", 0, exam=None, plan=plan).config)[1]
+    assert lost["curve"][-1] == {**lost["curve"][0], "update": 1, "oracle": 0.0}
+    with pytest.raises(NonFiniteError):
+        work(setup.job("run", "continued", 0, exam=setup.preset.exam, plan=plan).config)
