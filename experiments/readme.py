@@ -1,0 +1,161 @@
+"""The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
+
+A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. The
+kinds are table and pictures (of a results.json) and weights (a folder of trained parts).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..checkpoint import MANIFEST, write_json
+from .report import read_results, summary_markdown, write_picture
+from .tables import CONTRAST_COLUMNS, METHOD_COLUMNS, Column, Row, markdown_table, rows_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURE = "docs/images/clips.webp"
+BLOCK = re.compile(r"(<!-- (table|pictures|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PROMPTS = 4
+GAP = "gap"
+SHARE = "oracle total on held-out prompts, as a share of the truth's"
+RANKS = "pairs of a held-out clip and its fake of an unseen family that {} ranks rightly"
+BARS: tuple[tuple[str, str, str, float], ...] = (
+    ("codec", "fraction", SHARE, 0.95),
+    ("teacher", "fraction", SHARE, 0.80),
+    ("student", "fraction", SHARE, 0.50),
+    ("student", GAP, "the teacher's share less the student's", 0.08),
+    *(("reward", f"accuracy_{axis}", RANKS.format(axis), 0.90) for axis in ("VQ", "MQ", "TA")),
+    ("reward", "spearman", "rank correlation with the oracle among the student's clips of one prompt", 0.50),
+    ("reward", "spearman_low", "lower end of its 95% interval", 0.30),
+)
+WEIGHT_COLUMNS = (
+    Column("part", "", lambda row: row["part"]),
+    Column("what was measured", "", lambda row: row["what"]),
+    Column("bar", "", lambda row: f"{row['least']:.2f}"),
+    Column("measured", "", lambda row: "not shipped yet" if row["measured"] is None else f"{row['measured']:.3f}"),
+    Column("steps", "", lambda row: f"{row['made']['steps']:,}" if row["made"] else ""),
+    Column("minutes", "", lambda row: f"{row['made']['quality']['seconds'] / 60:.0f}" if row["made"] else ""),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Without options only the tables are made again, from what is committed."""
+
+    run: Path | None = None
+    """Folder that a comparison wrote: its results.json is taken over, its clips become the picture."""
+    name: str = "standard"
+    """Where results.json is taken over to: experiments/results/NAME."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status of `python -m reelgym.experiments.readme`: 0, or 1 and one line."""
+    try:
+        run(tyro.cli(Config, prog="python -m reelgym.experiments.readme", args=args))
+    except (OSError, ValueError) as error:
+        print(f"readme: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(config: Config, root: Path = ROOT) -> None:
+    """Take over a comparison where one is given, then fill every block of the pages."""
+    if config.run is not None:
+        results = read_results(config.run)
+        folder = root / "experiments" / "results" / config.name
+        for place in (folder, (root / PICTURE).parent):
+            place.mkdir(parents=True, exist_ok=True)
+        write_picture(config.run, root / PICTURE, PROMPTS)
+        write_json(folder / "results.json", results)
+    for page in pages(root):
+        text = page.read_text()
+        made = filled(text, root)
+        if made != text:
+            aside = page.with_name(f".{page.name}.tmp")
+            aside.write_text(made)
+            os.replace(aside, page)
+            print(page.relative_to(root))
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """README.md and docs/*.md."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def filled(text: str, root: Path = ROOT) -> str:
+    """A page with the content of its blocks made anew from the files below `root`."""
+    kinds: dict[str, Callable[[Path, str], str]] = {"table": table, "pictures": pictures, "weights": weights}
+    return BLOCK.sub(lambda found: f"{found[1]}\n{kinds[found[2]](root, found[3])}\n\n{found[4]}", text)
+
+
+def table(root: Path, path: str) -> str:
+    """Where, how and with what it was measured, the tables, their sentences, the notes, and what the columns mean."""
+    results = _results(root / path)
+    if results is None:
+        return _nothing(path)
+    config = results["config"]
+    commit = (results["commit"] or "unknown").removesuffix("-dirty")
+    changed = " (with changes)" if str(results["commit"]).endswith("-dirty") else ""
+    made = f"Made by `{results['command']}` at commit `{commit[:12]}`{changed} on: {results['device']}, "
+    made += f"{config['workers']} worker processes of one thread. {config['prompts']} test prompts, "
+    made += f"{config['clips']} clips each, {len(results['seeds'])} seeds."
+    notes = "\n".join(f"- {note}" for note in config["notes"])
+    columns = {column.title: column.caption for column in (*METHOD_COLUMNS, *CONTRAST_COLUMNS)}
+    legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
+    folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
+    return f"{made}\n\n{summary_markdown(results)}\n\n{notes}\n\n{folded}"
+
+
+def pictures(root: Path, path: str) -> str:
+    """The picture and what is to be seen in it."""
+    results = _results(root / path)
+    if results is None or not (root / PICTURE).is_file():
+        return _nothing(path)
+    prompts = [row["prompt"] for row in rows_of(results, "clip") if row["of"] == "clips"][:PROMPTS]
+    lines = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, 1))
+    caption = "One prompt a row, one noise for the whole row. Not selected: the first test prompts of the run below."
+    return f"![Clips of every row of the table, side by side]({PICTURE})\n\n{caption}\n\n{lines}"
+
+
+def weights(root: Path, path: str) -> str:
+    """What the manifests of the trained parts say, beside the bars that were set beforehand."""
+    found = {part: _manifest(root / path / part / MANIFEST) for part in dict.fromkeys(bar[0] for bar in BARS)}
+    rows: list[Row] = []
+    for part, key, what, least in BARS:
+        first = all(row["part"] != part for row in rows)
+        cells = {"part": part, "what": what, "least": least, "measured": _figure(found, part, key)}
+        rows.append({**cells, "made": found[part] if first else {}})
+    return markdown_table(WEIGHT_COLUMNS, rows)
+
+
+def _results(path: Path) -> Row | None:
+    return read_results(path.parent) if path.is_file() else None
+
+
+def _nothing(path: str) -> str:
+    preset = Path(path).parent.name
+    return f"*No results are committed yet: `{path}` is what `reelgym compare --preset {preset}` will have written.*"
+
+
+def _manifest(path: Path) -> Row:
+    return dict(json.loads(path.read_text())["meta"]) if path.is_file() else {}
+
+
+def _figure(found: dict[str, Row], part: str, key: str) -> float | None:
+    """A measured quality of a part; GAP: by how much the teacher's share exceeds the student's."""
+    if key != GAP:
+        return found[part].get("quality", {}).get(key)
+    teacher, student = (_figure(found, name, "fraction") for name in ("teacher", "student"))
+    return None if teacher is None or student is None else teacher - student
+
+
+if __name__ == "__main__":
+    sys.exit(main())

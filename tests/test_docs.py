@@ -1,0 +1,170 @@
+"""README and docs say what is there: tables are views of files, commands parse, code runs, links lead somewhere."""
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import gymnasium
+import pytest
+import torch
+
+from reelgym.envs.worlds import grammar
+from reelgym.envs.worlds.fakes import FAKES
+from reelgym.experiments import cli, readme
+from reelgym.models import tiny
+from reelgym.models.prompts import WordEncoder
+
+ROOT = Path(__file__).parent.parent
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in readme.pages()}
+WORLD = PAGES["docs/world.md"]
+FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+ONE_UPDATE = {"updates=10": "updates=1"}
+
+
+def commands():
+    """Every line of a shell block and every `...` in the text that runs reelgym, make or torchrun."""
+    found = []
+    for text in PAGES.values():
+        lines = [line for language, code in FENCES.findall(text) if language == "sh" for line in code.splitlines()]
+        lines += re.findall(r"`([^`\n]+)`", FENCES.sub("", text)) + re.findall(r"^    (make .*)$", text, re.MULTILINE)
+        found += [line for line in lines if re.match(r"(reelgym|make|torchrun|python -m) ", line)]
+    return sorted(set(found))
+
+
+def test_tables_are_views_of_their_files():
+    for name, text in PAGES.items():
+        assert readme.filled(text) == text, f"{name} is stale: run python -m reelgym.experiments.readme"
+
+
+def test_a_table_without_results_says_so():
+    for text in PAGES.values():
+        for _, kind, path, _ in readme.BLOCK.findall(text):
+            block = text[text.index(f"<!-- {kind}: {path} -->") :].split("<!-- end -->")[0]
+            assert kind == "weights" or (ROOT / path).is_file() or "No results are committed yet" in block
+
+
+def test_commands_are_found():
+    assert {line.split()[1] for line in commands() if line.startswith("reelgym ")} == set(cli.COMMANDS)
+    assert any(line.startswith("torchrun") for line in commands())
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_parses(line, monkeypatch, capsys):
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    module = words[words.index("-m") + 1] if "-m" in words else "reelgym"
+    args = words[words.index("-m") + 2 :] if "-m" in words else words[1:]
+    assert module in ("reelgym", "reelgym.experiments.readme")
+    name, program = (args[0], cli) if module == "reelgym" else ("readme", readme)
+    called = []
+    monkeypatch.setattr(importlib.import_module(f"reelgym.experiments.{name}"), "run", called.append)
+    assert program.main(args) == 0, capsys.readouterr().err
+    assert len(called) == 1
+
+
+def test_links_lead_somewhere():
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#]+)", text):
+            assert target.startswith("http") or (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    """A stack with random weights and one layer."""
+    from diffusers import WanTransformer3DModel
+
+    from reelgym.models.reward_net import TinyReward
+    from reelgym.models.wan import CausalWan
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("stack")
+    encoder = WordEncoder(grammar.GRAMMARS["plain"].vocabulary(), tiny.TEXT_LEN)
+    thin = tiny.TRANSFORMER | {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24}
+    manifest = {"vocab": list(encoder.vocab), "recipe": {"grammar": "plain"}}
+    for name in ("teacher", "student"):
+        wan = CausalWan(WanTransformer3DModel(text_dim=encoder.dim, **thin), 3, tiny.TEXT_LEN, tiny.STREAMING_CACHE)
+        tiny.save_tiny(folder / name, wan, manifest)
+    tiny.save_tiny(folder / "codec", tiny.build_codec(), manifest)
+    tiny.save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "```python" in text])
+def test_python_runs(name, stack, monkeypatch):
+    from reelgym.envs import presets
+    from reelgym.experiments.methods import Stack
+
+    monkeypatch.setitem(presets.PRESETS, "tiny", stack)
+    load = Stack.load
+    monkeypatch.setattr(Stack, "load", lambda: load(stack))
+    space: dict = {"gymnasium": gymnasium}
+    for language, code in FENCES.findall(PAGES[name]):
+        if language == "python":
+            for long, short in ONE_UPDATE.items():
+                code = code.replace(long, short)
+            exec(compile(code, name, "exec"), space)
+
+
+def test_the_words_and_fakes_of_the_world_are_those_of_the_code():
+    tables = re.findall(r"^\| (\w+) \| (.*?) \|(?: .*\|)?$", WORLD, re.MULTILINE)
+    said = dict(tables)
+    for slot in ("shape", "colour", "size", "motion", "direction", "speed", "light"):
+        assert tuple(said[slot].split(", ")) == getattr(grammar, f"{slot.upper()}S")
+    assert {name: said[name] for name in FAKES} == {name: fake.axis for name, fake in FAKES.items()}
+    held_out = set(re.findall(r"^\| (\w+) \|.*\(held out\) \|$", WORLD, re.MULTILINE))
+    assert held_out == {name for name, fake in FAKES.items() if fake.held_out}
+
+
+def test_the_readme_names_the_words_of_the_plain_grammar():
+    plain = grammar.GRAMMARS["plain"]
+    paragraph = " ".join(PAGES["README.md"].split("**plain**")[1].split("\n\n")[0].split())
+    for words in (plain.shapes, plain.colours):
+        assert f"({', '.join(words)})" in paragraph
+    assert plain.sizes == ("medium",) and plain.motions == ("moves", "bounces") and plain.clauses == (1, 2)
+    assert set(plain.directions) == {"right", "left", "up", "down"} and plain.speeds == ("medium", "fast")
+    assert grammar.parse("a red circle moves left fast")[0].held_out
+
+
+def results():
+    """A results.json as small as can be."""
+    method = {"kind": "method", "method": "start", "label": "starting student", "total": 0.5, "low": 0.4, "high": 0.6}
+    return {
+        "command": "reelgym compare --preset standard",
+        "commit": "0123456789abcdef-dirty",
+        "device": "a machine",
+        "seeds": [0, 1],
+        "config": {"workers": 2, "prompts": 4, "clips": 3, "notes": ["A note."]},
+        "rows": [method, {"kind": "clip", "of": "clips", "prompt": "a red circle moves left"}],
+    }
+
+
+def test_blocks_are_filled_from_a_run(tmp_path, capsys):
+    path = "experiments/results/standard/results.json"
+    blocks = "".join(f"<!-- {kind}: {path} -->\nold\n<!-- end -->\n" for kind in ("pictures", "table"))
+    (tmp_path / "README.md").write_text(f"before\n{blocks}after\n")
+    readme.run(readme.Config(), tmp_path)
+    assert (tmp_path / "README.md").read_text().count("No results are committed yet") == 2
+
+    place = tmp_path / path
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(results()))
+    (tmp_path / "docs/images").mkdir(parents=True)
+    (tmp_path / readme.PICTURE).touch()
+    readme.run(readme.Config(), tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
+    assert "| starting student |" in text and "0.500 [0.400, 0.600]" in text
+    assert "`0123456789ab` (with changes) on: a machine, 2 worker processes" in text and "- A note." in text
+    assert f"]({readme.PICTURE})" in text and "1. a red circle moves left" in text
+    assert capsys.readouterr().out == "README.md\n" * 2
+    readme.run(readme.Config(), tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_is_none_is_one_line(capsys, tmp_path):
+    assert readme.main(["--run", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("readme: error: ") and not list(tmp_path.iterdir())
