@@ -9,7 +9,9 @@ from pathlib import Path
 import gymnasium
 import pytest
 import torch
+from PIL import Image
 
+from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.experiments import cli, readme
@@ -149,12 +151,14 @@ def test_blocks_are_filled_from_a_run(tmp_path, capsys):
     readme.run(readme.Config(), tmp_path)
     assert (tmp_path / "README.md").read_text().count("No results are committed yet") == 2
 
-    place = tmp_path / path
-    place.parent.mkdir(parents=True)
-    place.write_text(json.dumps(results()))
-    (tmp_path / "docs/images").mkdir(parents=True)
-    (tmp_path / readme.PICTURE).touch()
-    readme.run(readme.Config(), tmp_path)
+    wrote = tmp_path / "runs"
+    wrote.mkdir()
+    (wrote / "results.json").write_text(json.dumps(results()))
+    media = {"clips/start": torch.randint(256, (1, 3, 8, 8, 3), dtype=torch.uint8)}
+    save_checkpoint(wrote / "media", {"media": media}, {})
+    readme.run(readme.Config(wrote), tmp_path)
+    assert json.loads((tmp_path / path).read_text()) == results()
+    assert Image.open(tmp_path / readme.PICTURE).n_frames == 3
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
     assert "| starting student |" in text and "0.500 [0.400, 0.600]" in text
