@@ -157,7 +157,7 @@ def _complaint(rest: list[str], options: tuple[str, ...], what: str, part: str) 
 def chunk_clauses(script: Script, chunks: int) -> tuple[Clause, ...]:
     """One clause per chunk: the clauses share the chunks evenly, earlier ones taking what does not divide."""
     if chunks < len(script):
-        raise PromptError(f"{len(script)} clauses do not fit into {chunks} chunks; shorten the script or lengthen the clip")
+        raise PromptError(f"{len(script)} clauses do not fit into {chunks} chunks; use fewer clauses or a longer clip")
     return tuple(script[chunk * len(script) // chunks] for chunk in range(chunks))
 
 

@@ -118,7 +118,8 @@ def _frame_scores(
 
 def _average(frames: Tensor, weight: Tensor) -> OracleScores:
     axes = (frames * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-    return OracleScores(*axes.unbind(-1), total=axes.clamp_min(0).prod(-1) ** (1 / len(AXES)))
+    quality, motion, aligned, lawful = axes.unbind(-1)
+    return OracleScores(quality, motion, aligned, lawful, axes.clamp_min(0).prod(-1) ** (1 / len(AXES)))
 
 
 def _near(error: Tensor, slack: float | Tensor, tolerance: float | Tensor) -> Tensor:

