@@ -75,7 +75,7 @@ class Preset:
 PRESETS = {
     "quick": Preset(
         seconds=24,
-        updates={"continued": 24, "dmd": 6, "stream-r1": 5, "policy": 3, "reward": 6},
+        updates={"continued": 17, "dmd": 6, "stream-r1": 5, "policy": 3, "reward": 8},
         seeds=2,
         exam=Exam(prompts=24, clips=2, long_prompts=6),
         validation=Exam(prompts=8, clips=1, long_prompts=0, split="validation"),
@@ -83,8 +83,8 @@ PRESETS = {
         pool=256,
     ),
     "standard": Preset(
-        seconds=100,
-        updates={"continued": 100, "dmd": 26, "stream-r1": 20, "policy": 12, "reward": 26},
+        seconds=120,
+        updates={"continued": 87, "dmd": 32, "stream-r1": 23, "policy": 16, "reward": 38},
         seeds=5,
         exam=Exam(prompts=64, clips=2, long_prompts=16),
         validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),
