@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from .learner import Groups, Learner
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 State = tuple[Groups, dict[str, Any]]
 Log = Callable[[Mapping[str, float], int], None]
@@ -61,17 +64,21 @@ def fit(
     evaluate_every: int = 0,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
+    accelerator: Accelerator | None = None,
 ) -> None:
     """Train until `updates` updates are done, going on from `checkpoint` where there is one.
 
     log: takes a dict and the number of updates. evaluate: its dict is logged every `evaluate_every` updates.
-    checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only).
+    checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only). accelerator: the trainer's,
+    where there are several processes; the first alone logs, evaluates and writes.
     """
     if checkpoint is not None and has_checkpoint(checkpoint):
         trainer.load_state(*load_checkpoint(checkpoint))
     while trainer.counts.updates < updates:
         measured = dict(trainer.update())
         done = trainer.counts.updates
+        if accelerator is not None and not accelerator.is_main_process:
+            continue
         if evaluate is not None and evaluate_every and done % evaluate_every == 0:
             measured |= evaluate()
         if log is not None:
@@ -79,6 +86,11 @@ def fit(
         due = done == updates or (checkpoint_every and done % checkpoint_every == 0)
         if checkpoint is not None and due:
             save_checkpoint(checkpoint, *trainer.state())
+
+
+def own_draw(update: int, accelerator: Accelerator | None) -> int:
+    """A number that no other update and no other process has: what is drawn for `update` here follows from it."""
+    return update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
 
 
 def pack(

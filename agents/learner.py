@@ -99,7 +99,7 @@ class Learner(Generic[Trained]):
         return module
 
     def state(self) -> tuple[Groups, dict[str, Any]]:
-        """Everything that a bitwise resume needs: groups of tensors, and what JSON holds."""
+        """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
         tensors, settings = pack_optimizer(self.optimizer)
         groups = {"model": dict(self.module.state_dict()), "optimizer": tensors}
         if self.mean:

@@ -29,7 +29,7 @@ from .direction import (
     returns_to_go,
     surrogate,
 )
-from .fit import Counts, State, pack, unpack
+from .fit import Counts, State, own_draw, pack, unpack
 from .learner import Groups, Learner, LearnerConfig
 from .rollout import Choice, GeneratorPolicy, Rollout, chosen, predictions, rollout
 
@@ -50,6 +50,8 @@ class PolicyGradientConfig:
     """Denoising steps of each chunk, drawn at random, that an update looks at, 1 to S - 1; each costs a backward."""
     reference: float = 0.05
     """Weight of the KL to the starting generator; 0 leaves it out."""
+    reference_every: int = 4
+    """The KL is taken on one clip in so many, in turn, and weighed up to match; it costs two passes a chunk."""
     rescale: bool = True
     """Even out the size of the gradient over denoising steps."""
     epochs: int = 1
@@ -65,13 +67,14 @@ def policy_loss(
     x0: Tensor,
     choice: Choice,
     advantage: Tensor,
-    reference: Tensor | None,
+    reference: tuple[Tensor, Tensor] | None,
     weight: Tensor | float,
     config: PolicyGradientConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one chunk's chosen steps, and what to log.
 
-    x0 [B, f, C, h, w] with gradient; advantage [B]; reference like x0, the frozen generator's; weight broadcasts to x0.
+    x0 [B, f, C, h, w] with gradient; advantage [B]; weight broadcasts to x0; reference: rows int64 [M] and the frozen
+    generator's x0 there, which stand for all B.
     """
     now = x0.detach()
     ratio = log_ratio(choice.x_next, now, choice.x0, choice.next_sigma, weight).exp()
@@ -79,9 +82,10 @@ def policy_loss(
     direction = weight * policy_direction(now, choice.x_next, choice.next_sigma, scale * advantage, config.rescale)
     measured = {"ratio_error": (ratio - 1).abs().max(), "clipped": (scale == 0).float().mean()}
     if reference is not None:
-        pull = reference_direction(now, reference, choice.next_sigma, config.rescale)
-        direction = direction + config.reference * pull
-        measured["reference_distance"] = (now - reference).square().mean()
+        rows, frozen = reference
+        pull = reference_direction(now[rows], frozen, choice.next_sigma[rows], config.rescale)
+        direction = direction.index_add(0, rows, config.reference * len(now) / len(rows) * pull)
+        measured["reference_distance"] = (now[rows] - frozen).square().mean()
     return surrogate(x0, direction), measured
 
 
@@ -102,6 +106,8 @@ class PolicyGradient:
         if env.num_envs != config.prompts * config.group:
             given = f"{env.num_envs} streams were given"
             raise ValueError(f"{config.prompts} prompts x {config.group} clips need as many streams: {given}")
+        if not 1 <= config.reference_every <= env.num_envs:
+            raise ValueError(f"reference_every must lie in 1 .. {env.num_envs}, not {config.reference_every}")
         if not 1 <= config.steps < len(generator.sigmas):
             raise ValueError(f"steps must lie in 1 .. {len(generator.sigmas) - 1}, not {config.steps}")
         self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
@@ -129,8 +135,9 @@ class PolicyGradient:
 
     def _play(self) -> tuple[Rollout, Tensor]:
         config, clock = self.config, self.env.clock
-        _, texts = self.prompts(config.prompts, self.counts.updates)
-        keys = fold(stream_keys(config.seed, self.env.num_envs, self.env.device), self.counts.updates)
+        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        _, texts = self.prompts(config.prompts, draw)
+        keys = fold(stream_keys(config.seed, self.env.num_envs, self.env.device), draw)
         repeated = [row for row in texts for _ in range(config.group)]
         played = rollout(self.env, GeneratorPolicy(self.generator), keys, repeated)
         chunks = self.env.num_envs * clock.chunks
@@ -149,10 +156,7 @@ class PolicyGradient:
         self, played: Rollout, choices: Sequence[Choice], advantage: Tensor, weight: Tensor | None
     ) -> dict[str, Tensor]:
         count, f = len(choices), self.env.clock.frames_per_chunk
-        references: list[Tensor] | list[None] = [None] * count
-        if self.reference is not None:
-            references = predictions(self.reference, choices, played.latents, played.embeds)
-            self.counts.reference_calls += len(advantage) * (2 * count - 1)
+        references = self._frozen(played, choices)
         total: dict[str, Tensor] = {}
         for chunk, choice in enumerate(choices):
             context = played.transitions[chunk][0].context
@@ -164,6 +168,17 @@ class PolicyGradient:
             total = {name: total.get(name, 0) + value / count for name, value in measured.items()}
         self.counts.generator_calls += len(advantage) * count
         return total
+
+    def _frozen(self, played: Rollout, choices: Sequence[Choice]) -> Sequence[tuple[Tensor, Tensor] | None]:
+        """Per chunk, rows and what the starting generator predicts there."""
+        if self.reference is None:
+            return [None] * len(choices)
+        every, count = self.config.reference_every, len(played.rewards)
+        rows = torch.arange(self.counts.updates % every, count, every, device=played.latents.device)
+        some = [choice.take(rows) for choice in choices]
+        self.counts.reference_calls += len(rows) * (2 * len(choices) - 1)
+        found = predictions(self.reference, some, played.latents[rows], played.embeds[rows])
+        return [(rows, x0) for x0 in found]
 
     def _perplexity(self, played: Rollout) -> Tensor:
         env = self.env

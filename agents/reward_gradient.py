@@ -20,7 +20,7 @@ from ..models.prompts import PromptBatch
 from ..noise import fold, normal, stream_keys, uniform
 from ..rewards.stream_reward import StreamReward
 from .direction import surrogate
-from .fit import Counts, State, pack, unpack
+from .fit import Counts, State, own_draw, pack, unpack
 from .learner import Groups, Learner, LearnerConfig
 from .rollout import GeneratorPolicy, Rollout, chosen, predictions, rollout
 
@@ -94,8 +94,9 @@ class RewardGradient:
     def update(self) -> dict[str, float]:
         """Roll out with the last denoising step on the graph, and follow the reward's gradient."""
         started, config, env = time.monotonic(), self.config, self.env
-        _, texts = self.prompts(env.num_envs, self.counts.updates)
-        keys = fold(stream_keys(config.seed, env.num_envs, env.device), self.counts.updates)
+        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        _, texts = self.prompts(env.num_envs, draw)
+        keys = fold(stream_keys(config.seed, env.num_envs, env.device), draw)
         played = rollout(env, GeneratorPolicy(self.generator, grad=True), keys, texts)
         x0, prompts = played.latents, clip_prompts(played.embeds, played.texts)
         direction = reward_direction(x0, prompts, self.reward, env.codec, fold(keys, 1), config.noise, config.shift)

@@ -91,6 +91,10 @@ class Choice:
     next_sigma: Tensor
     x0: Tensor
 
+    def take(self, rows: Tensor) -> Choice:
+        """The streams at rows [M] (int64)."""
+        return Choice(*(value[rows] for value in (self.x, self.sigma, self.x_next, self.next_sigma, self.x0)))
+
 
 def chosen(transitions: Sequence[Transition], pick: Tensor) -> Choice:
     """The transition that pick [B] names for each stream."""

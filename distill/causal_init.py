@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..agents.fit import Counts, State, pack, unpack
+from ..agents.fit import Counts, State, own_draw, pack, unpack
 from ..agents.learner import Groups, Learner, LearnerConfig
 from ..models.generator import Generator
 from ..models.sampler import renoise
@@ -82,9 +82,10 @@ class CausalInit:
 
     def update(self) -> dict[str, float]:
         """One regression step; it generates nothing."""
-        started, config, step = time.monotonic(), self.config, self.counts.updates
-        x0, embeds = self.clips(config.batch, step)
-        keys = fold(stream_keys(config.seed, config.batch, x0.device), step)
+        started, config = time.monotonic(), self.config
+        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        x0, embeds = self.clips(config.batch, draw)
+        keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)
         loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)
         measured = self.learner.step(loss)
         self.counts.generator_calls += 2 * config.batch * embeds.shape[1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..agents.direction import surrogate
-from ..agents.fit import Counts, State, pack, unpack
+from ..agents.fit import Counts, State, own_draw, pack, unpack
 from ..agents.learner import Groups, Learner, LearnerConfig
 from ..envs.prompt_source import Draw, Texts
 from ..envs.windows import Clock, clip_prompts, clip_reward
@@ -133,10 +133,11 @@ class Distill:
 
     def update(self) -> dict[str, float]:
         """One rollout with gradient, the critic's updates, and then the generator's."""
-        started, config, step = time.monotonic(), self.config, self.counts.updates
-        embeds, texts = self.prompts(config.batch, step)
+        started, config = time.monotonic(), self.config
+        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        embeds, texts = self.prompts(config.batch, draw)
         embeds = embeds.to(self.null.device)
-        keys = fold(stream_keys(config.seed, config.batch, embeds.device), step)
+        keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
         x0 = self._rollout(embeds, keys, grad=True)
         measured = self._train_critic(x0.detach(), embeds, keys)
         eps, sigma = self._noise(x0, fold(keys, 1))
@@ -184,12 +185,16 @@ class Distill:
         need = {"scores", "perplexity"} if self.config.perplexity else {"scores"}
         signal = self.reward(video, clip_prompts(embeds, texts), self.codec.grid(video.shape[1]), need=need)
         self.counts.reward_calls += len(texts) * embeds.shape[1]
-        reliability, self.balance = balance(signal.scores, self.balance, self.config.balance)
+        reliability, self.balance = balance(signal.scores, self.balance, self.config.balance, self._over_processes)
         weight = torch.ones_like(reliability) if not self.config.reliability else reliability
         weight = weight[:, None, None, None, None]
         if signal.perplexity is not None:
             weight = weight * signal.perplexity[:, :, None]
         return weight, {"reward": float(signal.reward.mean()), "reliability": float(reliability.mean())}
+
+    def _over_processes(self, mean: Tensor) -> Tensor:
+        accelerator = self.learner.accelerator
+        return mean if accelerator is None else accelerator.reduce(mean, "mean")
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""

@@ -1,0 +1,80 @@
+"""What `import reelgym` registers, made by name from the folder of a (here untrained) stack."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import reelgym  # noqa: F401
+from reelgym.envs.stream_gen import StreamGenVectorEnv
+from reelgym.envs.worlds.grammar import GRAMMARS
+from reelgym.models.prompts import WordEncoder
+from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, save_tiny
+
+NAME = "reelgym/StreamGen-v0"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "train_through_env.py"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stack")
+    vocab = GRAMMARS["plain"].vocabulary()
+    torch.manual_seed(0)
+    save_tiny(folder / "codec", build_codec(), {})
+    text_dim = WordEncoder(vocab, TEXT_LEN).dim
+    reward = build_reward(text_dim)
+    save_tiny(folder / "student", build_wan(text_dim), {"vocab": list(vocab)})
+    save_tiny(folder / "reward", reward, {"vocab": list(vocab), "recipe": {"grammar": "plain"}})
+    return str(folder)
+
+
+def test_make_and_check(stack):
+    env = gymnasium.make(NAME, preset=stack, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    observation, info = env.reset(seed=0)
+    assert observation["latents"].shape == (6, 8, 8, 8) and info["text"].startswith("a")
+    for _ in range(4):
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample() / 64)
+    assert terminated and not truncated and env.render().shape == (32, 32, 3)
+
+
+def test_make_vec(stack):
+    envs = gymnasium.make_vec(NAME, num_envs=2, preset=stack, split="test", max_episode_steps=2)
+    assert isinstance(envs, StreamGenVectorEnv) and envs.clock.chunks == 2
+    observation, _ = envs.reset(seed=0)
+    assert isinstance(observation["latents"], torch.Tensor)
+    for _ in range(2):
+        _, reward, terminated, _, info = envs.step(torch.randn(2, 3, 8, 8, 8))
+    assert reward.shape == (2,) and terminated.all() and "final_obs" in info
+
+
+def test_make_vec_in_other_ways(stack):
+    envs = gymnasium.make_vec(NAME, num_envs=2, preset=stack, vectorization_mode="sync")
+    observation, _ = envs.reset(seed=0)
+    assert isinstance(observation["latents"], np.ndarray) and observation["position"].tolist() == [0, 0]
+
+
+def test_an_unknown_preset_is_told():
+    with pytest.raises(ValueError, match="neither a preset .tiny. nor a folder"):
+        gymnasium.make(NAME, preset="huge")
+
+
+def test_importing_registers_and_imports_little():
+    code = "import sys, gymnasium, reelgym; print(gymnasium.spec('reelgym/StreamGen-v0').id, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [NAME, "False"]
+
+
+def test_the_example_trains_through_the_environment(stack):
+    spec = importlib.util.spec_from_file_location("train_through_env", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    sys.modules["train_through_env"] = example
+    spec.loader.exec_module(example)
+    history = example.main(example.Args(prompts=1, group=2, updates=2, stack=Path(stack)))
+    assert len(history) == 2 and all(abs(value) < 100 for value in history)
