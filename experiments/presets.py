@@ -75,7 +75,7 @@ class Preset:
 PRESETS = {
     "quick": Preset(
         seconds=24,
-        updates={"continued": 17, "dmd": 6, "stream-r1": 5, "policy": 3, "reward": 8},
+        updates={"continued": 15, "dmd": 6, "stream-r1": 4, "policy": 3, "reward": 6},
         seeds=2,
         exam=Exam(prompts=24, clips=2, long_prompts=6),
         validation=Exam(prompts=8, clips=1, long_prompts=0, split="validation"),
@@ -84,7 +84,7 @@ PRESETS = {
     ),
     "standard": Preset(
         seconds=120,
-        updates={"continued": 87, "dmd": 32, "stream-r1": 23, "policy": 16, "reward": 38},
+        updates={"continued": 75, "dmd": 28, "stream-r1": 20, "policy": 14, "reward": 31},
         seeds=5,
         exam=Exam(prompts=64, clips=2, long_prompts=16),
         validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),
