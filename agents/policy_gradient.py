@@ -106,8 +106,8 @@ class PolicyGradient:
         if env.num_envs != config.prompts * config.group:
             given = f"{env.num_envs} streams were given"
             raise ValueError(f"{config.prompts} prompts x {config.group} clips need as many streams: {given}")
-        if not 1 <= config.reference_every <= env.num_envs:
-            raise ValueError(f"reference_every must lie in 1 .. {env.num_envs}, not {config.reference_every}")
+        if config.reference_every < 1:
+            raise ValueError(f"reference_every must be at least 1, not {config.reference_every}")
         if not 1 <= config.steps < len(generator.sigmas):
             raise ValueError(f"steps must lie in 1 .. {len(generator.sigmas) - 1}, not {config.steps}")
         self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
@@ -173,7 +173,8 @@ class PolicyGradient:
         """Per chunk, rows and what the starting generator predicts there."""
         if self.reference is None:
             return [None] * len(choices)
-        every, count = self.config.reference_every, len(played.rewards)
+        count = len(played.rewards)
+        every = min(self.config.reference_every, count)
         rows = torch.arange(self.counts.updates % every, count, every, device=played.latents.device)
         some = [choice.take(rows) for choice in choices]
         self.counts.reference_calls += len(rows) * (2 * len(choices) - 1)

@@ -89,7 +89,7 @@ def test_later_epochs_have_other_ratios(generator, env, prompts):
     assert measured["ratio_error"] > 0 and measured["clipped"] > 0
 
 
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("every", [1, 3, 60])
 def test_the_gradient_of_an_update_is_the_policy_gradient(generator, env, prompts, every):
     trainer = policy_gradient(generator, env, prompts, steps=3, reference=0.5, reference_every=every)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_the_gradient_of_an_update_is_the_policy_gradient(generator, env, prompt
             x0 = x0_from_v(t.x, model(t.x, t.sigma, done.embeds[:, chunk], cache=t.context), t.sigma)
             level = torch.full((6,), t.next_sigma)
             direction = policy_direction(x0, t.x_next, level, advantage[:, chunk])
-            taken = every * (torch.arange(6) % every == 0)[:, None, None, None, None]
+            taken = min(every, 6) * (torch.arange(6) % every == 0)[:, None, None, None, None]
             direction = direction + 0.5 * taken * reference_direction(x0, reference[k][chunk], level)
             expected = expected + (direction.detach() * x0).mean() / 12
     expected.backward()
@@ -200,3 +200,5 @@ def test_wrong_settings_are_told(generator, env, prompts):
         policy_gradient(generator, env, prompts, group=4)
     with pytest.raises(ValueError, match="steps must lie in 1 .. 3"):
         policy_gradient(generator, env, prompts, steps=4)
+    with pytest.raises(ValueError, match="reference_every"):
+        policy_gradient(generator, env, prompts, reference_every=0)
