@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..checkpoint import save_checkpoint
 from ..models.tiny import WEIGHTS, load_manifest
 from .events import write_events
-from .jobs import Job, Result, run_jobs
+from .jobs import Job, Result, one_thread, run_jobs
 from .methods import METHODS, REFERENCES, Plan, rate_of, with_rate
 from .presets import PRESETS, Preset
 from .report import load_media, read_results, summary_text, write_picture, write_report
@@ -182,9 +182,9 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Ma
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
     settings |= {"notes": notes(setup, plans), "workers": setup.workers, "weights": setup.weights or "shipped"}
     settings |= {"prompts": preset.exam.prompts, "clips": preset.exam.clips, "made_from": setup.made_from}
-    write_results(
-        out, config.command, setup.seeds, settings, [*rows, *clip_rows(preset.exam, preset.shown)], setup.device
-    )
+    rows += clip_rows(preset.exam, preset.shown)
+    with one_thread():
+        write_results(out, config.command, setup.seeds, settings, rows, setup.device)
     media = {name: tensor for groups, _ in results.values() for name, tensor in groups.get("media", {}).items()}
     save_checkpoint(out / "media", {"media": media}, {})
     write_events(out / "tensorboard", found, load_media(out / "media"))

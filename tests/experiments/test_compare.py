@@ -51,6 +51,7 @@ def kill_at(job):
 
 def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeypatch, capsys):
     config = Config("smoke", out=tmp_path, weights=weights, workers=1, device="cpu")
+    monkeypatch.setattr(compare, "fingerprint", lambda weights: "one state of the code")
     monkeypatch.setattr(compare, "work", kill_at("policy"))
     with pytest.raises(KeyboardInterrupt):
         run(config)
