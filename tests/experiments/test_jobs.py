@@ -109,7 +109,7 @@ def test_kill_9_keeps_what_is_finished_and_leaves_no_worker(tmp_path):
     script = tmp_path / "linger.py"
     script.write_text(LINGER)
     quick, slow = Job("quick", Linger(0)), Job("slow", Linger(60))
-    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
+    process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         until(lambda: stored(quick, tmp_path / "jobs") and (tmp_path / "60.pid").exists())
         worker = int((tmp_path / "60.pid").read_text())
