@@ -46,7 +46,9 @@ class DistillConfig:
     batch: int = 16
     """Clips an update."""
     critic_updates: int = 3
-    """Critic updates to one of the generator; the first learns from the generator's own rollout."""
+    """Critic updates to one of the generator."""
+    critic_rollouts: int = 3
+    """Rollouts that they learn from, taken in turn: the generator's own and so many less one besides. 1 is cheapest."""
     guidance: float = 2.0
     """Of the real score; the fake one has none."""
     shift: float = 5.0
@@ -162,11 +164,12 @@ class Distill:
         return self_forcing(self.generator, embeds, keys, exit_step, grad)
 
     def _train_critic(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> dict[str, float]:
-        losses = []
+        losses, clips = [], [x0]
         for turn in range(self.config.critic_updates):
             fresh = fold(keys, 2 + turn)
-            if turn:
-                x0 = self._rollout(embeds, fresh)
+            if 0 < turn < self.config.critic_rollouts:
+                clips.append(self._rollout(embeds, fresh))
+            x0 = clips[turn % len(clips)]
             eps, sigma = self._noise(x0, fold(fresh, 1))
             losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds))["loss"])
             self.counts.critic_calls += len(keys) * embeds.shape[1]

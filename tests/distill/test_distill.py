@@ -114,6 +114,13 @@ def test_an_update_moves_generator_and_critic_but_not_the_teacher(distill):
     assert trainer.critic.updates == 2 and {"loss", "critic_loss", "grad_norm", "direction"} <= set(measured)
 
 
+@pytest.mark.parametrize(("rollouts", "chunks"), [(1, 12), (2, 24), (9, 36)])
+def test_critic_updates_share_rollouts(distill, rollouts, chunks):
+    trainer = distill(critic_updates=3, critic_rollouts=rollouts)
+    trainer.update()
+    assert trainer.counts.chunks == chunks and trainer.critic.updates == 3
+
+
 def test_with_fake_equal_to_real_there_is_nothing_to_learn(distill):
     trainer = distill(critic_updates=0, guidance=1.0)
     assert trainer.update()["grad_norm"] == 0
