@@ -10,7 +10,7 @@ import tyro
 from torch import nn
 
 from ..envs.worlds.grammar import GRAMMARS
-from ..models.tiny import WEIGHTS, load_tiny, save_tiny
+from ..models.tiny import WEIGHTS, Part, load_tiny, save_tiny
 from .pretrain.loop import Processes
 
 
@@ -26,6 +26,8 @@ class Config:
     """Folder with the finished parts that this one needs."""
     steps: int | None = None
     """Optimiser steps, if not the recipe's own."""
+    stop: int | None = None
+    """Step at which to end before the schedule does."""
     seed: int = 0
     """Everything random follows from it."""
     device: Literal["cpu"] = "cpu"
@@ -66,34 +68,32 @@ def run(config: Config) -> None:
 
 
 def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float]]:
+    """The trained part, the recipe that made it, and what it measured."""
+
     def scheduled(recipe: Any) -> Any:
         schedule = replace(recipe.schedule, seed=config.seed, steps=config.steps or recipe.schedule.steps)
         known = {"compile": config.compile} if hasattr(recipe, "compile") else {}
-        return replace(recipe, schedule=schedule, **known)
+        return replace(recipe, schedule=replace(schedule, stop=config.stop), **known)
 
-    def part(name: str) -> Any:
+    def part(name: Part) -> Any:
         return load_tiny(name, config.weights / name)
+
+    def done(recipe: Any, result: tuple[nn.Module, dict[str, float]]) -> tuple[nn.Module, Any, dict[str, float]]:
+        return result[0], recipe, result[1]
 
     if config.target == "codec":
         from .pretrain.codec import CodecRecipe, train_codec
 
-        recipe: Any = scheduled(CodecRecipe())
-        return (*_paired(recipe, train_codec(recipe, out)),)
+        return done(recipe := scheduled(CodecRecipe()), train_codec(recipe, out))
     if config.target == "teacher":
         from .pretrain.teacher import TeacherRecipe, train_teacher
 
-        recipe = scheduled(TeacherRecipe())
-        return (*_paired(recipe, train_teacher(recipe, part("codec"), out)),)
+        return done(recipe := scheduled(TeacherRecipe()), train_teacher(recipe, part("codec"), out))
     if config.target == "student":
         from .pretrain.student import StudentRecipe, train_student
 
-        recipe = scheduled(StudentRecipe())
-        return (*_paired(recipe, train_student(recipe, part("codec"), part("teacher"), out)),)
+        return done(recipe := scheduled(StudentRecipe()), train_student(recipe, part("codec"), part("teacher"), out))
     from .pretrain.reward import RewardRecipe, train_reward
 
-    recipe = scheduled(RewardRecipe())
-    return (*_paired(recipe, train_reward(recipe, part("codec"), part("teacher"), part("student"), out)),)
-
-
-def _paired(recipe: Any, result: tuple[nn.Module, dict[str, float]]) -> tuple[nn.Module, Any, dict[str, float]]:
-    return result[0], recipe, result[1]
+    parts = (part("codec"), part("teacher"), part("student"))
+    return done(recipe := scheduled(RewardRecipe()), train_reward(recipe, *parts, out))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...envs.worlds.scene import BACKGROUND
 from ...models.codec import FrameCodec
@@ -46,12 +46,12 @@ def train_codec(recipe: CodecRecipe, out: Path) -> tuple[FrameCodec, dict[str, f
     frames = torch.cat([pool.video.flatten(0, 1) for pool in pools])
     held_out = make_clips(128, split="validation", seed=seed, grammar=recipe.grammar)
 
-    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
+    def loss(model: FrameCodec, generator: torch.Generator, share: slice) -> Tensor:
         rows = torch.randint(frames.shape[0], (recipe.schedule.batch,), generator=generator)
         video = frames[rows[share], None].float() / 255
         return model.loss(video, foreground_weight(video))
 
-    def measure(model: nn.Module, step: int) -> dict[str, float]:
+    def measure(model: FrameCodec, step: int) -> dict[str, float]:
         return {"mse": squared_error(model, held_out)}
 
     trained, seconds = pretrain("codec", codec, loss, recipe.schedule, out, evaluate=measure, evaluate_every=500)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,10 @@ class Schedule:
         return self.learning_rate * min((step + 1) / warm, 0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
 
 
-Loss = Callable[[nn.Module, torch.Generator, slice], Tensor]
+M = TypeVar("M", bound=nn.Module)
+Loss = Callable[[M, torch.Generator, slice], Tensor]
 """`loss(model, generator, share)`: draws a whole batch from `generator` alone and returns the mean over its `share`."""
-Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
+Evaluate = Callable[[M, int], Mapping[str, float]]
 
 
 class Processes:
@@ -82,10 +84,10 @@ class Processes:
             vector_to_parameters(reduce(parameters_to_vector(gradients), "mean"), gradients)
 
 
-class Pretraining:
+class Pretraining(Generic[M]):
     """A module, its optimiser and its averaged weights, on the way through a schedule. Only the main process writes."""
 
-    def __init__(self, name: str, model: nn.Module, schedule: Schedule, out: Path) -> None:
+    def __init__(self, name: str, model: M, schedule: Schedule, out: Path) -> None:
         self.name, self.model, self.schedule, self.folder = name, model, schedule, out / "checkpoint"
         self.log_file, self.processes = out / "log.txt", Processes()
         self.optimizer = torch.optim.AdamW(
@@ -96,7 +98,7 @@ class Pretraining:
         if has_checkpoint(self.folder):
             self._resume()
 
-    def advance(self, loss: Loss) -> float:
+    def advance(self, loss: Loss[M]) -> float:
         """One step; a loss that is not finite stops the run before it can touch the weights. Returns the loss."""
         generator = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + self.step)
         value = loss(self.model, generator, self.processes.share)
@@ -143,14 +145,14 @@ class Pretraining:
 
 def pretrain(
     name: str,
-    model: nn.Module,
-    loss: Loss,
+    model: M,
+    loss: Loss[M],
     schedule: Schedule,
     out: Path,
     *,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate[M] | None = None,
     evaluate_every: int = 0,
-) -> tuple[nn.Module, float]:
+) -> tuple[M, float]:
     """Train `model` to the end of its schedule, going on from out/checkpoint; return averaged weights and seconds."""
     run = Pretraining(name, model, schedule, out)
     started = time.monotonic() - run.seconds

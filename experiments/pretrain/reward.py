@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...envs.windows import Clock, WindowedModel, clip_prompts
 from ...envs.worlds.fakes import FAKES
@@ -78,8 +78,9 @@ class FlawedClips:
         clips = make_clips(recipe.clips, split=split, seed=recipe.schedule.seed + 20, grammar=recipe.grammar)
         self.scene, self.clauses, self.encoder, self.recipe = clips.scene, clips.clauses, encoder, recipe
         axes = {name: (0, 1, 2) if name == "blank" else AXIS_OF_FAKE[FAKES[name].axis] for name in fakes}
-        self.scene_flaws = [*SCENE_FLAWS.values(), *((FAKES[n].scene, axes[n]) for n in fakes if FAKES[n].scene)]
-        self.video_fakes = [(FAKES[n].video, axes[n]) for n in fakes if FAKES[n].video]
+        scene_fakes = [(edit, axes[name]) for name in fakes if (edit := FAKES[name].scene)]
+        self.scene_flaws = [*SCENE_FLAWS.values(), *scene_fakes]
+        self.video_fakes = [(edit, axes[name]) for name in fakes if (edit := FAKES[name].video)]
         self.rate = 1.6 / (len(self.scene_flaws) + len(PIXEL_FLAWS) + len(self.video_fakes))
 
     def draw(self, count: int, chunks: int, generator: torch.Generator) -> Batch:
@@ -211,7 +212,7 @@ def train_reward(
             generated.draw(share, chunks, encoder, generator),
         )
 
-    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
+    def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
         batch = draw(generator)
         return pair_loss(model(batch.video[share], batch.embeds[share]), batch.worth[share])
 
@@ -219,7 +220,6 @@ def train_reward(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         trained.calibrate(torch.cat([trained(b.video, b.embeds) for b in (draw(generator) for _ in range(40))]))
-    assert isinstance(trained, TinyReward)
     agreement = oracle_agreement(trained, codec, student, encoder, recipe.grammar)
     return trained, {**unseen_accuracy(trained, encoder, recipe.grammar), **agreement, "seconds": seconds}
 

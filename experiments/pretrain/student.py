@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...distill.causal_init import CausalInitConfig, causal_loss
 from ...models.codec import FrameCodec
@@ -51,20 +51,17 @@ def train_student(
     if recipe.compile:
         model.compile()
 
-    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
-        assert isinstance(model, CausalWan)
+    def loss(model: CausalWan, generator: torch.Generator, share: slice) -> Tensor:
         x0, embeds = pool.draw(recipe.schedule.batch, generator)
         keys = torch.randint(2**62, (len(x0),), generator=generator)
         return causal_loss(model, x0[share], embeds[share], keys[share], sigmas, recipe.forcing)
 
-    def measure(model: nn.Module, step: int) -> dict[str, float]:
-        assert isinstance(model, CausalWan)
+    def measure(model: CausalWan, step: int) -> dict[str, float]:
         losses[step] = validation_loss(model, unseen, sigmas, recipe.forcing)
         return {"validation_loss": losses[step]}
 
     every = max(1, recipe.schedule.steps // 6)
     trained, seconds = pretrain("student", model, loss, recipe.schedule, out, evaluate=measure, evaluate_every=every)
-    assert isinstance(trained, CausalWan)
     before = losses.get(4 * every)
     after = validation_loss(trained, unseen, sigmas, recipe.forcing)
     generator = tiny_generator(trained, codec)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...envs.worlds.grammar import GRAMMARS
 from ...models.codec import FrameCodec
@@ -74,7 +74,7 @@ def train_teacher(recipe: TeacherRecipe, codec: FrameCodec, out: Path) -> tuple[
     if recipe.compile:
         model.compile()
 
-    def loss(model: nn.Module, generator: torch.Generator, share: slice) -> Tensor:
+    def loss(model: CausalWan, generator: torch.Generator, share: slice) -> Tensor:
         x0, embeds = pool.draw(recipe.schedule.batch, generator, recipe.drop_prompt)
         noise = torch.randn(x0.shape, generator=generator)
         sigma = shifted(torch.rand(x0.shape[0], generator=generator), recipe.shift)
@@ -84,7 +84,6 @@ def train_teacher(recipe: TeacherRecipe, codec: FrameCodec, out: Path) -> tuple[
         return error.square().mean()
 
     trained, seconds = pretrain("teacher", model, loss, recipe.schedule, out)
-    assert isinstance(trained, CausalWan)
 
     def sample(noise: Tensor, embeds: Tensor) -> Tensor:
         return sample_teacher(trained, embeds, pool.embeds[0], noise, TEACHER_STEPS, TEACHER_GUIDANCE, recipe.shift)
