@@ -20,7 +20,7 @@ from ..envs.worlds.scene import roll
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
 from ..models.prompts import WordEncoder
-from ..models.sampler import sample_teacher
+from ..models.sampler import TeacherSampling, sample_teacher
 from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys
 
@@ -165,16 +165,14 @@ class Teacher:
     codec: Codec
     encoder: WordEncoder
     latent_shape: tuple[int, int, int]
-    steps: int
-    guidance: float
-    shift: float
+    sampling: TeacherSampling
 
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
         embeds = encode_clauses(self.encoder, clauses).to(keys.device)
         shape = (self.model.frames_per_chunk, *self.latent_shape)
         noise = torch.cat([normal(keys, chunk, 0, shape) for chunk in range(embeds.shape[1])], 1)
         null = torch.zeros_like(embeds[0, 0])
-        latents = sample_teacher(self.model, embeds, null, noise, self.steps, self.guidance, self.shift)
+        latents = sample_teacher(self.model, embeds, null, noise, self.sampling)
         return self.codec.decode(latents)
 
 

@@ -12,18 +12,9 @@ from tqdm import tqdm
 
 from ..envs.worlds.grammar import chunk_prompts
 from ..models.codec import FrameCodec
-from ..models.generator import Generator, StreamState, generate_chunk
-from ..models.sampler import sample_teacher, step_sigmas
-from ..models.tiny import (
-    CHUNKS,
-    SAMPLER_SHIFT,
-    STEPS,
-    TEACHER_GUIDANCE,
-    TEACHER_STEPS,
-    WEIGHTS,
-    load_encoder,
-    load_tiny,
-)
+from ..models.generator import StreamState, generate_chunk
+from ..models.sampler import sample_teacher
+from ..models.tiny import CHUNKS, TEACHER_SAMPLING, WEIGHTS, build_generator, load_encoder, load_tiny
 from ..models.wan import CausalWan
 from ..noise import normal, stream_keys
 from ..video import write_video
@@ -78,10 +69,7 @@ def run(config: Config) -> None:
 
 def stream_video(model: CausalWan, codec: FrameCodec, embeds: Tensor, seed: int) -> Iterator[Tensor]:
     """The student's chunks as they come, each [1, f, 3, H, W] in [0, 1]; embeds [1, n, L, D]."""
-    grid = codec.grid(1)
-    generator = Generator(
-        model, step_sigmas(STEPS, SAMPLER_SHIFT), (codec.channels, grid.h, grid.w), model.frames_per_chunk
-    )
+    generator = build_generator(model, codec)
     state, decode = StreamState.start(stream_keys(seed, 1, embeds.device)), codec.open()
     for prompt in embeds.unbind(1):
         latents, _, state = generate_chunk(generator, state, prompt)
@@ -97,5 +85,5 @@ def teacher_video(model: CausalWan, codec: FrameCodec, embeds: Tensor, seed: int
     shape = (CHUNKS * model.frames_per_chunk, codec.channels, grid.h, grid.w)
     noise = normal(stream_keys(seed, 1, embeds.device), 0, 0, shape)
     null = torch.zeros_like(embeds[0, 0])
-    latents = sample_teacher(model, embeds, null, noise, TEACHER_STEPS, TEACHER_GUIDANCE, SAMPLER_SHIFT)
+    latents = sample_teacher(model, embeds, null, noise, TEACHER_SAMPLING)
     yield from codec.decode(latents).chunk(CHUNKS, 1)

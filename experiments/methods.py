@@ -22,17 +22,7 @@ from ..envs.windows import TINY, Clock
 from ..models.codec import FrameCodec
 from ..models.generator import Generator
 from ..models.prompts import WordEncoder
-from ..models.sampler import step_sigmas
-from ..models.tiny import (
-    SAMPLER_SHIFT,
-    STEPS,
-    TEACHER_GUIDANCE,
-    TEACHER_STEPS,
-    WEIGHTS,
-    load_encoder,
-    load_manifest,
-    load_tiny,
-)
+from ..models.tiny import TEACHER_SAMPLING, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.wan import CausalWan
 from ..rewards.stream_reward import StreamReward
 from .evaluate import Coded, Student, System, Teacher, World
@@ -65,13 +55,11 @@ class Stack:
         """From a folder of four parts, by default the shipped one."""
         folder = Path(folder)
         codec = load_tiny("codec", folder / "codec", device).requires_grad_(False)
-        grid = codec.grid(1)
-        sigmas = step_sigmas(STEPS, SAMPLER_SHIFT)
         student = load_tiny("student", folder / "student", device)
         return cls(
             codec,
             load_tiny("teacher", folder / "teacher", device).requires_grad_(False),
-            Generator(student, sigmas, (codec.channels, grid.h, grid.w), student.frames_per_chunk),
+            build_generator(student, codec),
             StreamReward(load_tiny("reward", folder / "reward", device)),
             load_encoder("student", folder / "student"),
             load_manifest("student", folder / "student")["recipe"]["grammar"],
@@ -108,8 +96,7 @@ class Stack:
             return Coded(self.codec, world)
         if name == "start":
             return self.as_system(self.start)
-        shape, sampling = self.start.latent_shape, (TEACHER_STEPS, TEACHER_GUIDANCE, SAMPLER_SHIFT)
-        return Teacher(self.teacher, self.codec, self.encoder, shape, *sampling)
+        return Teacher(self.teacher, self.codec, self.encoder, self.start.latent_shape, TEACHER_SAMPLING)
 
     def as_system(self, generator: Generator) -> Student:
         """A generator of this stack, to be examined."""

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from .cache import KVCache
 
 THETA = 10000.0
+"""Base of Wan's rotary frequencies."""
 Turn = tuple[Tensor, Tensor]
 
 
@@ -41,16 +42,16 @@ class CallContext:
 class Rope(nn.Module):
     """Stands where the transformer's rotary embedding stood; returns the context that CausalWan left for this call."""
 
-    def __init__(self, dim: int, patch: tuple[int, ...]) -> None:
+    def __init__(self, dim: int, patch: tuple[int, ...], theta: float = THETA) -> None:
         super().__init__()
-        self.dim, self.patch = dim, patch
+        self.dim, self.patch, self.theta = dim, patch, theta
         self.context: CallContext | None = None
 
     def forward(self, x: Tensor) -> CallContext:
         context, self.context = self.context, None
         if context is None:
             h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
-            turn = rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device)
+            turn = rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device, self.theta)
             context = CallContext(turn, turn)
         return context
 
@@ -114,7 +115,9 @@ def rotated(x: Tensor, turn: Turn) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device) -> Turn:
+def rotary_turn(
+    frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device, theta: float = THETA
+) -> Turn:
     """Wan's rotary factors of every token of the given frames; S = len(frames) * h * w.
 
     Returns the cosine for each channel, float [S, 1, dim], and i times the sine for each pair, complex [S, 1, dim/2].
@@ -125,9 +128,9 @@ def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch
     time = dim // 2 - 2 * side
     with torch.inference_mode(False), torch.no_grad():
         axes = (
-            _angles(torch.tensor(frames), time).view(-1, 1, 1, time),
-            _angles(torch.arange(h), side).view(1, h, 1, side),
-            _angles(torch.arange(w), side).view(1, 1, w, side),
+            _angles(torch.tensor(frames), time, theta).view(-1, 1, 1, time),
+            _angles(torch.arange(h), side, theta).view(1, h, 1, side),
+            _angles(torch.arange(w), side, theta).view(1, 1, w, side),
         )
         cos, sin = (
             torch.cat([wave(angle).float().to(device).expand(len(frames), h, w, -1) for angle in axes], -1)
@@ -137,9 +140,9 @@ def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch
         return cos.view(-1, 1, dim // 2).repeat_interleave(2, -1), torch.complex(torch.zeros_like(sin), sin)
 
 
-def _angles(positions: Tensor, pairs: int) -> Tensor:
+def _angles(positions: Tensor, pairs: int, theta: float) -> Tensor:
     steps = torch.arange(0, 2 * pairs, 2, dtype=torch.float64) / (2 * pairs)
-    return torch.outer(positions.double(), 1.0 / THETA**steps)
+    return torch.outer(positions.double(), 1.0 / theta**steps)
 
 
 @lru_cache(maxsize=32)

@@ -15,7 +15,7 @@ class UnknownWordError(ValueError):
 
 
 class WordEncoder:
-    """One-hot word and one-hot position per token, zero-padded; the empty prompt is all zeros.
+    """One-hot word and one-hot position per token, of mean square 1; zero-padded, the empty prompt is zeros.
 
     vocab: the words in order; it belongs to a checkpoint's data. text_len: L, tokens per prompt.
     """
@@ -46,11 +46,11 @@ class WordEncoder:
         """texts: M prompts. Returns float [M, L, D]."""
         if isinstance(texts, str):
             raise TypeError("encode takes a list of prompts: wrap the one prompt in a list")
-        embeds = torch.zeros(len(texts), self.text_len, self.dim)
+        embeds, hot = torch.zeros(len(texts), self.text_len, self.dim), (self.dim / 2) ** 0.5
         for row, text in enumerate(texts):
             for place, word in enumerate(self.words(text)):
-                embeds[row, place, self._index[word]] = 1.0
-                embeds[row, place, len(self.vocab) + place] = 1.0
+                embeds[row, place, self._index[word]] = hot
+                embeds[row, place, len(self.vocab) + place] = hot
         return embeds
 
     def _unknown(self, word: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
@@ -60,38 +61,68 @@ def guided(unconditional: Tensor, conditional: Tensor, weight: float) -> Tensor:
     return unconditional + weight * (conditional - unconditional)
 
 
-def euler_sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, sigmas: Sequence[float]) -> Tensor:
+def sloped(u: float | Tensor, slope: float | Tensor, frames: int) -> Tensor:
+    """Unshifted levels [B, F] that rise by `slope` from the first frame to the last, clamped to [0, 1].
+
+    u [B] in [0, 1] is progress: at 1 every frame is noise, at 0 every frame is clean, for every slope [B] >= 0.
+    """
+    u, slope = torch.as_tensor(u).view(-1, 1), torch.as_tensor(slope, device=torch.as_tensor(u).device).view(-1, 1)
+    place = torch.arange(frames, device=u.device) / max(frames - 1, 1)
+    return ((1 + slope) * u - slope * (1 - place)).clamp(0, 1)
+
+
+def euler_sample(
+    velocity: Callable[[Tensor, Level], Tensor], noise: Tensor, sigmas: Sequence[Level]
+) -> Tensor:
     """Integrate dx / dsigma = velocity(x, sigma) from noise at sigmas[0] down to 0."""
     x = noise
-    for sigma, lower in zip(sigmas, (*sigmas[1:], 0.0), strict=True):
-        x = x + (lower - sigma) * velocity(x, sigma)
+    for sigma, lower in zip(sigmas, (*sigmas[1:], 0.0 * sigmas[-1]), strict=True):
+        x = x + _spread(lower - sigma, x) * velocity(x, sigma)
     return x
+
+
+@dataclass(frozen=True)
+class TeacherSampling:
+    """How a bidirectional teacher is sampled."""
+
+    steps: int = 50
+    """Euler steps."""
+    guidance: float = 5.0
+    """Weight of classifier-free guidance; 1 runs the conditional half alone."""
+    shift: float = 5.0
+    """Levels are moved this much towards noise."""
+    slope: float = 0.0
+    """How much later the last frame is denoised than the first (`sloped`); 0: all frames together."""
+
+    def sigmas(self, frames: int, device: torch.device) -> tuple[float, ...] | tuple[Tensor, ...]:
+        """The levels of every step: numbers, or [1, F] where they differ between frames."""
+        if not self.slope:
+            return step_sigmas(self.steps, self.shift)
+        progress = torch.linspace(1, 0, self.steps + 1, device=device)[:-1]
+        return shifted(sloped(progress, self.slope, frames), self.shift).split(1)
 
 
 @torch.no_grad()
 def sample_teacher(
-    model: Callable[[Tensor, float, Tensor], Tensor],
+    model: Callable[[Tensor, float | Tensor, Tensor], Tensor],
     embeds: Tensor,
     null_embed: Tensor,
     noise: Tensor,
-    steps: int,
-    guidance: float,
-    shift: float,
+    sampling: TeacherSampling,
 ) -> Tensor:
     """Clean latents [B, F, C, h, w] of a bidirectional teacher, guided Euler steps from noise of that shape.
 
-    embeds [B, n, L, D] (or [B, L, D]) and null_embed [L, D]: both halves of the guidance run as one batch; guidance 1
-    runs the conditional half alone.
+    embeds [B, n, L, D] (or [B, L, D]) and null_embed [L, D]: both halves of the guidance run as one batch.
     """
     both = torch.cat((null_embed.expand_as(embeds), embeds))
 
-    def velocity(x: Tensor, sigma: float) -> Tensor:
-        if guidance == 1:
+    def velocity(x: Tensor, sigma: float | Tensor) -> Tensor:
+        if sampling.guidance == 1:
             return model(x, sigma, embeds)
         unconditional, conditional = model(torch.cat((x, x)), sigma, both).chunk(2)
-        return guided(unconditional, conditional, guidance)
+        return guided(unconditional, conditional, sampling.guidance)
 
-    return euler_sample(velocity, noise, step_sigmas(steps, shift))
+    return euler_sample(velocity, noise, sampling.sigmas(noise.shape[1], noise.device))
 
 
 def _spread(sigma: float | Tensor, x: Tensor) -> float | Tensor:

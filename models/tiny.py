@@ -13,8 +13,10 @@ from torch import nn
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from .cache import CacheConfig
 from .codec import FrameCodec
+from .generator import Generator
 from .prompts import WordEncoder
 from .reward_net import TinyReward
+from .sampler import TeacherSampling, step_sigmas
 from .wan import CausalWan
 
 Part = Literal["codec", "teacher", "student", "reward"]
@@ -41,10 +43,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 FRAMES_PER_CHUNK = 3
 CHUNKS = 4
 TEXT_LEN = 8
-SAMPLER_SHIFT = 2.0
+SAMPLER_SHIFT = 5.0
 STEPS = 4
-TEACHER_STEPS = 24
-TEACHER_GUIDANCE = 2.0
+TEACHER_SAMPLING = TeacherSampling(steps=32, guidance=2.0, shift=SAMPLER_SHIFT, slope=1.0)
+ROPE_THETA = 16.0
 TRANSFORMER: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 4,
@@ -66,7 +68,14 @@ def build_codec() -> FrameCodec:
 
 def build_wan(text_dim: int, cache: CacheConfig = STREAMING_CACHE) -> CausalWan:
     """Untrained transformer of teacher and student for prompts of width text_dim (words + positions)."""
-    return _wan({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache)
+    return _wan({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache, ROPE_THETA)
+
+
+def build_generator(model: CausalWan, codec: FrameCodec) -> Generator:
+    """The four-step sampler around a causal transformer of this tier."""
+    grid = codec.grid(1)
+    sigmas = step_sigmas(STEPS, SAMPLER_SHIFT)
+    return Generator(model, sigmas, (codec.channels, grid.h, grid.w), model.frames_per_chunk)
 
 
 def build_reward(text_dim: int) -> TinyReward:
@@ -138,10 +147,12 @@ def _read(name: Part, folder: str | Path | None) -> tuple[dict[str, dict[str, to
     return tensors, meta
 
 
-def _wan(config: Mapping[str, Any], frames_per_chunk: int, text_len: int, cache: CacheConfig) -> CausalWan:
+def _wan(
+    config: Mapping[str, Any], frames_per_chunk: int, text_len: int, cache: CacheConfig, rope_theta: float
+) -> CausalWan:
     from diffusers import WanTransformer3DModel
 
-    return CausalWan(WanTransformer3DModel(**config), frames_per_chunk, text_len, cache)
+    return CausalWan(WanTransformer3DModel(**config), frames_per_chunk, text_len, cache, rope_theta)
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
@@ -158,6 +169,7 @@ def _describe(module: nn.Module) -> dict[str, Any]:
                 "frames_per_chunk": module.frames_per_chunk,
                 "text_len": module.text_len,
                 "cache": asdict(module.cache_config),
+                "rope_theta": module.rope_theta,
             }
     raise ValueError(f"{type(module).__name__} is no part of the tiny tier: choose from {', '.join(PARTS)}")
 
@@ -169,4 +181,5 @@ def _build(architecture: Mapping[str, Any]) -> nn.Module:
     if architecture["kind"] == "codec":
         return FrameCodec.from_config(**config)
     cache = CacheConfig(**architecture["cache"])
-    return _wan(config, architecture["frames_per_chunk"], architecture["text_len"], cache)
+    text_len, theta = architecture["text_len"], architecture["rope_theta"]
+    return _wan(config, architecture["frames_per_chunk"], text_len, cache, theta)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .cache import CacheConfig, KVCache, appended, evicted
-from .causal_attention import CallContext, CrossAttention, Rope, SelfAttention, causal_bias, rotary_turn
+from .causal_attention import THETA, CallContext, CrossAttention, Rope, SelfAttention, causal_bias, rotary_turn
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -30,6 +30,8 @@ class CausalWan(nn.Module):
         frames_per_chunk: latent frames in a chunk.
         text_len: tokens of a prompt; shorter embeddings are padded with zeros.
         cache: what is remembered from chunk to chunk.
+        rope_theta: base of the rotary frequencies. Wan's 10000 suits grids of many tokens; on one of 4x4 most of its
+            frequencies are constant, so small models want one near the length of the axes.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class CausalWan(nn.Module):
         frames_per_chunk: int,
         text_len: int,
         cache: CacheConfig = KEEP_ALL,
+        rope_theta: float = THETA,
     ) -> None:
         super().__init__()
         config = transformer.config
@@ -48,7 +51,8 @@ class CausalWan(nn.Module):
         cache.check(frames_per_chunk)
         self.frames_per_chunk, self.text_len, self.cache_config = frames_per_chunk, text_len, cache
         self.patch = tuple(config.patch_size[1:])
-        transformer.rope = Rope(config.attention_head_dim, self.patch)
+        self.rope_theta = rope_theta
+        transformer.rope = Rope(config.attention_head_dim, self.patch, rope_theta)
         for layer, block in enumerate(transformer.blocks):
             block.attn1.set_processor(SelfAttention(layer))
             block.attn2.set_processor(CrossAttention(text_len))
@@ -129,8 +133,8 @@ class CausalWan(nn.Module):
             keys = tuple(range(len(keys)))
             frames = keys[-len(frames) :]
         dim = self.transformer.config.attention_head_dim
-        turn = rotary_turn(frames, h, w, dim, x.device)
-        key_turn = turn if cache is None else rotary_turn(keys, h, w, dim, x.device)
+        turn = rotary_turn(frames, h, w, dim, x.device, self.rope_theta)
+        key_turn = turn if cache is None else rotary_turn(keys, h, w, dim, x.device, self.rope_theta)
         bias = None
         if mask is not None:
             sight = (self.frames_per_chunk, self.cache_config.sink_frames, self.cache_config.window_frames)

@@ -17,9 +17,9 @@ import tyro
 from torch.distributions import Normal
 
 import reelgym  # noqa: F401  (registers the environment)
-from reelgym.models.generator import Generator, StreamState, generate_chunk
-from reelgym.models.sampler import step_sigmas, x0_from_v
-from reelgym.models.tiny import FRAMES_PER_CHUNK, SAMPLER_SHIFT, STEPS, WEIGHTS, load_tiny
+from reelgym.models.generator import StreamState, generate_chunk
+from reelgym.models.sampler import x0_from_v
+from reelgym.models.tiny import WEIGHTS, build_generator, load_tiny
 from reelgym.noise import fold, stream_keys
 
 
@@ -42,8 +42,7 @@ def main(args: Args) -> list[float]:
         "reelgym/StreamGen-v0", num_envs=args.prompts * args.group, preset=str(args.stack), autoreset_mode="Disabled"
     )
     model = load_tiny("student", args.stack / "student")
-    latent_shape = envs.single_action_space.shape[1:]
-    generator = Generator(model, step_sigmas(STEPS, SAMPLER_SHIFT), latent_shape, FRAMES_PER_CHUNK)
+    generator = build_generator(model, load_tiny("codec", args.stack / "codec"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     keys = stream_keys(args.seed, envs.num_envs)
     history = []

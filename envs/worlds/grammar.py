@@ -84,7 +84,7 @@ GRAMMARS = {
     "full": Grammar(),
     "plain": Grammar(
         sizes=("medium",),
-        motions=("moves", "bounces"),
+        motions=("moves",),
         directions=("right", "down", "left", "up"),
         speeds=("medium", "fast"),
         lights=("plain",),
@@ -201,7 +201,7 @@ def _draw_script(draw: random.Random, grammar: Grammar, clauses: int) -> Script:
             size=draw.choice(grammar.sizes),
             motion=motion,
             direction=draw.choice(grammar.directions) if motion in HEADED else None,
-            speed=draw.choice(grammar.speeds),
+            speed=draw.choice(grammar.speeds) if motion != "rests" else "medium",
             light=draw.choice(grammar.lights),
             occluder=draw.choice(grammar.occluders),
         )

@@ -36,6 +36,8 @@ class Schedule:
     """Clips (or frames) a step, over all processes."""
     learning_rate: float
     """Peak rate of AdamW; 2% linear warm-up, then cosine to a twentieth."""
+    matrix_rate: float | None = None
+    """Peak rate of Muon, which then trains the matrices of the transformer's blocks; the same schedule."""
     ema: float = 0.998
     """Decay of the averaged weights, which are what is shipped."""
     clip: float = 1.0
@@ -52,11 +54,26 @@ class Schedule:
         """The last step."""
         return self.steps if self.stop is None else min(self.stop, self.steps)
 
-    def rate(self, step: int) -> float:
-        """The learning rate at `step`."""
+    def pace(self, step: int) -> float:
+        """The learning rates at `step` as a share of their peaks."""
         warm = max(1, self.steps // 50)
         progress = min(1.0, max(0.0, (step - warm) / max(1, self.steps - warm)))
-        return self.learning_rate * min((step + 1) / warm, 0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+        return min((step + 1) / warm, 0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """What trains `model`, by name; every group's "initial_lr" is its peak."""
+        named = dict(model.named_parameters())
+        matrices = [n for n, p in named.items() if self.matrix_rate and p.ndim == 2 and ".blocks." in n]
+        rest = [p for n, p in named.items() if n not in set(matrices)]
+        chosen: dict[str, torch.optim.Optimizer] = {
+            "optimizer": torch.optim.AdamW(rest, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        }
+        if matrices and self.matrix_rate:
+            chosen["muon"] = torch.optim.Muon([named[n] for n in matrices], lr=self.matrix_rate, weight_decay=0.01)
+        for optimizer in chosen.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        return chosen
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -90,9 +107,7 @@ class Pretraining(Generic[M]):
     def __init__(self, name: str, model: M, schedule: Schedule, out: Path) -> None:
         self.name, self.model, self.schedule, self.folder = name, model, schedule, out / "checkpoint"
         self.log_file, self.processes = out / "log.txt", Processes()
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
-        )
+        self.optimizers = schedule.optimizers(model)
         self.mean = copy.deepcopy(model).requires_grad_(False)
         self.step, self.seconds = 0, 0.0
         if has_checkpoint(self.folder):
@@ -104,13 +119,14 @@ class Pretraining(Generic[M]):
         value = loss(self.model, generator, self.processes.share)
         if not torch.isfinite(value):
             raise ValueError(f"train {self.name}: the loss at step {self.step} is {value}; lower the learning rate")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         value.backward()
         self.processes.average_gradients(self.model)
         clip_grad_norm_(self.model.parameters(), self.schedule.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.schedule.pace(self.step)
+            optimizer.step()
         self.step += 1
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -120,10 +136,11 @@ class Pretraining(Generic[M]):
     def save(self) -> None:
         """Replace the resumable checkpoint."""
         if self.processes.main:
-            optimizer, settings = pack_optimizer(self.optimizer)
-            parts = {"model": self.model.state_dict(), "mean": self.mean.state_dict(), "optimizer": optimizer}
+            parts, settings = {"model": self.model.state_dict(), "mean": self.mean.state_dict()}, {}
+            for name, optimizer in self.optimizers.items():
+                parts[name], settings[name] = pack_optimizer(optimizer)
             schedule = {**asdict(self.schedule), "stop": None}
-            meta = {"step": self.step, "seconds": self.seconds, "schedule": schedule, "optimizer": settings}
+            meta = {"step": self.step, "seconds": self.seconds, "schedule": schedule, "optimizers": settings}
             save_checkpoint(self.folder, parts, meta)
 
     def log(self, figures: Mapping[str, float]) -> None:
@@ -139,7 +156,8 @@ class Pretraining(Generic[M]):
             raise CheckpointError(f"{self.folder} was written with another schedule; pass another --out or delete it")
         self.model.load_state_dict(tensors["model"])
         self.mean.load_state_dict(tensors["mean"])
-        unpack_optimizer(self.optimizer, tensors["optimizer"], meta["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            unpack_optimizer(optimizer, tensors[name], meta["optimizers"][name])
         self.step, self.seconds = meta["step"], meta["seconds"]
 
 

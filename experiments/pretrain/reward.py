@@ -20,12 +20,12 @@ from ...models.generator import stream
 from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward, bradley_terry_with_ties
 from ...models.sampler import renoise
+from ...models.tiny import build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
 from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
 from .flaws import PIXEL_FLAWS, SCENE_FLAWS, cut
 from .loop import Schedule, pretrain
-from .student import tiny_generator
 from .teacher import encode_clips, word_encoder
 
 TIE = 0.08
@@ -262,7 +262,7 @@ def oracle_agreement(
     embeds = torch.stack([encoder.encode([str(clause) for clause in row]) for row in clauses])
     texts = [[str(clause) for clause in row] for row in clauses]
     model = WindowedModel(reward, codec, Clock(CHUNKS, FRAMES_PER_CHUNK))
-    generator = tiny_generator(student, codec)
+    generator = build_generator(student, codec)
     keys = stream_keys(17, len(clauses))
     returns, totals = [], []
     for rows in torch.arange(len(clauses)).split(64):

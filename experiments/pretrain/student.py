@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...distill.causal_init import CausalInitConfig, causal_loss
 from ...models.codec import FrameCodec
-from ...models.generator import Generator, stream
+from ...models.generator import stream
 from ...models.sampler import step_sigmas
-from ...models.tiny import SAMPLER_SHIFT, STEPS
+from ...models.tiny import SAMPLER_SHIFT, STEPS, build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
 from .data import make_clips
@@ -64,7 +64,7 @@ def train_student(
     trained, seconds = pretrain("student", model, loss, recipe.schedule, out, evaluate=measure, evaluate_every=every)
     before = losses.get(4 * every)
     after = validation_loss(trained, unseen, sigmas, recipe.forcing)
-    generator = tiny_generator(trained, codec)
+    generator = build_generator(trained, codec)
 
     def sample(noise: Tensor, embeds: Tensor) -> Tensor:
         return stream(generator, embeds, stream_keys(int(noise[0, 0, 0, 0, 0].abs() * 1e6), len(embeds)))
@@ -81,10 +81,3 @@ def validation_loss(
     keys = stream_keys(1, len(clips.latents))
     embeds = clips.embeds[clips.prompts]
     return float(causal_loss(model, clips.latents, embeds, keys, sigmas, config))
-
-
-def tiny_generator(model: CausalWan, codec: FrameCodec) -> Generator:
-    """The tiny tier's four-step sampler around a causal transformer."""
-    grid = codec.grid(1)
-    latent_shape = (codec.channels, grid.h, grid.w)
-    return Generator(model, step_sigmas(STEPS, SAMPLER_SHIFT), latent_shape, model.frames_per_chunk)

@@ -5,6 +5,7 @@ from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses
 from reelgym.experiments.evaluate import Coded, Exam, Student, Teacher, World, encode_clauses, examine, texts_of
 from reelgym.models.generator import Generator, stream
 from reelgym.models.prompts import WordEncoder
+from reelgym.models.sampler import TeacherSampling
 from reelgym.models.wan import CausalWan
 from reelgym.noise import normal, stream_keys
 
@@ -88,7 +89,7 @@ def test_the_teacher_starts_from_the_student_s_noise(model, encoder):
             calls.append(x)
             return torch.zeros_like(x)
 
-    teacher = Teacher(Watched(), HalfSize(), encoder, (3, 8, 8), steps=2, guidance=1.0, shift=1.0)
+    teacher = Teacher(Watched(), HalfSize(), encoder, (3, 8, 8), TeacherSampling(steps=2, guidance=1.0, shift=1.0))
     script = EXAM.long_scripts()[0]
     keys = stream_keys(1, 1)
     video = teacher([script], keys)

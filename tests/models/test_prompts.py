@@ -6,14 +6,15 @@ from reelgym.models.prompts import PromptBank, UnknownWordError, WordEncoder
 VOCAB = ["a", "red", "blue", "circle", "square", "moves", "left", ";", "then"]
 
 
-def test_encode_is_one_hot_word_and_position() -> None:
+def test_encode_is_one_hot_word_and_position_of_mean_square_one() -> None:
     encoder = WordEncoder(VOCAB, text_len=4)
     embeds = encoder.encode(["a Red circle", ""])
     assert embeds.shape == (2, 4, encoder.dim) and encoder.dim == len(VOCAB) + 4
     for place, word in enumerate(["a", "red", "circle"]):
         expected = torch.zeros(encoder.dim)
-        expected[VOCAB.index(word)] = expected[len(VOCAB) + place] = 1
+        expected[VOCAB.index(word)] = expected[len(VOCAB) + place] = (encoder.dim / 2) ** 0.5
         assert torch.equal(embeds[0, place], expected)
+        assert embeds[0, place].square().mean().item() == pytest.approx(1)
     assert not embeds[0, 3].any() and not embeds[1].any()
 
 

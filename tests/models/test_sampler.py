@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from reelgym.models.sampler import (
+    TeacherSampling,
     euler_sample,
     guided,
     kernel_log_prob,
     kernel_score,
     renoise,
     sample_teacher,
+    sloped,
     shifted,
     step_sigmas,
     x0_from_v,
@@ -71,9 +73,33 @@ def test_teacher_guides_both_halves_in_one_batch():
     def velocity(x, sigma):
         return guided(model(x, sigma, null.expand_as(embeds)), model(x, sigma, embeds), 3.0)
 
-    out = sample_teacher(model, embeds, null, noise, 4, 3.0, 2.0)
+    out = sample_teacher(model, embeds, null, noise, TeacherSampling(4, 3.0, 2.0))
     assert calls == [4] * 4
     assert torch.allclose(out, euler_sample(velocity, noise, step_sigmas(4, 2.0)), atol=1e-5)
     calls.clear()
-    sample_teacher(model, embeds, null, noise, 4, 1.0, 2.0)
+    sample_teacher(model, embeds, null, noise, TeacherSampling(4, 1.0, 2.0))
     assert calls == [2] * 4
+
+
+def test_sloped_levels_begin_in_noise_end_clean_and_rise_along_the_clip():
+    slope = torch.tensor([0.0, 0.7, 2.0])
+    for u, level in ((1.0, 1.0), (0.0, 0.0)):
+        assert torch.equal(sloped(torch.full((3,), u), slope, 6), torch.full((3, 6), level))
+    levels = sloped(torch.full((3,), 0.5), slope, 6)
+    assert torch.equal(levels[0], torch.full((6,), 0.5))
+    assert (levels.diff(dim=1) >= 0).all() and levels[1, -1] - levels[1, 0] == pytest.approx(0.7)
+    assert levels[2, 0] == 0 and levels[2, -1] == 1
+
+
+def test_a_teacher_may_denoise_early_frames_first():
+    x0, noise = torch.randn(2, 2, 4, 1, 3, 3)
+    embeds, seen = torch.randn(2, 2, 5, 6), []
+
+    def model(x, sigma, prompts):
+        seen.append(sigma)
+        return noise - x0
+
+    out = sample_teacher(model, embeds, embeds[0, 0], noise, TeacherSampling(9, 1.0, 5.0, slope=1.0))
+    assert torch.allclose(out, x0, atol=1e-5)
+    assert [tuple(sigma.shape) for sigma in seen] == [(1, 4)] * 9
+    assert (seen[4].diff() > 0).all() and (seen[0] == 1).all()
