@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import torch
@@ -72,11 +73,12 @@ def sloped(u: float | Tensor, slope: float | Tensor, frames: int) -> Tensor:
 
 
 def euler_sample(
-    velocity: Callable[[Tensor, Level], Tensor], noise: Tensor, sigmas: Sequence[Level]
+    velocity: Callable[[Tensor, float | Tensor], Tensor], noise: Tensor, sigmas: Sequence[float] | Sequence[Tensor]
 ) -> Tensor:
     """Integrate dx / dsigma = velocity(x, sigma) from noise at sigmas[0] down to 0."""
     x = noise
-    for sigma, lower in zip(sigmas, (*sigmas[1:], 0.0 * sigmas[-1]), strict=True):
+    levels: list[float | Tensor] = [*sigmas, 0.0 * sigmas[-1]]
+    for sigma, lower in pairwise(levels):
         x = x + _spread(lower - sigma, x) * velocity(x, sigma)
     return x
 

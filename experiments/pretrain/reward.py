@@ -78,9 +78,9 @@ class FlawedClips:
         clips = make_clips(recipe.clips, split=split, seed=recipe.schedule.seed + 20, grammar=recipe.grammar)
         self.scene, self.clauses, self.encoder, self.recipe = clips.scene, clips.clauses, encoder, recipe
         axes = {name: (0, 1, 2) if name == "blank" else AXIS_OF_FAKE[FAKES[name].axis] for name in fakes}
-        scene_fakes = [(edit, axes[name]) for name in fakes if (edit := FAKES[name].scene)]
+        scene_fakes = [(bend, axes[name]) for name in fakes if (bend := FAKES[name].scene)]
         self.scene_flaws = [*SCENE_FLAWS.values(), *scene_fakes]
-        self.video_fakes = [(edit, axes[name]) for name in fakes if (edit := FAKES[name].video)]
+        self.video_fakes = [(paint, axes[name]) for name in fakes if (paint := FAKES[name].video)]
         self.rate = 1.6 / (len(self.scene_flaws) + len(PIXEL_FLAWS) + len(self.video_fakes))
 
     def draw(self, count: int, chunks: int, generator: torch.Generator) -> Batch:

@@ -11,8 +11,8 @@ from reelgym.models.sampler import (
     kernel_score,
     renoise,
     sample_teacher,
-    sloped,
     shifted,
+    sloped,
     step_sigmas,
     x0_from_v,
 )
