@@ -126,7 +126,7 @@ def test_the_readme_names_the_words_of_the_plain_grammar():
     paragraph = " ".join(PAGES["README.md"].split("**plain**")[1].split("\n\n")[0].split())
     for words in (plain.shapes, plain.colours):
         assert f"({', '.join(words)})" in paragraph
-    assert plain.sizes == ("medium",) and plain.motions == ("moves",) and plain.clauses == (1, 2)
+    assert plain.sizes == ("medium",) and set(plain.motions) == {"moves", "rests"} and plain.clauses == (1, 2)
     assert set(plain.directions) == {"right", "left", "up", "down"} and plain.speeds == ("medium", "fast")
     assert grammar.parse("a red circle moves left fast")[0].held_out
 

@@ -60,7 +60,7 @@ Script = tuple[Clause, ...]
 
 @dataclass(frozen=True)
 class Grammar:
-    """The words that a sampler draws from; `clauses` lists how many clauses a script may have."""
+    """The words that a sampler draws from, one written twice twice as often; `clauses`: how many a script may have."""
 
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = COLOURS
@@ -84,7 +84,7 @@ GRAMMARS = {
     "full": Grammar(),
     "plain": Grammar(
         sizes=("medium",),
-        motions=("moves",),
+        motions=("moves", "moves", "moves", "rests"),
         directions=("right", "down", "left", "up"),
         speeds=("medium", "fast"),
         lights=("plain",),
