@@ -16,6 +16,7 @@ from .prompts import PromptBatch
 AXES: tuple[str, ...] = ("VQ", "MQ", "TA")
 LOG_K = math.log(5.0)
 SHARPNESS = 2.0
+PADDED = 8192.0
 
 
 def bradley_terry_with_ties(d: Tensor, label: Tensor) -> Tensor:
@@ -28,6 +29,12 @@ def bradley_terry_with_ties(d: Tensor, label: Tensor) -> Tensor:
     second = -functional.logsigmoid(-d - LOG_K)
     tie = first + second - math.log(24.0)
     return torch.where(label > 0, first, torch.where(label < 0, second, tie))
+
+
+def smooth_minimum(agreement: Tensor) -> Tensor:
+    """TA [B, 1] of a prompt whose words agree so far [B, N] (PADDED: no word): one that disagrees spoils it."""
+    words = agreement.lt(PADDED).sum(dim=-1, keepdim=True)
+    return words.log() - torch.logsumexp(-agreement, dim=-1, keepdim=True)
 
 
 class Residual(nn.Module):
@@ -148,8 +155,9 @@ def _differences(points: Tensor) -> tuple[Tensor, Tensor]:
 class TinyReward(nn.Module):
     """Scores of clips of 3 or more frames at the resolution of the tiny tier, on three axes.
 
-    VQ and MQ are read without the prompt; TA by the prompt's words, which attend to frames and cells. Frame positions
-    count from the end, where the prompt holds. Buffers mean, std [3]: raw score statistics for z-scores (`calibrate`).
+    VQ and MQ are read without the prompt; TA by the prompt's words, which attend to the frames, then to frames and
+    cells: one wrong word spoils the prompt. Frame positions count from the end, where the prompt holds. Buffers mean,
+    std [3]: raw score statistics for z-scores (`calibrate`).
     """
 
     axes = AXES
@@ -162,14 +170,14 @@ class TinyReward(nn.Module):
         self.text_dim = text_dim
         self.width = width
         self.encoder = FrameEncoder(width)
-        self.time = nn.ModuleList(Block(width) for _ in range(2))
-        self.norm = nn.LayerNorm(width)
+        self.time_blocks = nn.ModuleList(Block(width) for _ in range(2))
+        self.norm, self.norm_cells = nn.LayerNorm(width), nn.LayerNorm(width)
         self.queries = nn.Parameter(torch.randn(2, width) * 0.02)
         self.pool = Attention(width)
         self.heads = nn.ModuleList(_head(width) for _ in AXES)
         self.words = nn.Linear(text_dim, width)
         self.register = nn.Parameter(torch.randn(1, width) * 0.02)
-        self.align = nn.ModuleList(Block(width, cross=True) for _ in range(2))
+        self.align_blocks = nn.ModuleList(Block(width, cross=True) for _ in range(2))
         self.gate = nn.Linear(width, width)
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("std", torch.ones(3))
@@ -177,17 +185,27 @@ class TinyReward(nn.Module):
     def forward(self, video: Tensor, embeds: Tensor) -> Tensor:
         """video [B, F, 3, H, W] in [0, 1]; embeds [B, L, D], the prompt that holds at the clip's end. Returns raw
         scores [B, 3] in the order of `axes`. ValueError for fewer than 3 frames or an embedding of another width."""
+        quality, agreement = self.read(video, embeds[:, None])
+        return torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=-1)
+
+    def read(self, video: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at clips once and read K prompts for each: video [B, F, 3, H, W], embeds [B, K, L, D].
+
+        Returns VQ and MQ [B, 2], and how far every word agrees with what is seen [B, K, 1 + L]: a logit, PADDED where
+        there is no word. The first is no word's: it speaks for the prompt as a whole.
+        """
         self._check(video, embeds)
         frames, cells = self.encoder(video)
         when = _from_the_end(video.shape[1], self.width, video)
         frames = frames + when
-        for block in self.time:
+        for block in self.time_blocks:
             frames = block(frames)
         frames = self.norm(frames)
-        quality = self.pool(self.queries.expand(len(video), -1, -1), frames)
-        memory = torch.cat([frames, (cells + when[:, None, None]).flatten(1, 3)], dim=1)
-        vq, mq = (self.heads[i](quality[:, i]) for i in range(2))
-        return torch.cat([vq, mq, self._alignment(memory, embeds)], dim=-1)
+        pooled = self.pool(self.queries.expand(len(video), -1, -1), frames)
+        quality = torch.cat([self.heads[i](pooled[:, i]) for i in range(2)], dim=-1)
+        seen = torch.cat([frames, (self.norm_cells(cells) + when[:, None, None]).flatten(1, 3)], dim=1)
+        memories = [memory.repeat_interleave(embeds.shape[1], dim=0) for memory in (frames, seen)]
+        return quality, self._agreement(memories, embeds.flatten(0, 1)).unflatten(0, embeds.shape[:2])
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """The same for prompts as a reward is handed them: raw scores [B, 3]."""
@@ -199,16 +217,15 @@ class TinyReward(nn.Module):
         self.mean.copy_(scores.mean(dim=0))
         self.std.copy_(scores.std(dim=0).clamp_min(1e-6))
 
-    def _alignment(self, memory: Tensor, embeds: Tensor) -> Tensor:
-        """TA [B, 1]: words (and a register, so that none is fine) read the visual memory [B, N, E]; agreement is read
-        from what each found, times the word; a smooth minimum over words lets one wrong word spoil the prompt."""
+    def _agreement(self, memories: list[Tensor], embeds: Tensor) -> Tensor:
+        """Words (and a register, so that none is fine) read the frames, then the frames and cells; agreement
+        [B, 1 + L] is read from what each found, times the word."""
         keep = torch.cat([torch.ones_like(embeds[:, :1, 0], dtype=torch.bool), embeds.ne(0).any(dim=-1)], dim=1)
         words = torch.cat([self.register.expand(len(embeds), -1, -1), self.words(embeds)], dim=1)
         x = words
-        for block in self.align:
+        for block, memory in zip(self.align_blocks, memories, strict=True):
             x = block(x, keep, memory)
-        agreement = self.heads[2](x * self.gate(words)).masked_fill(~keep[..., None], 1e4)
-        return keep.sum(dim=1, keepdim=True).log() - torch.logsumexp(-agreement, dim=1)
+        return self.heads[2]((x - words) * self.gate(words)).squeeze(-1).masked_fill(~keep, PADDED)
 
     def _check(self, video: Tensor, embeds: Tensor) -> None:
         if video.shape[1] < self.min_frames:

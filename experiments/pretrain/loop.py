@@ -63,7 +63,7 @@ class Schedule:
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """What trains `model`, by name; every group's "initial_lr" is its peak."""
         named = dict(model.named_parameters())
-        matrices = [n for n, p in named.items() if self.matrix_rate and p.ndim == 2 and ".blocks." in n]
+        matrices = [n for n, p in named.items() if self.matrix_rate and p.ndim == 2 and "blocks." in n]
         rest = [p for n, p in named.items() if n not in set(matrices)]
         chosen: dict[str, torch.optim.Optimizer] = {
             "optimizer": torch.optim.AdamW(rest, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)

@@ -3,22 +3,25 @@
 The families in UNSEEN, one per axis, are left out of training and tell how well it ranks flaws that it never saw.
 """
 
+import random
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...envs.windows import Clock, WindowedModel, clip_prompts
 from ...envs.worlds.fakes import FAKES
-from ...envs.worlds.grammar import COLOURS, SHAPES, Clause
+from ...envs.worlds.grammar import GRAMMARS, Clause, Grammar
 from ...envs.worlds.oracle import judge
 from ...envs.worlds.render import render
 from ...envs.worlds.scene import Scene
 from ...models.codec import FrameCodec
 from ...models.generator import stream
 from ...models.prompts import WordEncoder
-from ...models.reward_net import TinyReward, bradley_terry_with_ties
+from ...models.reward_net import TinyReward, bradley_terry_with_ties, smooth_minimum
 from ...models.sampler import renoise
 from ...models.tiny import build_generator
 from ...models.wan import CausalWan
@@ -29,7 +32,14 @@ from .loop import Schedule, pretrain
 from .teacher import encode_clips, word_encoder
 
 TIE = 0.08
+WRONG = 0.2
+"""Share of flawed windows whose prompt has a wrong word."""
+READINGS = 4
+"""Prompts with other words that each window is read by, beside its own."""
+REMADE_IN = {1: 1.0, 2: 0.85, 4: 0.7, 8: 0.55}
+"""Steps in which the teacher remakes clips, and what a start from pure noise in so many steps costs a clip."""
 LEAST = 0.15
+VISIBLE = 0.05
 LENGTHS = (1.0, 2.0, 1.0, 1.0)
 AXIS_OF_FAKE = {"VQ": (0,), "MQ": (1,), "TA": (2,), "physics": (1,)}
 UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
@@ -43,21 +53,30 @@ class RewardRecipe:
     """Sub-grammar of the world."""
     clips: int = 8192
     """Scripts and scenes to draw from."""
+    remade: int = 512
+    """Clips that the teacher remakes in each of 1, 2, 4 and 8 steps."""
     generated: float = 0.35
     """Share of a batch that comes from the generators, labelled by how each clip was sampled."""
     clean: float = 0.15
     """Share of a batch without any flaw."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000, batch=48, learning_rate=1e-3, ema=0.998))
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(steps=2000, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
+    )
     """Training length."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """video: [B, F, 3, H, W]   embeds: [B, L, D]   worth: [B, 3] in [0, 1] per axis."""
+    """Windows, and what is known of how they were made.
+
+    video: [B, F, 3, H, W]   embeds: [B, 1 + K, L, D], the prompt and K readings with other words   worth: [B, 3] in
+    [0, 1] per axis   true: [B, K, L], 1 where a word of a reading holds at the window's end, 0 where not, -1 unknown
+    """
 
     video: Tensor
     embeds: Tensor
     worth: Tensor
+    true: Tensor
 
 
 def pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
@@ -77,6 +96,7 @@ class FlawedClips:
     def __init__(self, recipe: RewardRecipe, encoder: WordEncoder, split: str, fakes: tuple[str, ...]) -> None:
         clips = make_clips(recipe.clips, split=split, seed=recipe.schedule.seed + 20, grammar=recipe.grammar)
         self.scene, self.clauses, self.encoder, self.recipe = clips.scene, clips.clauses, encoder, recipe
+        self.grammar = GRAMMARS[recipe.grammar]
         axes = {name: (0, 1, 2) if name == "blank" else AXIS_OF_FAKE[FAKES[name].axis] for name in fakes}
         scene_fakes = [(bend, axes[name]) for name in fakes if (bend := FAKES[name].scene)]
         self.scene_flaws = [*SCENE_FLAWS.values(), *scene_fakes]
@@ -110,29 +130,48 @@ class FlawedClips:
             amount = strength()
             video = edit(video, amount, generator)
             worth[:, list(axes)] *= (1 - amount)[:, None]
-        texts, right = self._prompts(rows, last, clean, generator)
-        worth[:, 2] *= right
-        return Batch(video, self.encoder.encode(texts), worth)
+        draws = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+        told = [self.clauses[row][last - 1] for row in rows.tolist()]
+        known = (worth[:, 2] == 1).tolist()
+        prompts = []
+        for row, clause in enumerate(told):
+            if not clean[row] and draws.random() < WRONG:
+                clause = misread(clause, self.grammar, draws, 1)
+                worth[row, 2] = 0
+            others = [misread(told[row], self.grammar, draws, draws.randint(0, 3)) for _ in range(READINGS)]
+            prompts.append([clause, *others])
+        embeds = torch.stack([self.encoder.encode([str(clause) for clause in row]) for row in prompts])
+        true = torch.full((count, READINGS, self.encoder.text_len), -1)
+        for row, clause in enumerate(told):
+            if known[row]:
+                for column, reading in enumerate(prompts[row][1:]):
+                    held = words_that_hold(reading, clause)
+                    true[row, column, : len(held)] = torch.tensor(held)
+        return Batch(video, embeds, worth, true)
 
-    def _prompts(self, rows: Tensor, last: int, clean: Tensor, generator: torch.Generator) -> tuple[list[str], Tensor]:
-        """The prompts at the windows' ends, one in five wrong in one word; and what alignment that leaves."""
-        texts, right = [], torch.ones(len(rows))
-        for place, row in enumerate(rows.tolist()):
-            clause = self.clauses[row][last - 1]
-            if not clean[place] and float(torch.rand(1, generator=generator)) < 0.2:
-                clause, right[place] = wrong_word(clause, generator)
-            texts.append(str(clause))
-        return texts, right
+
+def misread(clause: Clause, grammar: Grammar, draws: random.Random, words: int) -> Clause:
+    """The clause with `words` of its shape, colour and motion (or direction) exchanged for others of the grammar."""
+    for word in draws.sample(("shape", "colour", "motion"), words):
+        options = [replace(clause, **{word: other}) for other in getattr(grammar, f"{word}s")]
+        if word == "motion":
+            options = [replace(clause, motion="rests", direction=None, speed="medium")]
+            options += [replace(clause, motion="moves", direction=way) for way in grammar.directions]
+        clause = draws.choice([option for option in options if option != clause])
+    return clause
 
 
-def wrong_word(clause: Clause, generator: torch.Generator) -> tuple[Clause, float]:
-    """The clause with another shape or colour, and the alignment that is left: none."""
-    kind, turn = torch.randint(2, (1,), generator=generator), int(torch.randint(1, 1000, (1,), generator=generator))
-    if int(kind):
-        place = (SHAPES.index(clause.shape) + 1 + turn % (len(SHAPES) - 1)) % len(SHAPES)
-        return replace(clause, shape=SHAPES[place]), 0.0
-    place = (COLOURS.index(clause.colour) + 1 + turn % (len(COLOURS) - 1)) % len(COLOURS)
-    return replace(clause, colour=COLOURS[place]), 0.0
+def words_that_hold(reading: Clause, clause: Clause) -> list[int]:
+    """For every word of a reading: 1 if the clause has it too, 0 if not, -1 for an article."""
+    held = str(clause).split()
+    return [-1 if word in ("a", "an") else int(word in held) for word in str(reading).split()]
+
+
+def word_loss(agreement: Tensor, true: Tensor) -> Tensor:
+    """Binary cross-entropy of every word's agreement [B, K, L] with whether it holds; true: 1, 0, or -1 for unknown."""
+    known = true >= 0
+    loss = functional.binary_cross_entropy_with_logits(agreement[known], true[known].float(), reduction="sum")
+    return loss / known.sum().clamp_min(1)
 
 
 def _visible(strength: Tensor, before: Scene, after: Scene) -> Tensor:
@@ -156,8 +195,9 @@ class GeneratedClips:
         rows = torch.randint(len(self.texts), (count,), generator=generator)
         last = int(torch.randint(chunks, CHUNKS + 1, (1,), generator=generator))
         video = self.video[rows, (last - chunks) * FRAMES_PER_CHUNK : last * FRAMES_PER_CHUNK]
-        embeds = encoder.encode([self.texts[row][last - 1] for row in rows.tolist()])
-        return Batch(video, embeds, self.worth[rows])
+        texts = [self.texts[row][last - 1] for row in rows.tolist()]
+        embeds = torch.stack([encoder.encode([text] * (1 + READINGS)) for text in texts])
+        return Batch(video, embeds, self.worth[rows], torch.full((count, READINGS, encoder.text_len), -1))
 
 
 @torch.no_grad()
@@ -178,8 +218,7 @@ def regenerate(
             here, there = sigma * (1 - step / steps), sigma * (1 - (step + 1) / steps)
             x = x + (there - here)[:, None, None, None, None] * teacher(x, here, embeds)
         parts.append(codec.decode(x))
-    spared = {1: 1.0, 2: 0.85, 4: 0.7, 8: 0.55}[steps]
-    worth = (1 - spared * level)[:, None].expand(count, 3)
+    worth = (1 - REMADE_IN[steps] * level)[:, None].expand(count, 3)
     return GeneratedClips(torch.cat(parts), [[str(c) for c in row] for row in clips.clauses], worth)
 
 
@@ -201,7 +240,9 @@ def train_reward(
     encoder = word_encoder(recipe.grammar)
     model = TinyReward(encoder.dim)
     scripted = FlawedClips(recipe, encoder, "train", tuple(name for name in FAKES if name not in UNSEEN.values()))
-    pools = [regenerate(codec, teacher, encoder, recipe.grammar, 512, steps, seed + steps) for steps in (1, 2, 4, 8)]
+    pools = [
+        regenerate(codec, teacher, encoder, recipe.grammar, recipe.remade, steps, seed + steps) for steps in REMADE_IN
+    ]
     generated = together(pools)
 
     def draw(generator: torch.Generator) -> Batch:
@@ -214,12 +255,14 @@ def train_reward(
 
     def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
         batch = draw(generator)
-        return pair_loss(model(batch.video[share], batch.embeds[share]), batch.worth[share])
+        quality, agreement = model.read(batch.video[share], batch.embeds[share])
+        scores = torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=1)
+        return pair_loss(scores, batch.worth[share]) + word_loss(agreement[:, 1:, 1:], batch.true[share])
 
     trained, seconds = pretrain("reward", model, loss, recipe.schedule, out)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        trained.calibrate(torch.cat([trained(b.video, b.embeds) for b in (draw(generator) for _ in range(40))]))
+        trained.calibrate(torch.cat([trained(b.video, b.embeds[:, 0]) for b in (draw(generator) for _ in range(40))]))
     agreement = oracle_agreement(trained, codec, student, encoder, recipe.grammar)
     return trained, {**unseen_accuracy(trained, encoder, recipe.grammar), **agreement, "seconds": seconds}
 
@@ -231,16 +274,19 @@ def joined(a: Batch, b: Batch) -> Batch:
 
 @torch.no_grad()
 def unseen_accuracy(reward: TinyReward, encoder: WordEncoder, grammar: str, count: int = 96) -> dict[str, float]:
-    """Share of held-out clips that the axis ranks above their own fake of an unseen family, over three strengths."""
+    """Share of held-out clips that the axis ranks above their own fake of an unseen family, over three strengths; a
+    fake that changes nothing (what rests gains no speed) is no pair."""
     clips = make_clips(count, split="validation", seed=11, grammar=grammar)
     embeds = encoder.encode([str(row[-1]) for row in clips.clauses])
-    real = reward(clips.frames(torch.arange(count)), embeds)
+    video = clips.frames(torch.arange(count))
+    real = reward(video, embeds)
     figures = {}
     for place, (axis, name) in enumerate(UNSEEN.items()):
         hits = []
         for strength in (0.4, 0.7, 1.0):
             fake = FAKES[name](clips.scene, torch.full((count,), strength), torch.Generator().manual_seed(3))
-            hits.append((real[:, place] > reward(fake, embeds)[:, place]).float())
+            differs = (fake - video).abs().flatten(1).amax(1) > VISIBLE
+            hits.append((real[:, place] > reward(fake, embeds)[:, place])[differs].float())
         figures[f"accuracy_{axis}"] = float(torch.cat(hits).mean())
     return figures
 

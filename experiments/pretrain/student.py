@@ -74,9 +74,7 @@ def train_student(
 
 
 @torch.no_grad()
-def validation_loss(
-    model: CausalWan, clips: LatentClips, sigmas: tuple[float, ...], config: CausalInitConfig
-) -> float:
+def validation_loss(model: CausalWan, clips: LatentClips, sigmas: tuple[float, ...], config: CausalInitConfig) -> float:
     """The training loss on held-out clips, with fixed noise."""
     keys = stream_keys(1, len(clips.latents))
     embeds = clips.embeds[clips.prompts]
