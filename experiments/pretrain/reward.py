@@ -240,10 +240,8 @@ def train_reward(
     encoder = word_encoder(recipe.grammar)
     model = TinyReward(encoder.dim)
     scripted = FlawedClips(recipe, encoder, "train", tuple(name for name in FAKES if name not in UNSEEN.values()))
-    pools = [
-        regenerate(codec, teacher, encoder, recipe.grammar, recipe.remade, steps, seed + steps) for steps in REMADE_IN
-    ]
-    generated = together(pools)
+    remake = partial(regenerate, codec, teacher, encoder, recipe.grammar, recipe.remade)
+    generated = together([remake(steps, seed + steps) for steps in REMADE_IN])
 
     def draw(generator: torch.Generator) -> Batch:
         chunks = int(torch.multinomial(torch.tensor(LENGTHS), 1, generator=generator)) + 1
