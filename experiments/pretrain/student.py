@@ -32,7 +32,9 @@ class StudentRecipe:
     """Noise levels and noise of the past; its learner, batch and seed are those of `schedule`."""
     compile: bool = False
     """Train through torch.compile (needs a C++ compiler)."""
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1500, batch=24, learning_rate=5e-4, ema=0.998))
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(steps=1200, batch=24, learning_rate=5e-4, ema=0.998, matrix_rate=0.005)
+    )
     """Training length."""
 
 
