@@ -40,7 +40,7 @@ METHOD_COLUMNS = (
     Column("TA", "oracle text alignment over the prompt's slots, higher is better", _number("ta", ".3f")),
     Column("total [95%]", "the oracle's total with its interval, higher is better", _interval("total", ".3f")),
     Column("late", "total over the last 15% of a stream 4 times longer, higher is better", _number("late", ".3f")),
-    Column("drift", "how far late lies from the total over the first 15%, either way; 0 is best", _number("drift", ".3f")),
+    Column("drift", "how far late lies from the total over the first 15%; 0 is best", _number("drift", ".3f")),
     Column("div.", "within-prompt diversity relative to the world's, which is 1", _number("diversity", ".2f")),
     Column("updates", "optimiser steps of the generator", _number("updates", ",.0f")),
     Column("chunks", "chunks that the generator made in training", _number("chunks", ",.0f")),
