@@ -34,8 +34,8 @@ def method_row(name: str, results: Sequence[Mapping[str, Any]], truth: Sequence[
     row |= {axis.lower(): float(scores(results, axis).mean()) for axis in AXES}
     row |= {"low": total.low, "high": total.high}
     row |= {"late": _mean(results, "late"), "drift": _mean(results, "drift")}
-    world = _mean(truth, "diversity")
-    own = _mean(results, "diversity")
+    prompts = len(results[0]["diversity"])  # the teacher is examined on fewer
+    world, own = _mean(truth, "diversity", prompts), _mean(results, "diversity")
     row["diversity"] = own / world if own is not None and world else None
     row |= spent(results)
     return row | {"fps": float(np.mean([result["fps"] for result in results])) if name != "truth" else None}
@@ -100,6 +100,6 @@ def scores(results: Sequence[Mapping[str, Any]], axis: str = "total") -> NDArray
     return np.array([result["scores"][axis] for result in results], dtype=np.float64)
 
 
-def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = np.array([result[key] for result in results], dtype=np.float64)
+def _mean(results: Sequence[Mapping[str, Any]], key: str, first: int | None = None) -> float | None:
+    values = np.array([result[key][:first] if first else result[key] for result in results], dtype=np.float64)
     return float(values.mean()) if values.size and np.isfinite(values).all() else None
