@@ -144,20 +144,22 @@ def _decode(
     path: Path, container: "InputContainer", stream: "VideoStream", rate: float
 ) -> Iterator[tuple[float, "VideoFrame"]]:
     """Yield (seconds since the first frame, frame); raise VideoError where the file ends before it says it does."""
-    count, first, last = 0, 0.0, 0.0
+    count, first, end = 0, 0.0, 0.0
     for frame in container.decode(stream):
         if frame.is_corrupt:
             raise VideoError(f"{path}: damaged or cut short at frame {count}")
         time = count / rate if frame.time is None else frame.time
         first = time if count == 0 else first
-        last = time - first
-        yield last, frame
+        held = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / rate
+        end = time - first + held
+        yield time - first, frame
         count += 1
-    if stream.frames > count:
-        raise VideoError(f"{path}: cut short, {count} of its {stream.frames} frames are there")
     stated = _stated_seconds(container, stream)
-    if stated is not None and stated - last > 0.5 + 1.5 / rate:
-        raise VideoError(f"{path}: cut short, {last:.1f} of its {stated:.1f} seconds are there")
+    # an edit list hides frames that the file has, and then the seconds are all there
+    if stream.frames > count and (stated is None or stated - end > 0.5 / rate):
+        raise VideoError(f"{path}: cut short, {count} of its {stream.frames} frames are there")
+    if stated is not None and stated - end > 0.5 + 0.5 / rate:
+        raise VideoError(f"{path}: cut short, {end:.1f} of its {stated:.1f} seconds are there")
 
 
 def _stated_seconds(container: "InputContainer", stream: "VideoStream") -> float | None:

@@ -88,9 +88,13 @@ def fit(
             save_checkpoint(checkpoint, *trainer.state())
 
 
-def own_draw(update: int, accelerator: Accelerator | None) -> int:
-    """A number that no other update and no other process has: what is drawn for `update` here follows from it."""
-    return update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
+SEEDS_APART = 1_000_003
+
+
+def own_draw(seed: int, update: int, accelerator: Accelerator | None) -> int:
+    """A number that no other seed, update or process has: what is drawn for `update` here follows from it."""
+    own = update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
+    return seed * SEEDS_APART + own
 
 
 def pack(

@@ -135,7 +135,7 @@ class PolicyGradient:
 
     def _play(self) -> tuple[Rollout, Tensor]:
         config, clock = self.config, self.env.clock
-        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
         _, texts = self.prompts(config.prompts, draw)
         keys = fold(stream_keys(config.seed, self.env.num_envs, self.env.device), draw)
         repeated = [row for row in texts for _ in range(config.group)]

@@ -94,7 +94,7 @@ class RewardGradient:
     def update(self) -> dict[str, float]:
         """Roll out with the last denoising step on the graph, and follow the reward's gradient."""
         started, config, env = time.monotonic(), self.config, self.env
-        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
         _, texts = self.prompts(env.num_envs, draw)
         keys = fold(stream_keys(config.seed, env.num_envs, env.device), draw)
         played = rollout(env, GeneratorPolicy(self.generator, grad=True), keys, texts)

@@ -1,4 +1,4 @@
-"""The starting recipe of a streaming student: causal velocity regression by teacher forcing on clips of the world.
+"""The starting recipe of a streaming student: velocity regression on clips of the world under a causal mask.
 
 B clips, n chunks, f latent frames a chunk, F = n f.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..agents.fit import Counts, State, own_draw, pack, unpack
 from ..agents.learner import Groups, Learner, LearnerConfig
 from ..models.generator import Generator
-from ..models.sampler import renoise
+from ..models.sampler import renoise, shifted
 from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys, uniform
 
@@ -34,10 +34,15 @@ class CausalInitConfig:
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-4, ema=0.99))
     batch: int = 32
     """Clips an update."""
+    past: Literal["noisy", "clean"] = "noisy"
+    """What a chunk sees of the chunks before it. noisy: them at its own level, as in its teacher; a clean past, and its
+    own mistakes, are new to it when it streams. clean: teacher forcing, each chunk at a level of its own."""
+    shift: float = 5.0
+    """Noisy past: the level of a clip is uniform, then shifted by this much towards noise."""
     sampler_share: float = 0.75
-    """Share of chunks whose noise level is one of the sampler's; the others are uniform in [0, 1]."""
+    """Clean past: share of chunks whose level is one of the sampler's; the others are uniform in [0, 1]."""
     context_noise: float = 0.2
-    """Clean chunks are seen noised to a level drawn up to this, per clip: a stream's own past is not perfect either."""
+    """Clean past: it is noised to a level drawn up to this, per clip: a stream's own past is not perfect either."""
     seed: int = 0
 
 
@@ -62,12 +67,19 @@ def forcing_loss(model: CausalWan, x0: Tensor, embeds: Tensor, levels: Tensor, e
 def causal_loss(
     model: CausalWan, x0: Tensor, embeds: Tensor, keys: Tensor, sigmas: tuple[float, ...], config: CausalInitConfig
 ) -> Tensor:
-    """`forcing_loss` with everything random drawn from keys int64 [B]."""
-    u = uniform(keys, 0, 0, (embeds.shape[1],))
+    """Mean squared error of the velocity of x0 [B, F, C, h, w], with everything random drawn from keys int64 [B].
+
+    embeds [B, n, L, D]; sigmas: the sampler's levels.
+    """
     shape = tuple(x0.shape[1:])
+    eps = normal(keys, 0, 1, shape)
+    if config.past == "noisy":
+        sigma = shifted(uniform(keys, 0, 0, ()), config.shift)
+        v = model(renoise(x0, eps, sigma), sigma, embeds, mask="causal")
+        return (v - (eps - x0)).square().mean()
     past = renoise(x0, normal(keys, 0, 2, shape), config.context_noise * uniform(keys, 0, 1, ()))
-    levels = chunk_levels(u, sigmas, config.sampler_share)
-    return forcing_loss(model, x0, embeds, levels, normal(keys, 0, 1, shape), past)
+    levels = chunk_levels(uniform(keys, 0, 0, (embeds.shape[1],)), sigmas, config.sampler_share)
+    return forcing_loss(model, x0, embeds, levels, eps, past)
 
 
 class CausalInit:
@@ -83,12 +95,12 @@ class CausalInit:
     def update(self) -> dict[str, float]:
         """One regression step; it generates nothing."""
         started, config = time.monotonic(), self.config
-        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
         x0, embeds = self.clips(config.batch, draw)
         keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)
         loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)
         measured = self.learner.step(loss)
-        self.counts.generator_calls += 2 * config.batch * embeds.shape[1]
+        self.counts.generator_calls += (2 if config.past == "clean" else 1) * config.batch * embeds.shape[1]
         self.counts.updates += 1
         self.counts.seconds += time.monotonic() - started
         return measured

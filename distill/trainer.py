@@ -136,7 +136,7 @@ class Distill:
     def update(self) -> dict[str, float]:
         """One rollout with gradient, the critic's updates, and then the generator's."""
         started, config = time.monotonic(), self.config
-        draw = own_draw(self.counts.updates, self.learner.accelerator)
+        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
         embeds, texts = self.prompts(config.batch, draw)
         embeds = embeds.to(self.null.device)
         keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)

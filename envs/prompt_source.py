@@ -43,9 +43,7 @@ class ScriptPrompts:
 
     def encode(self, scripts: Sequence[str | Sequence[str]]) -> tuple[Tensor, Texts]:
         """Scripts, or rows of n prompts, as embeddings [B, n, L, D] and texts; ValueError where the count differs."""
-        texts = tuple(
-            tuple(chunk_prompts(row, self.chunks)) if isinstance(row, str) else tuple(row) for row in scripts
-        )
+        texts = tuple(tuple(chunk_prompts(row, self.chunks)) if isinstance(row, str) else tuple(row) for row in scripts)
         for row in texts:
             if len(row) != self.chunks:
                 raise ValueError(f"a row of {len(row)} prompts was given where a clip has {self.chunks} chunks: {row}")

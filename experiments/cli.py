@@ -16,13 +16,15 @@ COMMANDS = {
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
 }
 
-USAGE = "\n".join([
-    "usage: reelgym COMMAND ...    (reelgym COMMAND --help for its options)",
-    "",
-    *(f"  {name:<10} {help_line}" for name, help_line in COMMANDS.items()),
-    "",
-    "All take --seed, --device and --out, and --debug for a traceback where an error is one line.",
-])
+USAGE = "\n".join(
+    [
+        "usage: reelgym COMMAND ...    (reelgym COMMAND --help for its options)",
+        "",
+        *(f"  {name:<10} {help_line}" for name, help_line in COMMANDS.items()),
+        "",
+        "All take --seed, --device and --out, and --debug for a traceback where an error is one line.",
+    ]
+)
 
 
 class UsageError(Exception):

@@ -207,6 +207,7 @@ def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
         f"{search}: {rates}.",
         f"Every method trains the same starting student, with a budget of {preset.seconds:g} s on one core of the "
         "reference machine, converted once to the updates shown; the weights are the last ones, not averages.",
+        f"The teacher is examined on the first {min(preset.teacher_prompts, preset.exam.prompts)} prompts alone.",
         f"Intervals: paired bootstrap over {preset.seeds} seeds and {preset.exam.prompts} prompts."
         + (" With so few seeds they say little about other seeds." if preset.seeds < 5 else ""),
         f"Calls count chunks through a network. Test prompts are of the grammar “{preset.exam.grammar}”, half with a "

@@ -27,6 +27,8 @@ from ..noise import fold, normal, stream_keys
 Chunks = Sequence[Sequence[Clause]]
 """B rows of one clause per chunk."""
 AXES = ("VQ", "MQ", "TA", "physics", "total")
+EXAM = 2**40
+"""Folded into an exam's noise, so that no training has met it."""
 LONG = 4
 """How many times longer than a clip a long stream is."""
 
@@ -68,7 +70,8 @@ class Exam:
 
     def _draw(self, count: int, clauses: int | None) -> list[Script]:
         grammar = GRAMMARS[self.grammar]
-        return sample_scripts(count, split=self.split, seed=self.scripts_seed, grammar=grammar, clauses=clauses)
+        seed = self.scripts_seed
+        return sample_scripts(count, split=self.split, seed=seed, grammar=grammar, clauses=clauses, distinct=True)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class System(Protocol):
 @torch.no_grad()
 def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str = "cpu", long: bool = True) -> Grades:
     """Let a system sit the exam with the noise of `seed`; `long` False leaves the long streams out."""
-    keys = stream_keys(seed, 2, device)
+    keys = fold(stream_keys(seed, 2, device), EXAM)
     short = exam.clauses()
     video, seconds = _make(system, short, _keys_of(keys[:1], len(short)), exam.batch)
     found = [judge(video[at], short[at], exam.frames_per_chunk) for at in _batches(len(short), exam.batch)]

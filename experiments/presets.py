@@ -77,7 +77,7 @@ PRESETS = {
         seconds=24,
         updates={"continued": 15, "dmd": 6, "stream-r1": 4, "policy": 3, "reward": 6},
         seeds=2,
-        exam=Exam(prompts=24, clips=2, long_prompts=6),
+        exam=Exam(prompts=24, clips=2, long_prompts=6, scripts_seed=1),
         validation=Exam(prompts=8, clips=1, long_prompts=0, split="validation"),
         points=3,
         pool=256,

@@ -35,15 +35,18 @@ def write_results(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     settings = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
-    write_json(out / "results.json", {
-        "command": command,
-        "commit": commit(),
-        "versions": versions(),
-        "device": describe(device),
-        "seeds": list(seeds),
-        "config": json.loads(json.dumps(settings, default=str)),
-        "rows": [_flat(row) for row in rows],
-    })
+    write_json(
+        out / "results.json",
+        {
+            "command": command,
+            "commit": commit(),
+            "versions": versions(),
+            "device": describe(device),
+            "seeds": list(seeds),
+            "config": json.loads(json.dumps(settings, default=str)),
+            "rows": [_flat(row) for row in rows],
+        },
+    )
     return out / "results.json"
 
 
@@ -62,6 +65,7 @@ def pick_device(name: str) -> torch.device:
 
 def commit() -> str | None:
     """The commit of the checkout that this package runs from, "-dirty" when files differ from it; None outside one."""
+
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(_ROOT), *args], capture_output=True, text=True, check=True)
         return done.stdout.strip()

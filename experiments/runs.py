@@ -16,6 +16,7 @@ from ..agents.fit import fit
 from ..agents.learner import NonFiniteError
 from ..envs.windows import clip_prompts, clip_reward
 from ..models.generator import Generator
+from ..models.tiny import WEIGHTS
 from .evaluate import Exam, Grades, encode_clauses, examine
 from .jobs import Result
 from .methods import METHODS, Plan, Stack, rate_of, with_seed
@@ -43,7 +44,7 @@ class Task:
     shown: int = 0
     """Prompts whose clips are kept for the report."""
     weights: str = ""
-    """Folder of the pretrained stack."""
+    """Folder of the pretrained stack; empty: the shipped one."""
     device: str = "cpu"
     made_from: str = ""
     """`fingerprint`: code and weights."""
@@ -52,7 +53,8 @@ class Task:
 def work(task: Task) -> Result:
     """Do a task. The result holds per prompt what the exam found, and of a training its counts, curve and log.
 
-    A try of a learning rate that diverges ends with an oracle total of 0; any other training that diverges raises.
+    A training that diverges stops at its last finite weights, which are examined; `diverged` is the update that failed.
+    A try of a learning rate that diverges ends with an oracle total of 0.
     """
     stack = _stack(task.weights, task.device)
     if task.plan is None:
@@ -70,14 +72,15 @@ def work(task: Task) -> Result:
     every = -(-updates // task.points)
     try:
         fit(trainer, updates, log=note, evaluate=lambda: _validate(stack, task, student), evaluate_every=every)
+        diverged = None
     except NonFiniteError:
-        if task.exam is not None:
-            raise
-        curve.append({**curve[0], "update": updates, "oracle": 0.0})
+        diverged = trainer.counts.updates
+        if task.exam is None:
+            curve.append({**curve[0], "update": updates, "oracle": 0.0})
     if curve[-1]["update"] < updates:
         curve.append(_validate(stack, task, student) | {"update": updates})
     groups: dict[str, dict[str, Tensor]] = {}
-    result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts)}
+    result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts), "diverged": diverged}
     result["learning_rate"] = rate_of(task.plan)
     if task.exam is not None:
         grades = examine(stack.as_system(student), task.exam, task.seed, device=stack.device)
@@ -155,7 +158,7 @@ def fingerprint(weights: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _stack(weights: str, device: str) -> Stack:
-    return Stack.load(weights, device)
+    return Stack.load(weights or WEIGHTS, device)
 
 
 def _numbers(values: Tensor) -> list[float]:

@@ -1,6 +1,5 @@
 """`reelgym train TARGET`: make one part of the tiny stack, measure it, and write it as weights with a manifest."""
 
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,11 +57,8 @@ def run(config: Config) -> None:
     if not Processes().main:
         return
     folder = out / "weights"
-    save_tiny(folder, module, manifest)
-    if config.install:
-        target = config.weights / config.target
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder, target)
+    for place in (folder, config.weights / config.target) if config.install else (folder,):
+        save_tiny(place, module, manifest)
     print(" ".join(f"{name}={value:.4f}" for name, value in quality.items()))
     print(f"weights: {folder}")
 

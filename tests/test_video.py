@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reelgym.video import VideoError, read_video, write_video
 
@@ -159,6 +160,13 @@ def test_truncated_files_are_refused(tmp_path, name, options, keep):
     path.write_bytes(whole[: int(keep * len(whole))])
     refuses(path, "cut short|no video")
     refuses(path, "cut short|no video", fps=8)
+
+
+def test_a_last_frame_that_is_held_is_no_missing_end(tmp_path):
+    pictures = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 90, 180, 250)]
+    lasts = [200, 200, 200, 3000]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=lasts)
+    assert len(read_video(tmp_path / "a.gif")[0]) == 4
 
 
 @pytest.mark.parametrize("where", ["file.txt/a.mp4", "folder.mp4", "/proc/a.mp4", "/dev/null/a.mp4"])

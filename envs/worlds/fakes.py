@@ -106,13 +106,13 @@ def teleport(scene: Scene, strength: Tensor, generator: torch.Generator | None) 
 def frozen_tail(scene: Scene, strength: Tensor, generator: torch.Generator | None) -> Scene:
     """The object stops early: the stronger, the earlier."""
     clock = _clock(scene.radius.shape[1], strength.device)
-    return replace(scene, position=_at_time(scene, clock.minimum(1 - 0.85 * strength[:, None])))
+    return replace(scene, position=at_time(scene, clock.minimum(1 - 0.85 * strength[:, None])))
 
 
 def energy_gain(scene: Scene, strength: Tensor, generator: torch.Generator | None) -> Scene:
     """The object gathers speed along its path."""
     clock = _clock(scene.radius.shape[1], strength.device)
-    return replace(scene, position=_at_time(scene, clock ** (1 + 1.2 * strength[:, None])))
+    return replace(scene, position=at_time(scene, clock ** (1 + 1.2 * strength[:, None])))
 
 
 def growing_blur(video: Tensor, strength: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -145,7 +145,7 @@ def _kept_in(position: Tensor, radius: Tensor) -> Tensor:
     return position.maximum(low).minimum(SIDE - low)
 
 
-def _at_time(scene: Scene, clock: Tensor) -> Tensor:
+def at_time(scene: Scene, clock: Tensor) -> Tensor:
     """Positions [B, F, 2] of the scene's path at times [B, F] in [0, 1], between frames by straight lines."""
     last = scene.radius.shape[1] - 1
     moment = clock.clamp(0, 1) * last

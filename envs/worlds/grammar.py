@@ -167,17 +167,19 @@ def chunk_prompts(text: str, chunks: int) -> list[str]:
 
 
 def split_of(script: Script) -> str:
-    """"train", "validation" or "test"; a script with a held-out triple is never training."""
+    """ "train", "validation" or "test"; a script with a held-out triple is never training."""
     bucket = zlib.crc32(script_text(script).encode()) % 100
     if any(clause.held_out for clause in script):
         return "validation" if bucket < 50 else "test"
     return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
 
 
-def sample_scripts(count: int, *, split: str, seed: int, grammar: Grammar, clauses: int | None = None) -> list[Script]:
+def sample_scripts(
+    count: int, *, split: str, seed: int, grammar: Grammar, clauses: int | None = None, distinct: bool = False
+) -> list[Script]:
     """Draw `count` scripts of one split; outside training, half of them hold an unseen triple.
 
-    `clauses` fixes the number of clauses (long streams); else it is drawn from the grammar.
+    `clauses` fixes the number of clauses (long streams); else it is drawn from the grammar. `distinct`: none twice.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"unknown split '{split}'; use train, validation or test")
@@ -186,6 +188,8 @@ def sample_scripts(count: int, *, split: str, seed: int, grammar: Grammar, claus
     while len(scripts) < count:
         unseen = split != "train" and len(scripts) % 2 == 0
         script = _draw_script(draw, grammar, clauses or draw.choice(grammar.clauses))
+        if distinct and script in scripts:
+            continue
         if split_of(script) == split and unseen == any(clause.held_out for clause in script):
             scripts.append(script)
     return scripts

@@ -113,9 +113,7 @@ def advance(body: Body, order: Orders) -> Body:
     step = order.speed[:, None] * order.heading
     turn = order.speed / ORBIT_RADIUS * body.spin
     angle = body.phase
-    orbit = ORBIT_RADIUS * torch.stack(
-        [(angle + turn).cos() - angle.cos(), (angle + turn).sin() - angle.sin()], -1
-    )
+    orbit = ORBIT_RADIUS * torch.stack([(angle + turn).cos() - angle.cos(), (angle + turn).sin() - angle.sin()], -1)
     swing = 1.5 * order.speed / SWAY_REACH
     sway = (SWAY_REACH * ((angle + swing).sin() - angle.sin()))[:, None] * order.heading
     side = torch.stack([-order.heading[:, 1], order.heading[:, 0]], -1) * order.speed[:, None]

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...envs.worlds.fakes import at_time
 from ...envs.worlds.grammar import SHAPES
 from ...envs.worlds.render import render
 from ...envs.worlds.scene import RGB, SIDE, Scene, margin
@@ -71,6 +72,13 @@ def wobble(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
     return replace(scene, position=_inside(scene.position + 2.5 * strength[:, None, None] * noise, scene))
 
 
+def stumble(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
+    """The pace along the path changes from frame to frame, by up to a factor of e; it ends where it should."""
+    pace = (strength[:, None] * torch.randn(scene.radius[:, 1:].shape, generator=generator)).exp()
+    clock = torch.nn.functional.pad(pace.cumsum(1) / pace.sum(1, keepdim=True), (1, 0))
+    return replace(scene, position=at_time(scene, clock))
+
+
 def breathe(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
     """The size wavers from frame to frame by up to 35%."""
     noise = torch.randn(scene.radius.shape, generator=generator).clamp(-1.5, 1.5)
@@ -83,6 +91,7 @@ SCENE_FLAWS: dict[str, tuple[Callable[[Scene, Tensor, torch.Generator], Scene], 
     "wrong_colour": (wrong_colour, (2,)),
     "wrong_size": (wrong_size, (2,)),
     "wobble": (wobble, (1,)),
+    "stumble": (stumble, (1,)),
     "breathe": (breathe, (1,)),
 }
 

@@ -88,7 +88,7 @@ class Processes:
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        self.state = PartialState(cpu=not torch.cuda.is_available())
+        self.state = PartialState(cpu=True)
         self.main: bool = self.state.is_main_process
         self.share = slice(self.state.process_index, None, self.state.num_processes)
 
@@ -115,7 +115,9 @@ class Pretraining(Generic[M]):
 
     def advance(self, loss: Loss[M]) -> float:
         """One step; a loss that is not finite stops the run before it can touch the weights. Returns the loss."""
-        generator = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + self.step)
+        drawn = self.schedule.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(drawn)
+        torch.manual_seed(drawn)  # for what a network draws itself
         value = loss(self.model, generator, self.processes.share)
         if not torch.isfinite(value):
             raise ValueError(f"train {self.name}: the loss at step {self.step} is {value}; lower the learning rate")

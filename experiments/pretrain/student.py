@@ -1,4 +1,4 @@
-"""The starting student: the teacher made causal by teacher forcing, sampled in four steps without guidance."""
+"""The starting student: the teacher under a causal mask, sampled chunk by chunk in four steps without guidance."""
 
 import copy
 from dataclasses import dataclass, field
@@ -22,18 +22,22 @@ from .teacher import LatentClips, encode_clips, word_encoder
 
 @dataclass(frozen=True)
 class StudentRecipe:
-    """Velocity regression on the world's clips, each chunk at its own noise level and seeing a noised past."""
+    """Velocity regression on the world's clips under a causal mask.
+
+    By default a chunk learns beside a past as noisy as itself. What it lacks against its teacher is what streaming
+    changes: four steps, no guidance, no view of the future, and a past that is clean but its own.
+    """
 
     grammar: str = "plain"
     """Sub-grammar of the world."""
     clips: int = 6144
     """Rendered training clips."""
-    forcing: CausalInitConfig = field(default_factory=CausalInitConfig)
-    """Noise levels and noise of the past; its learner, batch and seed are those of `schedule`."""
+    objective: CausalInitConfig = field(default_factory=CausalInitConfig)
+    """The regression; its learner, batch and seed are those of `schedule`."""
     compile: bool = False
     """Train through torch.compile (needs a C++ compiler)."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=1200, batch=24, learning_rate=5e-4, ema=0.998, matrix_rate=0.005)
+        default_factory=lambda: Schedule(steps=120, batch=24, learning_rate=5e-4, ema=0.998, matrix_rate=0.005)
     )
     """Training length."""
 
@@ -56,16 +60,16 @@ def train_student(
     def loss(model: CausalWan, generator: torch.Generator, share: slice) -> Tensor:
         x0, embeds = pool.draw(recipe.schedule.batch, generator)
         keys = torch.randint(2**62, (len(x0),), generator=generator)
-        return causal_loss(model, x0[share], embeds[share], keys[share], sigmas, recipe.forcing)
+        return causal_loss(model, x0[share], embeds[share], keys[share], sigmas, recipe.objective)
 
     def measure(model: CausalWan, step: int) -> dict[str, float]:
-        losses[step] = validation_loss(model, unseen, sigmas, recipe.forcing)
+        losses[step] = validation_loss(model, unseen, sigmas, recipe.objective)
         return {"validation_loss": losses[step]}
 
     every = max(1, recipe.schedule.steps // 6)
     trained, seconds = pretrain("student", model, loss, recipe.schedule, out, evaluate=measure, evaluate_every=every)
     before = losses.get(4 * every)
-    after = validation_loss(trained, unseen, sigmas, recipe.forcing)
+    after = validation_loss(trained, unseen, sigmas, recipe.objective)
     generator = build_generator(trained, codec)
 
     def sample(noise: Tensor, embeds: Tensor) -> Tensor:

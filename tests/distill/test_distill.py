@@ -14,8 +14,8 @@ from reelgym.distill.directions import clip_levels, dmd_direction
 from reelgym.distill.trainer import DMD, STREAM_R1, Distill, flow_loss, score_direction, self_forcing
 from reelgym.envs.windows import clip_prompts, clip_reward
 from reelgym.models.generator import StreamState, generate_chunk, stream
-from reelgym.models.sampler import renoise
-from reelgym.noise import stream_keys
+from reelgym.models.sampler import renoise, shifted
+from reelgym.noise import normal, stream_keys, uniform
 from reelgym.rewards.reliability import BalanceConfig
 
 LEARNER = LearnerConfig(learning_rate=1e-3, betas=(0.0, 0.999), clip=10.0, ema=0.5)
@@ -89,9 +89,7 @@ def test_gradient_does_not_cross_chunks(generator, prompts):
     whole = self_forcing(generator, embeds, keys, 1, True)[:, 3:6]
     alone, _, _ = generate_chunk(generator, state, embeds[:, 1], exit_step=1, grad=True)
     parameters = list(generator.model.parameters())
-    found, expected = (
-        torch.autograd.grad(x.square().sum(), parameters, allow_unused=True) for x in (whole, alone)
-    )
+    found, expected = (torch.autograd.grad(x.square().sum(), parameters, allow_unused=True) for x in (whole, alone))
     for one, other in zip(found, expected, strict=True):
         assert (one is None and other is None) or torch.allclose(one, other)
 
@@ -194,8 +192,22 @@ def test_forcing_loss_is_that_of_the_stream(generator):
     torch.testing.assert_close(forcing_loss(model, x0, embeds, levels, eps, x0), sum(errors) / 4)
 
 
-def test_the_starting_recipe_learns_and_resumes(generator, tmp_path):
-    config = CausalInitConfig(learner=LEARNER, batch=4)
+def test_a_noisy_past_is_what_a_chunk_learns_beside(generator):
+    x0, embeds = clips(2, 0)
+    keys, later = stream_keys(0, 2), x0.clone()
+    later[:, -3:] += 1
+    config = CausalInitConfig()
+    eps, sigma = normal(keys, 0, 1, tuple(x0.shape[1:])), shifted(uniform(keys, 0, 0, ()), config.shift)
+    v = generator.model(renoise(x0, eps, sigma), sigma, embeds, mask="causal")
+    loss = causal_loss(generator.model, x0, embeds, keys, generator.sigmas, config)
+    torch.testing.assert_close(loss, (v - (eps - x0)).square().mean())
+    seen = generator.model(renoise(later, eps, sigma), sigma, embeds, mask="causal")
+    torch.testing.assert_close(seen[:, :-3], v[:, :-3])
+
+
+@pytest.mark.parametrize("past", ["noisy", "clean"])
+def test_the_starting_recipe_learns_and_resumes(generator, tmp_path, past):
+    config = CausalInitConfig(learner=LEARNER, batch=4, past=past)
 
     def fixed(batch, step):
         return clips(batch, 0)

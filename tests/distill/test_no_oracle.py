@@ -8,9 +8,9 @@ import torch
 from reelgym.agents.policy_gradient import PolicyGradient, PolicyGradientConfig
 from reelgym.agents.reward_gradient import RewardGradient, RewardGradientConfig
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig
-from reelgym.distill.trainer import STREAM_R1, Distill
+from reelgym.distill.trainer import DMD, STREAM_R1, Distill
 
-ORACLES = ("oracle", "oracle_measure", "oracle_law")
+ORACLES = ("oracle", "oracle_fit", "oracle_law", "oracle_measure")
 
 
 class Stub:
@@ -24,7 +24,7 @@ def no_oracles(monkeypatch):
         monkeypatch.setitem(sys.modules, f"reelgym.envs.worlds.{name}", Stub())
 
 
-@pytest.mark.parametrize("method", ["policy gradient", "reward gradient", "stream-r1", "starting recipe"])
+@pytest.mark.parametrize("method", ["policy gradient", "reward gradient", "dmd", "stream-r1", "starting recipe"])
 def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward, clock):
     def clips(batch, step):
         return torch.randn(batch, 12, 4, 4, 4), prompts(batch, step)[0]
@@ -32,6 +32,7 @@ def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward
     trainers = {
         "policy gradient": lambda: PolicyGradient(PolicyGradientConfig(prompts=2, group=3), generator, env, prompts),
         "reward gradient": lambda: RewardGradient(RewardGradientConfig(), generator, env, prompts),
+        "dmd": lambda: Distill(DMD, generator, make_wan(1), prompts, torch.zeros(8, 18)),
         "stream-r1": lambda: Distill(
             STREAM_R1, generator, make_wan(1), prompts, torch.zeros(8, 18), codec=codec, reward=reward, clock=clock
         ),
