@@ -83,8 +83,8 @@ PRESETS = {
         pool=256,
     ),
     "standard": Preset(
-        seconds=120,
-        updates={"continued": 75, "dmd": 28, "stream-r1": 20, "policy": 14, "reward": 31},
+        seconds=90,
+        updates={"continued": 56, "dmd": 21, "stream-r1": 15, "policy": 11, "reward": 23},
         seeds=5,
         exam=Exam(prompts=64, clips=2, long_prompts=16),
         validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),

@@ -26,7 +26,7 @@ from ...models.tiny import build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
 from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
-from .flaws import PIXEL_FLAWS, SCENE_FLAWS, cut
+from .flaws import PIXEL_FLAWS, SCENE_FLAWS, cut, stumble, wobble, wrong_pace
 from .loop import Schedule, pretrain
 from .teacher import word_encoder
 
@@ -39,7 +39,10 @@ REPAINTED = 0.3
 """Largest noise level that a window is repainted from."""
 LEAST = 0.05
 VISIBLE = 0.05
-LENGTHS = (1.0, 2.0, 1.0, 1.0)
+MOTION = 2.5
+"""How much more often than others come the flaws of the pace, which are what generators suffer from most."""
+LENGTHS = (1.0, 4.0, 0.5, 0.5)
+"""How often windows have 1, 2, 3 and 4 chunks; the environment scores the first chunk alone and then two at a time."""
 AXIS_OF_FAKE = {"VQ": (0,), "MQ": (1,), "TA": (2,), "physics": (1,)}
 UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
 
@@ -60,7 +63,7 @@ class RewardRecipe:
     clean: float = 0.15
     """Share of a batch without any flaw."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=1200, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
+        default_factory=lambda: Schedule(steps=1700, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
     )
     """Training length."""
 
@@ -112,12 +115,12 @@ class FlawedClips:
         clean = torch.rand(count, generator=generator) < self.recipe.clean
         worth = torch.ones(count, 3)
 
-        def strength() -> Tensor:
-            hit = (torch.rand(count, generator=generator) < self.rate) & ~clean
+        def strength(often: float = 1.0) -> Tensor:
+            hit = (torch.rand(count, generator=generator) < often * self.rate) & ~clean
             return hit * (LEAST + (1 - LEAST) * torch.rand(count, generator=generator).square())
 
         for flaw, axes in self.scene_flaws:
-            amount = strength()
+            amount = strength(MOTION if flaw in (wrong_pace, wobble, stumble) else 1.0)
             changed = flaw(scene, amount, generator)
             worth[:, list(axes)] *= (1 - _visible(amount, scene, changed))[:, None]
             scene = changed
