@@ -163,6 +163,12 @@ class Pretraining(Generic[M]):
         self.step, self.seconds = meta["step"], meta["seconds"]
 
 
+def logged(out: Path, name: str) -> dict[int, float]:
+    """What log.txt holds of one figure, by step; a step that a resumed run did again counts as it was last."""
+    lines = [dict(pair.split("=", 1) for pair in line.split()) for line in (out / "log.txt").read_text().splitlines()]
+    return {int(line["step"]): float(line[name]) for line in lines if name in line}
+
+
 def pretrain(
     name: str,
     model: M,

@@ -15,7 +15,7 @@ from ...models.tiny import SAMPLER_SHIFT, STEPS, build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
 from .data import make_clips
-from .loop import Schedule, pretrain
+from .loop import Schedule, logged, pretrain
 from .measure import held_out_clips, quality
 from .teacher import LatentClips, encode_clips, word_encoder
 
@@ -53,7 +53,6 @@ def train_student(
     pool = encode_clips(codec, make_clips(recipe.clips, split="train", seed=seed + 30, grammar=recipe.grammar), encoder)
     held_out = held_out_clips(recipe.grammar)
     unseen = encode_clips(codec, held_out, encoder)
-    losses: dict[int, float] = {}
     if recipe.compile:
         model.compile()
 
@@ -63,12 +62,11 @@ def train_student(
         return causal_loss(model, x0[share], embeds[share], keys[share], sigmas, recipe.objective)
 
     def measure(model: CausalWan, step: int) -> dict[str, float]:
-        losses[step] = validation_loss(model, unseen, sigmas, recipe.objective)
-        return {"validation_loss": losses[step]}
+        return {"validation_loss": validation_loss(model, unseen, sigmas, recipe.objective)}
 
     every = max(1, recipe.schedule.steps // 6)
     trained, seconds = pretrain("student", model, loss, recipe.schedule, out, evaluate=measure, evaluate_every=every)
-    before = losses.get(4 * every)
+    before = logged(out, "validation_loss").get(4 * every)
     after = validation_loss(trained, unseen, sigmas, recipe.objective)
     generator = build_generator(trained, codec)
 
