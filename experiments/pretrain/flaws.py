@@ -1,7 +1,8 @@
 """Clips with known flaws: what the reward model's preferences are made from.
 
 A flaw has a strength in [0, 1] and says which axes it touches. Labels come from how a clip was made, never from an
-oracle: an axis is worth the product of (1 - strength) over the flaws that touch it.
+oracle: an axis is worth the product of (1 - strength) over the flaws that touch it. Flaws of the path alone are
+measured on the path instead (`path_worth` of the reward's recipe).
 """
 
 import math

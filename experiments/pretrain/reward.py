@@ -39,9 +39,11 @@ REPAINTED = 0.3
 """Largest noise level that a window is repainted from."""
 LEAST = 0.05
 VISIBLE = 0.05
-MOTION = 2.5
+KNOWN = 0.7
+"""Alignment above which the words of the true prompt hold."""
+MOTION = 2.0
 """How much more often than others come the flaws of the pace, which are what generators suffer from most."""
-LENGTHS = (1.0, 4.0, 0.5, 0.5)
+LENGTHS = (1.0, 3.0, 0.5, 1.0)
 """How often windows have 1, 2, 3 and 4 chunks; the environment scores the first chunk alone and then two at a time."""
 AXIS_OF_FAKE = {"VQ": (0,), "MQ": (1,), "TA": (2,), "physics": (1,)}
 UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
@@ -63,7 +65,7 @@ class RewardRecipe:
     clean: float = 0.15
     """Share of a batch without any flaw."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=1700, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
+        default_factory=lambda: Schedule(steps=1300, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
     )
     """Training length."""
 
@@ -113,7 +115,7 @@ class FlawedClips:
         whole = Scene(*(value[rows] for value in vars(self.scene).values()))
         scene = cut(whole, (last - chunks) * FRAMES_PER_CHUNK, last * FRAMES_PER_CHUNK)
         clean = torch.rand(count, generator=generator) < self.recipe.clean
-        worth = torch.ones(count, 3)
+        worth, true_path = torch.ones(count, 3), scene.position
 
         def strength(often: float = 1.0) -> Tensor:
             hit = (torch.rand(count, generator=generator) < often * self.rate) & ~clean
@@ -122,8 +124,11 @@ class FlawedClips:
         for flaw, axes in self.scene_flaws:
             amount = strength(MOTION if flaw in (wrong_pace, wobble, stumble) else 1.0)
             changed = flaw(scene, amount, generator)
-            worth[:, list(axes)] *= (1 - _visible(amount, scene, changed))[:, None]
+            worth[:, list(axes)] *= (1 - amount * _looks_changed(scene, changed))[:, None]
             scene = changed
+        evenness, course = path_worth(true_path, scene.position)
+        worth[:, 1] *= evenness
+        worth[:, 2] *= course
         video = render(scene)
         for paint, axes in PIXEL_FLAWS.values():
             amount = strength()
@@ -135,7 +140,7 @@ class FlawedClips:
             worth[:, list(axes)] *= (1 - amount)[:, None]
         draws = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
         told = [self.clauses[row][last - 1] for row in rows.tolist()]
-        known = (worth[:, 2] == 1).tolist()
+        known = (worth[:, 2] > KNOWN).tolist()
         prompts = []
         for row, clause in enumerate(told):
             if not clean[row] and draws.random() < WRONG:
@@ -177,12 +182,28 @@ def word_loss(agreement: Tensor, true: Tensor) -> Tensor:
     return loss / known.sum().clamp_min(1)
 
 
-def _visible(strength: Tensor, before: Scene, after: Scene) -> Tensor:
-    """Strength, less where a flaw in the path moved the object by under 1.5 pixels on average."""
-    shift = (after.position - before.position).norm(dim=-1).mean(1)
-    moved = (after.radius != before.radius).any(1) | (after.rgb != before.rgb).flatten(1).any(1)
-    moved = moved | (after.shape != before.shape).any(1)
-    return torch.where(moved, strength, strength * (shift / 1.5).clamp(max=1))
+def _looks_changed(before: Scene, after: Scene) -> Tensor:
+    """[B]: whether a flaw touched more than the path."""
+    size = (after.radius != before.radius).any(1)
+    return size | (after.rgb != before.rgb).flatten(1).any(1) | (after.shape != before.shape).any(1)
+
+
+def path_worth(true: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of a path that was bent, in (0, 1], from the paths true and drawn [B, F, 2] in pixels.
+
+    evenness [B] (for MQ, which knows no prompt): no jolt and no change of pace that the true path, played at the drawn
+    one's mean pace, has not. course [B] (for TA): it goes where it was to go, as far as it was to go.
+    """
+    step, due = drawn.diff(dim=1), true.diff(dim=1)
+    pace, due_pace = step.norm(dim=-1), due.norm(dim=-1)
+    share = (pace * due_pace).sum(1, keepdim=True) / due_pace.square().sum(1, keepdim=True).clamp_min(1e-3)
+    share = torch.where(due_pace.sum(1, keepdim=True) > 1e-3, share, torch.ones_like(share))
+    jolt = (step.diff(dim=1) - share[..., None] * due.diff(dim=1)).square().sum(-1).mean(1).sqrt()
+    uneven = (pace - share * due_pace).square().mean(1).sqrt()
+    off = drawn - true
+    astray = (off - off.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
+    extent = (true - true.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()
+    return torch.exp(-jolt / 1.5 - uneven), torch.exp(-astray / (0.5 + 0.4 * extent))
 
 
 @torch.no_grad()

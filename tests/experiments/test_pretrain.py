@@ -117,9 +117,25 @@ def test_worth_says_what_was_done_to_a_window():
     assert ((clean.true >= 0).sum((1, 2)) > 0).all()
     flawed = rewards.FlawedClips(replace(recipe, clean=0.0), encoder, "train", seen)
     batch = flawed.draw(64, 2, torch.Generator().manual_seed(0))
-    assert (batch.worth < 1).any(0).all() and batch.worth.min() >= 0
+    assert (batch.worth < 1).any(0).all() and batch.worth.min() >= 0 and batch.worth.isfinite().all()
     again = flawed.draw(64, 2, torch.Generator().manual_seed(0))
     assert torch.equal(batch.video, again.video) and torch.equal(batch.embeds, again.embeds)
+
+
+def test_the_worth_of_a_path():
+    steps = torch.arange(6.0)[None, :, None]
+    true = torch.cat([steps, torch.zeros_like(steps)], -1)
+    assert [float(worth) for worth in rewards.path_worth(true, true + 3)] == [1, 1]
+    even, course = rewards.path_worth(true, 0.5 * true)
+    assert even == pytest.approx(1) and course < 0.6
+    even, course = rewards.path_worth(true, true.flip(1))
+    assert even == pytest.approx(1) and course < 0.2
+    shaken = true.clone()
+    shaken[:, ::2, 1] += 0.5
+    assert rewards.path_worth(true, shaken)[0] < 0.6
+    rests = torch.zeros(1, 6, 2)
+    assert [float(worth) for worth in rewards.path_worth(rests, rests)] == [1, 1]
+    assert rewards.path_worth(rests, true)[0] < 0.5
 
 
 def test_every_recipe_runs(tmp_path, monkeypatch):
