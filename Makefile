@@ -25,5 +25,5 @@ install:
 	@mkdir -p .typing && ln -sfn .. $@
 
 clean:
-	rm -rf build dist runs .typing .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf build dist .typing .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
