@@ -83,8 +83,8 @@ PRESETS = {
         pool=256,
     ),
     "standard": Preset(
-        seconds=90,
-        updates={"continued": 56, "dmd": 21, "stream-r1": 15, "policy": 11, "reward": 23},
+        seconds=75,
+        updates={"continued": 47, "dmd": 17, "stream-r1": 12, "policy": 9, "reward": 19},
         seeds=5,
         exam=Exam(prompts=64, clips=2, long_prompts=16),
         validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),
