@@ -180,7 +180,8 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Ma
     rows += [_search_row(name, result) for name, result in found.items() if name.startswith("search-")]
     settings: dict[str, Any] = {"preset": asdict(preset)}
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
-    settings |= {"notes": notes(setup, plans), "workers": setup.workers, "weights": setup.weights or "shipped"}
+    settings |= {"notes": [*notes(setup, plans), *diverged(runs)], "workers": setup.workers}
+    settings |= {"weights": setup.weights or "shipped"}
     settings |= {"prompts": preset.exam.prompts, "clips": preset.exam.clips, "made_from": setup.made_from}
     rows += clip_rows(preset.exam, preset.shown)
     with one_thread():
@@ -212,6 +213,16 @@ def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
         + (" With so few seeds they say little about other seeds." if preset.seeds < 5 else ""),
         f"Calls count chunks through a network. Test prompts are of the grammar “{preset.exam.grammar}”, half with a "
         "(colour, shape, motion) that training never shows, and were looked at once.",
+    ]
+
+
+def diverged(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A sentence for each run that diverged: it counts as it stood before the update that failed."""
+    return [
+        f"{name}, seed {run['seed']}, diverged at update {run['diverged']} and counts as it stood before."
+        for name, results in runs.items()
+        for run in results
+        if run.get("diverged") is not None
     ]
 
 
