@@ -8,7 +8,7 @@ import torch
 from reelgym.agents.learner import NonFiniteError
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.worlds.grammar import GRAMMARS
-from reelgym.experiments import compare, runs
+from reelgym.experiments import compare, longer, runs
 from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
 from reelgym.experiments.jobs import stored
 from reelgym.experiments.methods import METHODS, REFERENCES, Plan, Stack, rate_of, with_rate
@@ -190,3 +190,13 @@ def test_a_try_that_diverges_loses_and_a_run_that_diverges_counts_as_it_stood(we
     assert stood["scores"] == work(setup.job("start", "start", 0, exam=setup.preset.exam).config)[1]["scores"]
     (line,) = compare.diverged({"continued": [{"seed": 0, **stood}]})
     assert "seed 0, diverged at update 0" in line
+
+
+def test_one_method_for_longer(weights, tmp_path, capsys):
+    config = longer.Config("dmd", updates=2, seeds=1, points=2, preset="smoke", out=tmp_path, weights=weights)
+    longer.run(config)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["update"] for row in rows if row["kind"] == "curve"] == [0, 1, 2]
+    assert sum(row["kind"] == "contrast" for row in rows) == 1 and "DMD - start" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no method 'ppo': choose from continued, dmd"):
+        longer.run(replace(config, method="ppo"))
