@@ -1,5 +1,6 @@
 """`reelgym score FILE --prompt ...`: what the reward model thinks of any video file, and where it looks."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,7 +79,8 @@ def run(config: Config) -> None:
     print(f"{config.file}: {found.frames} frames at {config.fps:g} fps (the file has {source_fps:g}), {codec.size} x "
           f"{codec.size} pixels, {len(found.starts)} windows")  # fmt: skip
     print(table(rows, reward.axes))
-    print(f"results: {write_results(config.out, 'reelgym score', [config.seed], config, rows, device)}")
+    command = shlex.join(["reelgym", "score", str(config.file), "--prompt", config.prompt])
+    print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
 
 
 def load_clip(path: Path, fps: float, size: int) -> tuple[Tensor, float]:
