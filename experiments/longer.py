@@ -1,7 +1,7 @@
 """One method of the standard comparison on a longer budget: does it need time, or is it no use?
 
-`python -m reelgym.experiments.longer --method dmd --updates 64` trains it at its stored learning rate, without a
-search, draws its learning curve on validation prompts, and compares it with the start on the test prompts.
+`python -m reelgym.experiments.longer --method dmd --updates 48 --rate 1e-4` trains it without a search, draws its
+learning curve on validation prompts, and compares it with the start on the test prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tyro
 from .compare import Config as Comparison
 from .compare import prepare
 from .jobs import run_jobs
+from .methods import with_rate
 from .results import write_results
 from .rows import contrast_row, curve_rows, method_row, run_row
 from .runs import work
@@ -28,6 +29,8 @@ class Config:
     """A method of the comparison."""
     updates: int = 64
     """Updates of a run."""
+    rate: float | None = None
+    """Learning rate, if not the stored one, which won a search on a short budget."""
     seeds: int = 2
     """Runs."""
     points: int = 8
@@ -43,7 +46,8 @@ class Config:
     def command(self) -> str:
         """What to type for this."""
         chosen = f"--method {self.method} --updates {self.updates} --seeds {self.seeds} --points {self.points}"
-        return f"python -m reelgym.experiments.longer {chosen}"
+        rate = f" --rate {self.rate:g}" if self.rate is not None else ""
+        return f"python -m reelgym.experiments.longer {chosen}{rate}"
 
 
 def run(config: Config) -> None:
@@ -53,6 +57,8 @@ def run(config: Config) -> None:
     if config.method not in plans:
         raise ValueError(f"no method {config.method!r}: choose from {', '.join(plans)}")
     plan, exam = replace(plans[config.method], updates=config.updates), setup.preset.exam
+    if config.rate is not None:
+        plan = with_rate(plan, config.rate)
     jobs = [setup.job(f"{row}-{seed}", row, seed, exam=exam) for row in ("truth", "start") for seed in setup.seeds]
     jobs += [
         setup.job(f"{config.method}-{seed}", config.method, seed, exam=exam, plan=plan, points=config.points, cost=9.0)

@@ -35,11 +35,11 @@ def distillation(rate: float, weighted: bool) -> DistillConfig:
 def recipes() -> dict[str, object]:
     """Every method's recipe, at the learning rate that won the last search of `standard`."""
     return {
-        "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=1e-4), batch=24),
-        "dmd": distillation(1e-4, weighted=False),
-        "stream-r1": distillation(1e-4, weighted=True),
-        "policy": PolicyGradientConfig(learner=LearnerConfig(learning_rate=5e-5)),
-        "reward": RewardGradientConfig(learner=LearnerConfig(learning_rate=5e-5)),
+        "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=3.3e-5), batch=24),
+        "dmd": distillation(3.3e-5, weighted=False),
+        "stream-r1": distillation(3.3e-5, weighted=True),
+        "policy": PolicyGradientConfig(learner=LearnerConfig(learning_rate=1.7e-5)),
+        "reward": RewardGradientConfig(learner=LearnerConfig(learning_rate=1.5e-4)),
     }
 
 
