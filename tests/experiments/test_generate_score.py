@@ -102,7 +102,8 @@ def test_score_of_a_generated_clip(call, weights):
     assert (status, err) == (0, "") and "12 frames at 8 fps (the file has 8), 32 x 32 pixels, 3 windows" in out
     results = json.loads(open("runs/score/results.json").read())
     kinds = [row["kind"] for row in results["rows"]]
-    assert kinds == ["clip"] + ["window"] * 3 + ["frame"] * 12 and results["command"] == "reelgym score"
+    assert kinds == ["clip"] + ["window"] * 3 + ["frame"] * 12
+    assert results["command"] == f"reelgym score clip.mp4 --prompt '{SCRIPT}'"
     clip, *_ = results["rows"]
     prompts = [row["prompt"] for row in results["rows"] if row["kind"] == "window"]
     assert prompts == [PROMPT, "a blue square moves up", "a blue square moves up"]
