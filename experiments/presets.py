@@ -19,8 +19,7 @@ SLOW_DECAY = (0.0, 0.999)
 def distillation(rate: float, weighted: bool) -> DistillConfig:
     """DMD with a critic at five times the generator's rate; weighted: by reliability and perplexity, as Stream-R1 is.
 
-    The critic begins as the teacher and must first learn what the student makes: at twice the rate and three updates a
-    turn, the generator ran ahead of it and lost.
+    The critic begins as the teacher and must first learn what the student makes, in little time.
     """
     return DistillConfig(
         generator=LearnerConfig(learning_rate=rate, betas=SLOW_DECAY, clip=10.0),
