@@ -212,7 +212,7 @@ def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
         f"Intervals: paired bootstrap over {preset.seeds} seeds and {preset.exam.prompts} prompts."
         + (" With so few seeds they say little about other seeds." if preset.seeds < 5 else ""),
         f"Calls count chunks through a network. Test prompts are of the grammar “{preset.exam.grammar}”, half with a "
-        "(colour, shape, motion) that training never shows, and were looked at once.",
+        "(colour, shape, motion) that training never shows; the search never sees them.",
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -27,7 +28,7 @@ class Config:
 
     method: str = "dmd"
     """A method of the comparison."""
-    updates: int = 64
+    updates: int = 48
     """Updates of a run."""
     rate: float | None = None
     """Learning rate, if not the stored one, which won a search on a short budget."""
@@ -35,7 +36,7 @@ class Config:
     """Runs."""
     points: int = 8
     """Points of the learning curve."""
-    preset: str = "standard"
+    preset: Literal["standard", "smoke"] = "standard"
     """Whose exam, recipes and validation it takes."""
     out: Path | None = None
     """Folder of results.json and the jobs; runs/longer-METHOD by default."""
@@ -52,7 +53,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Train, examine, print the curve and the difference, write results.json. ValueError for an unknown method."""
-    setup = prepare(Comparison(config.preset, seeds=config.seeds, device="cpu", weights=config.weights))  # type: ignore[arg-type]
+    setup = prepare(Comparison(config.preset, seeds=config.seeds, device="cpu", weights=config.weights))
     plans = setup.preset.plans()
     if config.method not in plans:
         raise ValueError(f"no method {config.method!r}: choose from {', '.join(plans)}")
