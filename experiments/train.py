@@ -11,6 +11,7 @@ from torch import nn
 from ..envs.worlds.grammar import GRAMMARS
 from ..models.tiny import WEIGHTS, Part, load_tiny, save_tiny
 from .pretrain.loop import Processes
+from .pretrain.pairs import PairsRecipe, summary, train_pairs
 
 
 @dataclass(frozen=True)
@@ -37,34 +38,57 @@ class Config:
     """Train through torch.compile (needs a C++ compiler)."""
     install: bool = False
     """Copy the finished weights into the `weights` folder."""
+    pairs: Path | None = None
+    """Reward alone: a CSV file of your own preference pairs to train on, instead of the world's clips; its columns are
+    path_A, path_B, prompt, VQ, MQ, TA."""
+    fps: float = PairsRecipe.fps
+    """With --pairs: frames per second at which the videos are sampled."""
+    size: int = PairsRecipe.size
+    """With --pairs: side in pixels that frames are brought to, a multiple of 8."""
+    validation: float = PairsRecipe.validation
+    """With --pairs: share of the pairs that the reward is measured on."""
 
 
 def run(config: Config) -> None:
     """Train, measure, save; an interrupted run goes on from its last checkpoint."""
+    _check(config)
     torch.set_num_threads(config.threads)
     out = config.out or Path("runs") / config.target
     out.mkdir(parents=True, exist_ok=True)
-    module, recipe, quality = _train(config, out)
+    module, recipe, quality, reads = _train(config, out)
     manifest: dict[str, Any] = {
         "part": config.target,
         "recipe": asdict(recipe),
         "seed": recipe.schedule.seed,
         "steps": recipe.schedule.end,
         "quality": quality,
+        **reads,
     }
-    if config.target != "codec":
-        manifest["vocab"] = list(GRAMMARS[recipe.grammar].vocabulary())
     if not Processes().main:
         return
     folder = out / "weights"
     for place in (folder, config.weights / config.target) if config.install else (folder,):
         save_tiny(place, module, manifest)
-    print(" ".join(f"{name}={value:.4f}" for name, value in quality.items()))
+    print(summary(quality, reads) if config.pairs else " ".join(f"{n}={value:.4f}" for n, value in quality.items()))
     print(f"weights: {folder}")
 
 
-def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float]]:
-    """The trained part, the recipe that made it, and what it measured."""
+def _check(config: Config) -> None:
+    """ValueError for options that do not go together."""
+    data = (config.fps, config.size, config.validation)
+    if config.pairs is None and data != (Config.fps, Config.size, Config.validation):
+        raise ValueError("--fps, --size and --validation say how to read --pairs: give that too")
+    if config.pairs is not None and config.target != "reward":
+        raise ValueError(f"--pairs trains the reward, not the {config.target}: use reelgym train reward --pairs")
+    if config.pairs is not None and config.install:
+        raise ValueError(
+            "--install would put a reward with the vocabulary of your pairs where the tiny stack needs its own; "
+            "leave it out, the weights are in OUT/weights"
+        )
+
+
+def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float], dict[str, Any]]:
+    """The trained part, the recipe that made it, what it measured, and what its readers have to know."""
 
     def scheduled(recipe: Any) -> Any:
         schedule = replace(recipe.schedule, seed=config.seed, steps=config.steps or recipe.schedule.steps)
@@ -74,9 +98,16 @@ def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float]]
     def part(name: Part) -> Any:
         return load_tiny(name, config.weights / name)
 
-    def done(recipe: Any, result: tuple[nn.Module, dict[str, float]]) -> tuple[nn.Module, Any, dict[str, float]]:
-        return result[0], recipe, result[1]
+    def done(
+        recipe: Any, result: tuple[nn.Module, dict[str, float]]
+    ) -> tuple[nn.Module, Any, dict[str, float], dict[str, Any]]:
+        words = {} if config.target == "codec" else {"vocab": list(GRAMMARS[recipe.grammar].vocabulary())}
+        return result[0], recipe, result[1], words
 
+    if config.pairs is not None:
+        chosen = scheduled(PairsRecipe(config.fps, config.size, config.validation))
+        model, quality, reads = train_pairs(chosen, config.pairs, out)
+        return model, chosen, quality, reads
     if config.target == "codec":
         from .pretrain.codec import CodecRecipe, train_codec
 

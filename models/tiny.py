@@ -87,7 +87,7 @@ def save_tiny(folder: str | Path, module: nn.Module, manifest: Mapping[str, Any]
     """Write a part's weights and manifest, atomically, to a folder that `load_tiny` reads.
 
     manifest: what JSON holds of how it was made (recipe, seed, steps, measured quality) and, for a part that reads
-    prompts, "vocab": its words. The architecture and the weights' SHA-256 are added.
+    prompts, "vocab": its words, and "text_len" if not TEXT_LEN. The architecture and the weights' SHA-256 are added.
     """
     meta = {**manifest, "architecture": _describe(module)}
     save_checkpoint(folder, {"weights": module.state_dict()}, meta)
@@ -132,7 +132,7 @@ def load_encoder(name: Part, folder: str | Path | None = None) -> WordEncoder:
     meta = load_manifest(name, folder)
     if "vocab" not in meta:
         raise CheckpointError(f"{folder or WEIGHTS / name}: the manifest has no vocabulary")
-    return WordEncoder(meta["vocab"], meta["architecture"].get("text_len", TEXT_LEN))
+    return WordEncoder(meta["vocab"], meta.get("text_len", meta["architecture"].get("text_len", TEXT_LEN)))
 
 
 def _read(name: Part, folder: str | Path | None) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
