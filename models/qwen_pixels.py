@@ -79,7 +79,8 @@ def resize(levels: Tensor, size: tuple[int, int], rounding: bool = True) -> Tens
     """Pillow's antialiased bicubic: levels [*, H, W] in [0, 255] to [*, h, w], width first, clamped after each pass.
 
     rounding: round to whole levels as Pillow does (to the bit for whole levels in), with a straight-through gradient.
-    Sums run in float64, where they are exact; the result is float64.
+    Pillow 13 starts with the height where that shrinks much more, which moves some pixels by a level. Sums run in
+    float64, where they are exact; the result is float64.
     """
     x = levels.double()
     if size[1] != x.shape[-1]:
@@ -113,7 +114,7 @@ def to_patches(clip: Tensor, config: PixelConfig) -> tuple[Tensor, tuple[int, in
 def _level(x: Tensor, rounding: bool) -> Tensor:
     """x clamped to [0, 255] and, with rounding, moved to the nearest whole level under the gradient of x."""
     x = x.clamp(0, 255)
-    return x + ((x + 0.5).floor() - x).detach() if rounding else x
+    return (x + 0.5).floor().detach() + (x - x.detach()) if rounding else x
 
 
 def _bicubic(x: float) -> float:

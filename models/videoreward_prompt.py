@@ -63,6 +63,8 @@ def load_tokenizer(backbone: str | Path) -> tuple[PreTrainedTokenizerBase, tuple
         tokenizer = AutoTokenizer.from_pretrained(str(backbone))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"backbone {backbone}: no tokenizer in it ({str(error).splitlines()[0]})") from error
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"backbone {backbone}: its tokenizer has no chat template; pass Qwen2-VL-2B-Instruct")
     tokenizer.add_tokens(list(REWARD_TOKENS), special_tokens=True)
     return tokenizer, tuple(tokenizer.convert_tokens_to_ids(list(REWARD_TOKENS)))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +39,8 @@ class PaintCodec:
         return torch.cat((cells, torch.zeros_like(cells[:, :, :1])), 2)
 
     def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
-        return (latents[:, :, :3] / 4 + 0.5).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        video = (latents[:, :, :3] / 4 + 0.5).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        return video if torch.is_grad_enabled() and latents.requires_grad else video.clamp(0, 1)
 
     def open(self) -> FrameState:
         return FrameState()
@@ -119,3 +123,72 @@ def generator(make_wan: Callable[[int], CausalWan]) -> Generator:
 def env(codec: PaintCodec, reward: StreamReward, prompts: ScriptPrompts, clock: Clock) -> StreamGenVectorEnv:
     """Six streams."""
     return StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
+
+
+CHAT = (
+    "{% for message in messages %}"
+    "{% if loop.first and message.role != 'system' %}<|im_start|> system be helpful <|im_end|>{% endif %}"
+    "<|im_start|> {{ message.role }} "
+    "{% for part in message.content %}"
+    "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+QWEN_WORDS = ("[UNK]", "system", "user", "assistant", "be", "helpful", "look", "at", "it", ":", *WORDS)
+
+
+@dataclass(frozen=True)
+class QwenFiles:
+    """What a user of VideoReward has on disk, with small random weights. reward: its folder; backbone: a Qwen2-VL
+    folder; template: a text file."""
+
+    reward: Path
+    backbone: Path
+    template: Path
+
+
+@pytest.fixture(scope="session")
+def qwen_files(tmp_path_factory: pytest.TempPathFactory) -> QwenFiles:
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    root = tmp_path_factory.mktemp("videoreward")
+    files = QwenFiles(root / "reward", root / "backbone", root / "template.txt")
+    vocabulary = save_tokenizer(files.backbone)
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 24, "mlp_ratio": 2, "num_heads": 2}
+    config = Qwen2VLConfig(
+        vocab_size=vocabulary, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, video_token_id=len(QWEN_WORDS) + 4, bos_token_id=None, eos_token_id=None,
+        rope_scaling={"rope_type": "default", "mrope_section": [2, 2, 2]}, vision_config=vision,
+    )  # fmt: skip
+    config.save_pretrained(files.backbone)
+    torch.manual_seed(0)
+    tensors = {
+        name.replace("language_model.", "model."): torch.randn(tensor.shape) * (len(tensor) / tensor.numel()) ** 0.5
+        for name, tensor in Qwen2VLModel(config).state_dict().items()
+    }
+    tensors |= {"rm_head.weight": torch.randn(1, 24), "lm_head.weight": torch.randn(vocabulary, 24)}
+    (files.reward / "checkpoint-7").mkdir(parents=True)
+    torch.save({f"base_model.model.{name}": t for name, t in tensors.items()}, files.reward / "checkpoint-7/model.pth")
+    settings = {
+        "model_config": {"output_dim": 1, "reward_token": "special", "use_special_tokens": True},
+        "data_config": {"fps": 2.0, "max_frame_pixels": 200704, "num_frames": None, "sample_type": "uniform"},
+        "inference_config": {f"{axis}_{key}": 0.5 for axis in ("VQ", "MQ", "TA") for key in ("mean", "std")},
+    }
+    (files.reward / "model_config.json").write_text(json.dumps(settings))
+    files.template.write_text("look <|VQ_reward|> look <|MQ_reward|> at it : {text_prompt} <|TA_reward|> .")
+    return files
+
+
+def save_tokenizer(folder: Path) -> int:
+    """A word-level tokenizer with Qwen2-VL's conversation tokens; returns its size with the three reward tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(QWEN_WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(list(CHAT_TOKENS))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, chat_template=CHAT, unk_token="[UNK]")
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer) + 3
