@@ -103,4 +103,4 @@ def clip_reward(reward: object, codec: Codec, clock: Clock) -> StreamReward:
     """
     if not isinstance(reward, StreamReward):
         raise TypeError(f"gradients and perplexity need a StreamReward, not {type(reward).__name__}")
-    return StreamReward(WindowedModel(reward.model, codec, clock), reward.axes, reward.tau, reward.batched)
+    return StreamReward(WindowedModel(reward.model, codec, clock), reward.settings)

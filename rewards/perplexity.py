@@ -34,19 +34,22 @@ def to_latents(saliency: Tensor, grid: Grid) -> Tensor:
     return total / torch.bincount(latent_of_frame, minlength=grid.latent_frames)[:, None, None]
 
 
-def temporal_weight(saliency: Tensor) -> Tensor:
-    """Frame means of saliency [B, F, h, w], min-max over frames, at least .2, divided by their mean: [B, F]."""
-    return _floored(saliency.mean(dim=(-1, -2)), TEMPORAL_FLOOR)
+def temporal_weight(saliency: Tensor, floor: float = TEMPORAL_FLOOR) -> Tensor:
+    """Frame means of saliency [B, F, h, w], min-max over frames, at least floor, divided by their mean: [B, F]."""
+    return _floored(saliency.mean(dim=(-1, -2)), floor)
 
 
-def spatial_weight(saliency: Tensor) -> Tensor:
-    """Per frame of saliency [B, F, h, w]: min-max over cells, at least .15, divided by the frame's mean: same shape."""
-    return _floored(saliency.flatten(2), SPATIAL_FLOOR).view_as(saliency)
+def spatial_weight(saliency: Tensor, floor: float = SPATIAL_FLOOR) -> Tensor:
+    """Per frame of saliency [B, F, h, w]: min-max over cells, at least floor, divided by the frame's mean: same
+    shape."""
+    return _floored(saliency.flatten(2), floor).view_as(saliency)
 
 
-def intra_perplexity(saliency: Tensor) -> Tensor:
+def intra_perplexity(
+    saliency: Tensor, temporal_floor: float = TEMPORAL_FLOOR, spatial_floor: float = SPATIAL_FLOOR
+) -> Tensor:
     """Temporal times spatial weight of saliency [B, F, h, w], divided by its mean over the clip: same shape, mean 1."""
-    weight = temporal_weight(saliency)[..., None, None] * spatial_weight(saliency)
+    weight = temporal_weight(saliency, temporal_floor)[..., None, None] * spatial_weight(saliency, spatial_floor)
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
 
 

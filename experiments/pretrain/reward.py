@@ -37,6 +37,10 @@ READINGS = 4
 """Prompts with other words that each window is read by, beside its own."""
 REPAINTED = 0.3
 """Largest noise level that a window is repainted from."""
+CLIMB = 4
+"""Steps of pixel ascent that a gamed window has taken."""
+FARTHEST = 0.25
+"""How far they may carry a pixel, of a range of 1; a window that went so far is worth nothing."""
 LEAST = 0.05
 VISIBLE = 0.05
 KNOWN = 0.7
@@ -64,6 +68,8 @@ class RewardRecipe:
     """Share of a batch that is repainted."""
     clean: float = 0.15
     """Share of a batch without any flaw."""
+    gamed: float = 0.25
+    """Share of a batch whose pixels have climbed the reward's own gradient: a flaw like any other."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(steps=1300, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
     )
@@ -82,6 +88,10 @@ class Batch:
     embeds: Tensor
     worth: Tensor
     true: Tensor
+
+    def take(self, rows: slice) -> "Batch":
+        """Some of the windows."""
+        return Batch(*(value[rows] for value in vars(self).values()))
 
 
 def pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
@@ -206,6 +216,25 @@ def path_worth(true: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     return torch.exp(-jolt / 1.5 - uneven), torch.exp(-astray / (0.5 + 0.4 * extent))
 
 
+def gamed(model: TinyReward, batch: Batch, generator: torch.Generator) -> Batch:
+    """The windows after a few signed steps of pixel ascent on the model's own scores, every fourth of them from noise
+    or from its background alone. What was gained so is worth nothing: each axis loses by how far the pixels went."""
+    count = len(batch.video)
+    start = torch.rand(count, generator=generator)
+    noise = torch.rand(batch.video.shape, generator=generator)
+    empty = batch.video.flatten(1).median(dim=1).values[:, None, None, None, None].expand_as(batch.video)
+    pick = start[:, None, None, None, None]
+    video = torch.where(pick < 1 / 8, noise, torch.where(pick < 1 / 4, empty, batch.video))
+    reach = FARTHEST * torch.rand(count, generator=generator)
+    for _ in range(CLIMB):
+        video = video.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(model(video, batch.embeds[:, 0]).sum(), video)
+        video = (video + (reach / CLIMB)[:, None, None, None, None] * slope.sign()).clamp(0, 1)
+    left = (1 - reach / FARTHEST) * (start >= 1 / 4)
+    unknown = torch.full_like(batch.true, -1)
+    return replace(batch, video=video.detach(), worth=batch.worth * left[:, None], true=unknown)
+
+
 @torch.no_grad()
 def repainted(codec: FrameCodec, teacher: CausalWan, batch: Batch, null: Tensor, generator: torch.Generator) -> Batch:
     """The windows after the teacher has noised them a little and denoised them, under the null prompt [L, D]: flaws and
@@ -247,10 +276,12 @@ def train_reward(
         return joined(scripted.draw(recipe.schedule.batch - share, chunks, generator), painted)
 
     def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
-        batch = draw(generator)
-        quality, agreement = model.read(batch.video[share], batch.embeds[share])
+        batch = draw(generator).take(share)
+        climbers = round(recipe.gamed * len(batch.video))
+        batch = joined(gamed(model, batch.take(slice(climbers)), generator), batch.take(slice(climbers, None)))
+        quality, agreement = model.read(batch.video, batch.embeds)
         scores = torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=1)
-        return pair_loss(scores, batch.worth[share]) + word_loss(agreement[:, 1:, 1:], batch.true[share])
+        return pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)
 
     trained, seconds = pretrain("reward", model, loss, recipe.schedule, out)
     generator = torch.Generator().manual_seed(seed)

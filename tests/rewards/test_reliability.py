@@ -1,7 +1,11 @@
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from reelgym.rewards.reliability import BalanceConfig, BalanceState, balance
 
@@ -58,6 +62,36 @@ def test_history_is_the_mean_over_all_ranks() -> None:
     everywhere = ranks.mean(dim=(0, 1))
     _, state = balance(ranks[0], BalanceState.open(2, SMALL), SMALL, reduce=lambda mean: everywhere)
     assert torch.allclose(state.history[-1], everywhere)
+
+
+RANKS = """
+import sys
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from reelgym.rewards.reliability import BalanceConfig, BalanceState, balance
+
+accelerator, config = Accelerator(cpu=True), BalanceConfig(window=4)
+rank, state = accelerator.process_index, BalanceState.open(3, config)
+scores = torch.randn(6, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+for step in scores:
+    weight, state = balance(step[rank], state, config, lambda mean: accelerator.reduce(mean, "mean"))
+save_file({**state.tensors(), "weight": weight}, f"{sys.argv[1]}/{rank}.safetensors")
+"""
+
+
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launch, str(script), str(tmp_path)], check=True, capture_output=True, timeout=120)
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    scores = torch.randn(6, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+    weight, state = run(scores.flatten(1, 2), SMALL)
+    for rank in ranks:
+        assert torch.allclose(rank["history"], state.history, atol=1e-6) and int(rank["count"]) == 6
+    assert torch.equal(ranks[0]["history"], ranks[1]["history"])
+    assert torch.allclose(torch.cat([rank["weight"] for rank in ranks]), weight, atol=1e-5)
 
 
 def test_state_survives_a_checkpoint() -> None:

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from reelgym.models.codec import Grid
 from reelgym.models.prompts import PromptBank, PromptBatch, WordEncoder
 from reelgym.models.reward_net import TinyReward
+from reelgym.rewards.microbatch import activation_bytes
 from reelgym.rewards.perplexity import fuse, intra_perplexity, to_latents
-from reelgym.rewards.stream_reward import StreamReward
+from reelgym.rewards.stream_reward import RewardSettings, StreamReward
 
 ENCODER = WordEncoder(["red", "blue", "circle", "square", "left", "right"], text_len=4)
 BANK = PromptBank.build(ENCODER, ["red circle left", "blue square right", "red square"])
@@ -67,7 +68,8 @@ def test_scores_are_z_scores_and_reward_their_mean() -> None:
 )
 def test_one_forward_and_only_the_backwards_asked_for(need: set[str], backwards: int) -> None:
     model = Counting()
-    signal = StreamReward(model, batched=False)(torch.rand(2, 3, 3, 4, 4), batch(2), frame_grid(3), need=need)
+    reward = StreamReward(model, RewardSettings(batched=False))
+    signal = reward(torch.rand(2, 3, 3, 4, 4), batch(2), frame_grid(3), need=need)
     assert (model.forwards, model.backwards) == (1, backwards)
     assert (signal.perplexity is not None) == ("perplexity" in need)
     assert (signal.gradient is not None) == ("gradient" in need)
@@ -77,17 +79,17 @@ def test_one_forward_and_only_the_backwards_asked_for(need: set[str], backwards:
 def test_axes_in_one_batched_backward() -> None:
     model = Counting()
     video, grid = torch.rand(2, 3, 3, 4, 4), frame_grid(3)
-    one = StreamReward(model, batched=True)(video, batch(2), grid, need={"perplexity", "gradient"})
+    one = StreamReward(model, RewardSettings(batched=True))(video, batch(2), grid, need={"perplexity", "gradient"})
     assert model.backwards == 1
-    three = StreamReward(model, batched=False)(video, batch(2), grid, need={"perplexity", "gradient"})
+    three = StreamReward(model, RewardSettings(batched=False))(video, batch(2), grid, need={"perplexity", "gradient"})
     assert torch.allclose(one.perplexity, three.perplexity) and torch.allclose(one.gradient, three.gradient)
 
 
 def test_tiny_reward_batched_equals_sequential(tiny: StreamReward) -> None:
     video, grid = torch.rand(2, 3, 3, 32, 32), Grid(torch.arange(3), 8, 8)
     need = {"perplexity", "gradient"}
-    one = StreamReward(tiny.model, batched=True)(video, batch(2), grid, need=need)
-    three = StreamReward(tiny.model, batched=False)(video, batch(2), grid, need=need)
+    one = StreamReward(tiny.model, RewardSettings(batched=True))(video, batch(2), grid, need=need)
+    three = StreamReward(tiny.model, RewardSettings(batched=False))(video, batch(2), grid, need=need)
     assert torch.allclose(one.perplexity, three.perplexity, atol=1e-4)
     assert torch.allclose(one.gradient, three.gradient, atol=1e-6)
 
@@ -95,7 +97,7 @@ def test_tiny_reward_batched_equals_sequential(tiny: StreamReward) -> None:
 def test_perplexity_and_gradient_are_those_of_the_formulas() -> None:
     model = Counting()
     video, prompts, grid = torch.rand(2, 4, 3, 4, 4), batch(2), frame_grid(4)
-    signal = StreamReward(model, tau=0.7)(video, prompts, grid, need={"perplexity", "gradient"})
+    signal = StreamReward(model, RewardSettings(tau=0.7))(video, prompts, grid, need={"perplexity", "gradient"})
     leaf = video.clone().requires_grad_()
     scores = (model.score(leaf, prompts) - model.mean) / model.std
     gradients = torch.stack([torch.autograd.grad(scores[:, m].sum(), leaf, retain_graph=True)[0] for m in range(3)])
@@ -137,10 +139,10 @@ def test_reward_parameters_are_frozen(tiny: StreamReward) -> None:
 
 def test_some_axes() -> None:
     model, video = Counting(), torch.rand(2, 3, 3, 4, 4)
-    signal = StreamReward(model, axes=("TA", "VQ"))(video, batch(2))
+    signal = StreamReward(model, RewardSettings(axes=("TA", "VQ")))(video, batch(2))
     assert torch.equal(signal.scores, StreamReward(model)(video, batch(2)).scores[:, [2, 0]])
     with pytest.raises(ValueError, match="no axis 'XQ'"):
-        StreamReward(model, axes=("XQ",))
+        StreamReward(model, RewardSettings(axes=("XQ",)))
 
 
 def test_pixels_arrive_as_they_are() -> None:
@@ -149,9 +151,109 @@ def test_pixels_arrive_as_they_are() -> None:
     assert torch.equal(model.seen, video)
 
 
+def test_what_overshoots_is_scored_as_it_would_be_shown_and_keeps_its_gradient() -> None:
+    model, video = Counting(), (torch.rand(1, 3, 3, 4, 4) * 3 - 1).requires_grad_()
+    signal = StreamReward(model)(video, batch(1))
+    assert torch.equal(model.seen, video.detach().clamp(0, 1))
+    (gradient,) = torch.autograd.grad(signal.scores[:, 0].sum(), video)
+    assert (gradient != 0).all()
+
+
+@pytest.mark.parametrize("need", [{"scores"}, {"gradient"}, {"perplexity", "gradient"}])
+def test_a_memory_budget_splits_the_batch_and_changes_nothing(tiny: StreamReward, need: set[str]) -> None:
+    video, grid = torch.rand(5, 4, 3, 32, 32), Grid(torch.arange(4), 8, 8)
+    whole = tiny(video, batch(5), grid, need=need)
+    one_row = activation_bytes(lambda: tiny.model.score(video[:1].requires_grad_(), batch(1)), tiny.model)
+    limited = StreamReward(tiny.model, RewardSettings(memory=int(2.5 * one_row)))
+    seen: list[int] = []
+    hook = tiny.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    parts = limited(video, batch(5), grid, need=need)
+    hook.remove()
+    assert seen == [1, 2, 2, 1]  # one to measure
+    for name in ("scores", "reward", "perplexity", "gradient"):
+        a, b = getattr(whole, name), getattr(parts, name)
+        assert (a is None and b is None) or torch.allclose(a, b, atol=1e-3)
+    seen.clear()
+    hook = tiny.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    assert limited(video.clone().requires_grad_(), batch(5)).scores.requires_grad
+    hook.remove()
+    assert seen == [5]
+
+
+def test_a_memory_budget_splits_the_prompts_of_whole_clips() -> None:
+    model, video = Counting(), torch.rand(3, 3, 3, 4, 4)
+    read: list[tuple[str, ...]] = []
+    model.score = lambda video, prompts: read.append(prompts.text) or torch.ones(len(video), 3)
+    StreamReward(model, RewardSettings(memory=1))(video, batch(6))
+    assert read[1:] == [batch(6).text[:2], batch(6).text[2:4], batch(6).text[4:]]
+
+
+def test_activation_bytes_leave_weights_out() -> None:
+    layer, x = nn.Linear(64, 64), torch.rand(2, 8, 64, requires_grad=True)
+    assert activation_bytes(lambda: layer(x).exp(), layer) == 2 * 8 * 64 * 4 * 2  # the input, and what exp keeps
+    assert activation_bytes(lambda: layer(x[:1].detach().requires_grad_()).sum(), layer.requires_grad_(False)) == 0
+
+
+def test_autocast_scores_in_float32(tiny: StreamReward) -> None:
+    video = torch.rand(2, 4, 3, 32, 32)
+    exact = tiny(video, batch(2), need={"gradient"})
+    cast = StreamReward(tiny.model, RewardSettings(autocast=torch.bfloat16))
+    signal = cast(video, batch(2), need={"gradient"})
+    assert signal.scores.dtype == signal.gradient.dtype == torch.float32
+    assert not torch.equal(signal.scores, exact.scores) and torch.allclose(signal.scores, exact.scores, atol=0.1)
+
+
+def test_floors_bound_the_weights(tiny: StreamReward) -> None:
+    video, grid = torch.rand(2, 4, 3, 32, 32), Grid(torch.arange(4), 8, 8)
+    sharp = StreamReward(tiny.model, RewardSettings(temporal_floor=0, spatial_floor=0))
+    flat = StreamReward(tiny.model, RewardSettings(temporal_floor=1, spatial_floor=1))
+    assert (flat(video, batch(2), grid, need={"perplexity"}).perplexity == 1).all()
+    assert (sharp(video, batch(2), grid, need={"perplexity"}).perplexity == 0).any()
+
+
+def test_an_infinite_tau_fuses_all_axes_alike() -> None:
+    model, video, grid = Counting(), torch.rand(2, 4, 3, 4, 4), frame_grid(4)
+    alike = StreamReward(model, RewardSettings(tau=float("inf")))(video, batch(2), grid, need={"perplexity"})
+    leaf = video.clone().requires_grad_()
+    scores = (model.score(leaf, batch(2)) - model.mean) / model.std
+    gradients = torch.stack([torch.autograd.grad(scores[:, m].sum(), leaf, retain_graph=True)[0] for m in range(3)])
+    mean = gradients.abs().sum(dim=3).mean(dim=0)
+    assert torch.allclose(alike.perplexity, intra_perplexity(to_latents(mean, grid)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("video", "rows", "complaint"),
+    [
+        (torch.rand(1, 3, 4, 4), 1, r"float32 \[1, 3, 4, 4\]: expected floating point \[B, F, 3, H, W\]"),
+        (torch.rand(1, 3, 4, 4, 4), 1, r"\[1, 3, 4, 4, 4\]: expected"),
+        (torch.zeros(1, 3, 3, 4, 4, dtype=torch.uint8), 1, "uint8"),
+        (torch.rand(0, 3, 3, 4, 4), 1, "holds no clip"),
+        (torch.rand(1, 2, 3, 4, 4), 1, "has 2 frames: the reward needs at least 3"),
+        (torch.rand(1, 3, 3, 4, 4) * 255, 1, r"pixels from .* expected values in \[0, 1\]"),
+        (torch.rand(1, 3, 3, 4, 4) * 2 - 1, 1, "pixels from -"),
+        (torch.full((1, 3, 3, 4, 4), float("nan")), 1, "holds NaN"),
+        (torch.full((1, 3, 3, 4, 4), float("inf")), 1, "inf"),
+        (torch.rand(2, 3, 3, 4, 4), 3, "3 texts and embeds .* do not fit the 2 clips"),
+        (torch.rand(2, 3, 3, 4, 4), 1, "1 texts"),
+    ],
+)
+def test_a_video_that_does_not_fit(video: Tensor, rows: int, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        StreamReward(Counting())(video, batch(rows))
+
+
+def test_nan_is_found_under_the_callers_gradient_too() -> None:
+    video = torch.full((1, 3, 3, 4, 4), float("nan")).requires_grad_()
+    with pytest.raises(ValueError, match="holds NaN"):
+        StreamReward(Counting())(video, batch(1))
+
+
 def test_errors() -> None:
     reward, video = StreamReward(Counting()), torch.rand(1, 3, 3, 4, 4)
     with pytest.raises(ValueError, match="unknown need"):
         reward(video, batch(1), need={"score"})
     with pytest.raises(ValueError, match="pass grid"):
         reward(video, batch(1), need={"perplexity"})
+    for name, value in (("tau", 0.0), ("spatial_floor", 2.0), ("memory", 0)):
+        with pytest.raises(ValueError, match=name):
+            RewardSettings(**{name: value})
