@@ -13,6 +13,9 @@ from ..models.tiny import WEIGHTS, Part, load_tiny, save_tiny
 from .pretrain.loop import Processes
 from .pretrain.pairs import PairsRecipe, summary, train_pairs
 
+Made = tuple[nn.Module, Any, dict[str, float], dict[str, Any]]
+"""A trained part, the recipe that made it, what it measured, and what its readers have to know."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -87,8 +90,8 @@ def _check(config: Config) -> None:
         )
 
 
-def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float], dict[str, Any]]:
-    """The trained part, the recipe that made it, what it measured, and what its readers have to know."""
+def _train(config: Config, out: Path) -> Made:
+    """What was made of the target, by its own recipe."""
 
     def scheduled(recipe: Any) -> Any:
         schedule = replace(recipe.schedule, seed=config.seed, steps=config.steps or recipe.schedule.steps)
@@ -98,9 +101,7 @@ def _train(config: Config, out: Path) -> tuple[nn.Module, Any, dict[str, float],
     def part(name: Part) -> Any:
         return load_tiny(name, config.weights / name)
 
-    def done(
-        recipe: Any, result: tuple[nn.Module, dict[str, float]]
-    ) -> tuple[nn.Module, Any, dict[str, float], dict[str, Any]]:
+    def done(recipe: Any, result: tuple[nn.Module, dict[str, float]]) -> Made:
         words = {} if config.target == "codec" else {"vocab": list(GRAMMARS[recipe.grammar].vocabulary())}
         return result[0], recipe, result[1], words
 

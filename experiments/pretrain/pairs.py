@@ -15,7 +15,7 @@ from ...models.prompts import WordEncoder
 from ...models.reward_net import AXES, TinyReward, bradley_terry_with_ties
 from .loop import Processes, Schedule, pretrain
 from .pairs_accuracy import agreement, table
-from .pairs_data import GROUPS, Pairs, Split, load_pairs, split_pairs, word_encoder
+from .pairs_data import GROUPS, Pairs, Split, load_pairs, read_table, split_pairs, word_encoder
 
 WINDOW = TINY.window_frames
 """Frames that are scored at once."""
@@ -55,29 +55,30 @@ def train_pairs(recipe: PairsRecipe, pairs_csv: Path, out: Path) -> tuple[TinyRe
     Returns the model, its quality, and what the manifest needs besides: vocab, text_len, fps, size, split, ...
     ValueError for a table or video that cannot be used, CheckpointError when `out` has a checkpoint of other data.
     """
-    settle(recipe, pairs_csv, out)
-    pairs = load_pairs(pairs_csv, recipe.fps, recipe.size)
+    rows = read_table(pairs_csv)
+    sha256 = sha256_file(pairs_csv)
+    settle(recipe, pairs_csv, sha256, out)
+    pairs = load_pairs(pairs_csv, rows, recipe.fps, recipe.size)
     split = split_pairs(pairs.places, recipe.validation, recipe.schedule.seed)
     encoder = word_encoder(pairs.prompts)
     train = torch.tensor(split.train)
 
     def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
-        rows = train[torch.randint(len(train), (recipe.schedule.batch,), generator=generator)]
-        starts = torch.rand(len(rows), 2, generator=generator)
-        return pair_loss(model, encoder, pairs, rows[share], starts[share])
+        drawn = train[torch.randint(len(train), (recipe.schedule.batch,), generator=generator)]
+        starts = torch.rand(len(drawn), 2, generator=generator)
+        return pair_loss(model, encoder, pairs, drawn[share], starts[share])
 
     torch.manual_seed(recipe.schedule.seed)
     model, seconds = pretrain("reward", TinyReward(encoder.dim), loss, recipe.schedule, out)
     model.eval()
     model.calibrate(score_looks(model, encoder, pairs.videos, list(dict.fromkeys(looks(pairs, split.train)))))
     quality = measure(model, encoder, pairs, split.validation)
-    return model, {**quality, "seconds": seconds}, described(recipe, pairs, split, encoder, sha256_file(pairs_csv))
+    return model, {**quality, "seconds": seconds}, described(recipe, pairs, split, encoder, sha256)
 
 
-def settle(recipe: PairsRecipe, pairs_csv: Path, out: Path) -> None:
+def settle(recipe: PairsRecipe, pairs_csv: Path, sha256: str, out: Path) -> None:
     """Note in out/pairs.json which data this run is of; CheckpointError where its checkpoint is of other data."""
     note, place = out / "pairs.json", out / "checkpoint"
-    sha256 = sha256_file(pairs_csv) if pairs_csv.is_file() else ""
     data = {"sha256": sha256, "fps": recipe.fps, "size": recipe.size, "validation": recipe.validation}
     if has_checkpoint(place):
         if not note.is_file() or json.loads(note.read_text()) != data:

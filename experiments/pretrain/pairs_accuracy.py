@@ -62,11 +62,13 @@ def agreement(d: Numbers, label: Labels) -> dict[str, float]:
     figures: dict[str, float] = {"pairs": len(d)}
     if len(d) == 0:
         return figures
-    chance = shuffled(d)
-    if (label != 0).any():
-        figures |= {"accuracy": float(accuracy(d, label)), "floor": float(accuracy(chance, label).mean())}
+    decided = label != 0
+    if decided.any():
+        chance = accuracy(shuffled(d[decided]), label[decided])
+        figures |= {"accuracy": float(accuracy(d, label)), "floor": float(chance.mean())}
     best, threshold = accuracy_with_ties(d, label)
-    figures |= {"accuracy_ties": float(best), "floor_ties": float(accuracy_with_ties(chance, label)[0].mean())}
+    chance = accuracy_with_ties(shuffled(d), label)[0]
+    figures |= {"accuracy_ties": float(best), "floor_ties": float(chance.mean())}
     return figures | {"tie_threshold": float(threshold)}
 
 

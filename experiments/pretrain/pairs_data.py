@@ -110,12 +110,11 @@ def load_frames(path: Path, fps: float, size: int) -> Tensor:
     return read_video(path, fps, each=shrink)[0]
 
 
-def load_pairs(path: Path, fps: float, size: int) -> Pairs:
-    """The usable pairs of a table with their videos, each file read once.
+def load_pairs(path: Path, rows: Sequence[Row], fps: float, size: int) -> Pairs:
+    """The pairs of a table's rows with their videos, each file read once.
 
     ValueError naming row, column and file for a video that cannot be read or is too short for the reward.
     """
-    rows = read_table(path)
     index: dict[Path, int] = {}
     videos: list[Tensor] = []
     files = [(row.number, name, file) for row in rows for name, file in zip(PATHS, row.paths, strict=True)]

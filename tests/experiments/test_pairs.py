@@ -113,7 +113,8 @@ def test_a_file_is_read_once_at_its_size_and_rate(folder, tmp_path, monkeypatch)
     read = []
     monkeypatch.setattr(data, "read_video", lambda path, *a, **k: read.append(path) or read_video(path, *a, **k))
     rows = [["true_0.mp4", f"fake_{i}.mp4", PROMPTS[0], "A", "B", "same"] for i in range(3)]
-    pairs = data.load_pairs(table_of(folder, tmp_path, rows), 4.0, 16)
+    table = table_of(folder, tmp_path, rows)
+    pairs = data.load_pairs(table, data.read_table(table), 4.0, 16)
     assert len(read) == len(set(read)) == len(pairs.videos) == 4
     assert pairs.videos[0].shape == (6, 3, 16, 16) and pairs.videos[0].dtype == torch.uint8
     assert pairs.places.tolist() == [[0, 1], [0, 2], [0, 3]] and pairs.labels[0].tolist() == [1, -1, 0]
@@ -224,6 +225,7 @@ def test_the_floor_is_what_chance_reaches():
     assert good["floor"] == pytest.approx(0.5, abs=0.02) and 0.5 <= good["floor_ties"] < 0.6
     assert measures.agreement(d, label) == good
     assert np.array_equal(np.sort(np.abs(measures.shuffled(d, 4)), axis=1), np.tile(np.sort(np.abs(d)), (4, 1)))
+    assert measures.agreement(np.where(label == 0, 0, d), label)["floor"] == pytest.approx(0.5, abs=0.02)
     ties = measures.agreement(np.array([0.5, -0.25]), np.array([0, 0]))
     assert "accuracy" not in ties and "floor" not in ties and ties["accuracy_ties"] == ties["floor_ties"] == 1
     assert measures.agreement(d[:0], label[:0]) == {"pairs": 0}
