@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import CheckpointError
-from .videoreward_prompt import ChatPrompt, load_tokenizer, read_template
+from .videoreward_prompt import VIDEO_TOKEN, ChatPrompt, load_tokenizer, read_template
 from .videoreward_weights import (
     EMBEDDING,
     Settings,
@@ -59,14 +59,19 @@ def read_chat(
     tokenizer, own = load_tokenizer(backbone)
     if ids is not None and own != ids:
         raise CheckpointError(f"backbone {backbone}: its tokenizer gives the reward tokens {own}, the checkpoint {ids}")
+    if tokenizer.convert_tokens_to_ids(VIDEO_TOKEN) != config.video_token_id:
+        raise CheckpointError(
+            f"backbone {backbone}: its tokenizer does not write {VIDEO_TOKEN} as {config.video_token_id}; "
+            "pass the complete folder of Qwen2-VL-2B-Instruct"
+        )
     return None if wording is None else ChatPrompt(tokenizer, wording, config.video_token_id, own), own
 
 
 def read_weights(
     folder: Path, step: int | None, backbone: str | Path | None, settings: Settings, vocabulary: int
 ) -> Weights:
-    """The checkpoint's tensors; frozen ones that it leaves out come from the backbone's folder, its embedding cut to
-    `vocabulary` rows."""
+    """The checkpoint's tensors; frozen ones that it leaves out come from the backbone's folder. vocabulary: how many
+    tokens there are, and rows of the backbone's embedding are kept."""
     tensors, partial = read_tensors(find_checkpoint(folder, step))
     weights = Weights(tensors, settings.lora_scale)
     if partial:
@@ -78,6 +83,9 @@ def read_weights(
         if EMBEDDING in frozen:
             frozen[EMBEDDING] = frozen[EMBEDDING][:vocabulary]
         weights.fill(frozen)
+    rows = len(weights.dense.get(EMBEDDING, ()))
+    if rows < vocabulary:
+        weights.faults.append(f"the reward tokens go up to id {vocabulary - 1}, beyond the {rows} rows of {EMBEDDING}")
     return weights
 
 

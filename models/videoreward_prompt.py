@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REWARD_TOKENS: tuple[str, ...] = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
+VIDEO_TOKEN = "<|video_pad|>"
 PLACEHOLDER = "{text_prompt}"
 CONSTANT = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
 HINT = (

@@ -33,6 +33,7 @@ _SUPPORTED: dict[str, dict[str, Any]] = {
         "prompt_template_type": "detailed_special",
     },
 }
+_SECTIONS = ("model_config", "data_config", "peft_lora_config", "inference_config")
 _REQUIRED = ("output_dim", "reward_token")
 _PREFIXES = (
     ("model.visual.", "backbone.visual."),
@@ -67,23 +68,16 @@ def read_settings(folder: Path) -> Settings:
     """
     path = folder / "model_config.json"
     config = read_json(path)
-    faults = [
-        f"{section}.{key} is {given!r}, supported is {wanted!r}"
-        for section, supported in _SUPPORTED.items()
-        for key, wanted in supported.items()
-        if (given := config.get(section, {}).get(key, None if key in _REQUIRED else wanted)) != wanted
-    ]
-    if faults:
-        raise CheckpointError(f"{path}: {'; '.join(faults)}")
-    data = config.get("data_config", {})
-    scores = config.get("inference_config") or {f"{axis}_{key}": float(key == "std") for axis in AXES for key in STATS}
+    sections = _sections(path, config)
+    data = sections["data_config"]
+    scores = sections["inference_config"] or {f"{axis}_{key}": float(key == "std") for axis in AXES for key in STATS}
     ids = config.get("special_token_ids")
     try:
         mean, std = (tuple(float(scores[f"{axis}_{key}"]) for axis in AXES) for key in STATS)
         settings = Settings(
             mean,
             std,
-            _lora_scale(config.get("peft_lora_config", {})),
+            _lora_scale(sections["peft_lora_config"]),
             None if ids is None else tuple(int(token) for token in ids),
             float(data.get("fps", 2.0)),
             VIDEO_MIN_PIXELS if data else IMAGE_MIN_PIXELS,
@@ -96,6 +90,21 @@ def read_settings(folder: Path) -> Settings:
     if settings.special_token_ids is not None and len(set(settings.special_token_ids)) != len(AXES):
         raise CheckpointError(f"{path}: special_token_ids must be three different ids, not {ids}")
     return settings
+
+
+def _sections(path: Path, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of model_config.json that matter, empty where absent, once their settings are known to be supported."""
+    sections = {name: config.get(name) or {} for name in _SECTIONS}
+    faults = [f"{name} is no JSON object" for name, section in sections.items() if not isinstance(section, dict)]
+    faults = faults or [
+        f"{name}.{key} is {given!r}, supported is {wanted!r}"
+        for name, supported in _SUPPORTED.items()
+        for key, wanted in supported.items()
+        if (given := sections[name].get(key, None if key in _REQUIRED else wanted)) != wanted
+    ]
+    if faults:
+        raise CheckpointError(f"{path}: {'; '.join(faults)}")
+    return sections
 
 
 def _lora_scale(config: Mapping[str, Any]) -> dict[int, float]:
