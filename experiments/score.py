@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal, Protocol
 
 import torch
 import tyro
@@ -12,16 +12,19 @@ from torch.nn.functional import interpolate
 
 from ..envs.windows import TINY
 from ..envs.worlds.grammar import chunk_prompts, parse
-from ..models.codec import FrameCodec, Grid
+from ..models.codec import Grid
 from ..models.prompts import PromptBatch, WordEncoder
-from ..models.tiny import WEIGHTS, load_encoder, load_tiny
+from ..models.tiny import WEIGHTS, load_encoder, load_manifest, load_tiny
 from ..rewards.stream_reward import StreamReward
 from ..video import read_video
 from .jobs import one_thread
+from .judgement import Judgement, frame_weights, table, to_rows
 from .results import pick_device, write_results
 
 BATCH = 64
 """Windows scored in one pass."""
+FPS = 8.0
+"""Frames per second of the clips that the shipped reward model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Config:
     """Any video file that PyAV opens."""
     prompt: str
     """What it should show: "a red circle moves left fast"; the clauses of a script share its length evenly."""
-    fps: float = 8.0
-    """Frames per second at which the file is sampled; the reward model was trained at 8."""
+    fps: float | None = None
+    """Frames per second at which the file is sampled; by default what the reward model was trained at."""
     out: Path = Path("runs/score")
     """Folder for results.json."""
     seed: int = 0
@@ -42,45 +45,90 @@ class Config:
     """auto, cpu or cuda."""
     weights: Path | None = None
     """Folder with codec and reward; by default the one shipped with the package."""
+    reward: Path | None = None
+    """Folder of the reward model alone: VideoReward as published, or a small one of `reelgym train reward`."""
+    backbone: str | None = None
+    """VideoReward: folder or hub id of Qwen2-VL-2B-Instruct."""
+    prompt_template: Path | None = None
+    """VideoReward: your checkout of VideoAlign, or a text file with its wording."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """VideoReward: what its backbone computes in."""
+    frame_weights: bool = True
+    """VideoReward: per-frame weights too, which need a backward pass and the memory for it."""
+
+
+class GridMaker(Protocol):
+    """What judging asks of a codec."""
+
+    def grid(self, frames: int) -> Grid: ...
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a video of F frames earned.
+class CellGrid:
+    """The grid for a reward model without a codec: cells of 4 x 4 pixels in frames of `size` pixels, every frame."""
 
-    starts: first frame of each of W windows. prompts: W, each the one that holds at its window's end.
-    scores: z-scored [W, A]. weights: per frame [F], mean 1.
-    """
+    size: int
 
-    frames: int
-    starts: list[int]
-    prompts: list[str]
-    scores: Tensor
-    weights: Tensor
+    def grid(self, frames: int) -> Grid:
+        return Grid(torch.arange(frames), self.size // 4, self.size // 4)
 
 
 def run(config: Config) -> None:
     """Read, score, print a table, write results.json."""
     device = pick_device(config.device)
-    folder = config.weights or WEIGHTS
-    reward = StreamReward(load_tiny("reward", folder / "reward", device))
-    encoder = load_encoder("reward", folder / "reward")
-    codec = load_tiny("codec", folder / "codec", device)
-    encoder.encode([str(clause) for clause in parse(config.prompt)])
-    video, source_fps = load_clip(config.file, config.fps, codec.size)
+    published = config.reward is not None and (config.reward / "model_config.json").exists()
+    found, axes, line = (_score_published if published else _score_tiny)(config, device)
+    rows = to_rows(found, axes)
+    print(f"{config.file}: {found.frames} frames {line}, {len(found.starts)} windows")
+    print(table(rows, axes))
+    command = shlex.join(["reelgym", "score", str(config.file), "--prompt", config.prompt, *_options(config)])
+    print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
+
+
+def _options(config: Config) -> list[str]:
+    """The options that say how frames are sampled, and which reward model scored."""
+    names = ("fps", "reward", "backbone", "prompt_template")
+    chosen = {name.replace("_", "-"): getattr(config, name) for name in names}
+    return [word for name, value in chosen.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def _score_tiny(config: Config, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:
+    """The judgement of a small reward model, its axes, and how the file was read."""
+    weights = config.weights or WEIGHTS
+    folder = config.reward or weights / "reward"
+    reward = StreamReward(load_tiny("reward", folder, device))
+    encoder, manifest = load_encoder("reward", folder), load_manifest("reward", folder)
+    script = not manifest.get("pairs", False)
+    encoder.encode([str(clause) for clause in parse(config.prompt)] if script else [config.prompt])
+    grids = CellGrid(manifest["size"]) if "size" in manifest else load_tiny("codec", weights / "codec", device)
+    size = grids.size
+    fps = manifest.get("fps", FPS) if config.fps is None else config.fps
+    video, source_fps = load_clip(config.file, fps, size)
     if len(video) < reward.min_frames:
         raise ValueError(
-            f"{config.file}: {len(video)} frames at {config.fps:g} fps are too few, the reward model needs "
+            f"{config.file}: {len(video)} frames at {fps:g} fps are too few, the reward model needs "
             f"{reward.min_frames}: give a longer video or a higher --fps"
         )
     with one_thread():
-        found = judge(video.to(device), config.prompt, reward, encoder, codec)
-    rows = to_rows(found, reward.axes, config.fps)
-    print(f"{config.file}: {found.frames} frames at {config.fps:g} fps (the file has {source_fps:g}), {codec.size} x "
-          f"{codec.size} pixels, {len(found.starts)} windows")  # fmt: skip
-    print(table(rows, reward.axes))
-    command = shlex.join(["reelgym", "score", str(config.file), "--prompt", config.prompt])
-    print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
+        found = judge(video.to(device), config.prompt, reward, encoder, grids, fps=fps, script=script)
+    return found, reward.axes, f"at {fps:g} fps (the file has {source_fps:g}), {size} x {size} pixels"
+
+
+def _score_published(config: Config, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:
+    """The judgement of VideoReward, its axes, and how the file was read."""
+    from ..models.videoreward import VideoReward
+    from ..models.videoreward_prompt import read_template
+    from .score_videoreward import count_frames, judge_file
+
+    assert config.reward is not None
+    size = count_frames(config.file, VideoReward.min_frames)
+    read_template(config.prompt_template)
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    model = VideoReward.from_pretrained(
+        config.reward, config.backbone, config.prompt_template, dtype=dtype, device=device
+    )
+    found, shape = judge_file(config.file, size, config.prompt, model, config.fps, config.frame_weights)
+    return found, model.axes, f"of {size[0]} (the file has {size[1]:g} fps), {shape[1]} x {shape[0]} pixels"
 
 
 def load_clip(path: Path, fps: float, size: int) -> tuple[Tensor, float]:
@@ -98,15 +146,27 @@ def windows(frames: int, length: int, stride: int) -> list[int]:
     return sorted({*range(0, last + 1, stride), last})
 
 
-def judge(video: Tensor, prompt: str, reward: StreamReward, encoder: WordEncoder, codec: FrameCodec) -> Judgement:
-    """Score video [F, 3, H, W] in windows as the environment does; a frame's weight is the mean over its windows."""
+def judge(
+    video: Tensor,
+    prompt: str,
+    reward: StreamReward,
+    encoder: WordEncoder,
+    grids: GridMaker,
+    *,
+    fps: float = FPS,
+    script: bool = True,
+) -> Judgement:
+    """Score video [F, 3, H, W] in windows as the environment does; a frame's weight is the mean over its windows.
+
+    script: the prompt's clauses share the length evenly; else all of it holds throughout.
+    """
     frames = len(video)
     length = min(TINY.window_frames, frames)
     starts = windows(frames, length, TINY.frames_per_chunk)
-    texts = chunk_prompts(prompt, frames)
+    texts = chunk_prompts(prompt, frames) if script else [prompt] * frames
     prompts = [texts[start + length - 1] for start in starts]
     embeds = encoder.encode(prompts).to(video.device)
-    grid = codec.grid(length)
+    grid = grids.grid(length)
     total, count = torch.zeros(frames), torch.zeros(frames)
     scores = []
     for rows in torch.arange(len(starts)).split(BATCH):
@@ -118,43 +178,5 @@ def judge(video: Tensor, prompt: str, reward: StreamReward, encoder: WordEncoder
             total[starts[row] : starts[row] + length] += weight
             count[starts[row] : starts[row] + length] += 1
     weights = total / count
-    return Judgement(frames, starts, prompts, torch.cat(scores), weights / weights.mean())
-
-
-def frame_weights(perplexity: Tensor | None, grid: Grid) -> Tensor:
-    """Perplexity [B, F', h, w] as one weight per video frame, [B, F]."""
-    assert perplexity is not None
-    return perplexity.mean(dim=(-1, -2))[:, grid.latent_of_frame]
-
-
-def to_rows(found: Judgement, axes: tuple[str, ...], fps: float) -> list[dict[str, Any]]:
-    """One row for the clip (means over windows), one per window, one per frame."""
-    mean = found.scores.mean(0)
-    rows: list[dict[str, Any]] = [{"kind": "clip", **dict(zip(axes, mean, strict=True)), "reward": mean.mean()}]
-    length = min(TINY.window_frames, found.frames)
-    for start, prompt, scores in zip(found.starts, found.prompts, found.scores, strict=True):
-        where = {"kind": "window", "first_frame": start, "last_frame": start + length - 1, "prompt": prompt}
-        rows.append({**where, **dict(zip(axes, scores, strict=True)), "reward": scores.mean()})
-    rows += [
-        {"kind": "frame", "frame": frame, "seconds": frame / fps, "weight": weight}
-        for frame, weight in enumerate(found.weights.tolist())
-    ]
-    return rows
-
-
-def table(rows: list[dict[str, Any]], axes: tuple[str, ...]) -> str:
-    """The rows for a terminal."""
-    names = (*axes, "reward")
-    lines = ["", "scores in standard deviations above the mean of the reward model's reference clips"]
-    lines.append(f"{'frames':>12}  {'  '.join(f'{name:>6}' for name in names)}")
-    for row in rows:
-        if row["kind"] in ("clip", "window"):
-            label = "all" if row["kind"] == "clip" else f"{row['first_frame']}-{row['last_frame']}"
-            figures = "  ".join(f"{float(row[name]):6.2f}" for name in names)
-            lines.append(f"{label:>12}  {figures}  {row.get('prompt', '')}".rstrip())
-    lines += ["", "per-frame weight (mean 1): how much the scores depend on the frame"]
-    for row in rows:
-        if row["kind"] == "frame":
-            bar = "#" * round(10 * row["weight"])
-            lines.append(f"{row['frame']:>12}  {row['seconds']:6.2f} s  {row['weight']:5.2f}  {bar}")
-    return "\n".join(lines)
+    seconds = [frame / fps for frame in range(frames)]
+    return Judgement(frames, starts, length, prompts, torch.cat(scores), seconds, weights / weights.mean())

@@ -23,12 +23,14 @@ HINT = (
 )
 
 
-def read_template(path: str | Path) -> str:
+def read_template(path: str | Path | None) -> str:
     """The wording, from a text file, a prompt_template.py, or a folder with one (read, never executed).
 
-    CheckpointError where it is missing, or does not hold VQ's and MQ's tokens, the placeholder and TA's token once each
-    and in this order.
+    CheckpointError where it is missing (None: not given), or does not hold VQ's and MQ's tokens, the placeholder and
+    TA's token once each and in this order.
     """
+    if path is None:
+        raise CheckpointError(f"template: not given; {HINT}")
     path = Path(path)
     source = path / "prompt_template.py" if path.is_dir() else path
     if not source.is_file():

@@ -15,6 +15,7 @@ from reelgym.experiments import score
 from reelgym.experiments.cli import main
 from reelgym.models.prompts import PromptBatch, WordEncoder
 from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, load_encoder, load_tiny, save_tiny
+from reelgym.models.videoreward import VideoReward
 from reelgym.rewards.stream_reward import StreamReward
 from reelgym.video import read_video
 
@@ -176,3 +177,61 @@ def test_more_windows_than_a_batch_change_nothing(weights, monkeypatch):
     parts = score.judge(video, SCRIPT, reward, encoder, load_tiny("codec", weights / "codec"))
     torch.testing.assert_close(whole.scores, parts.scores, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(whole.weights, parts.weights, atol=1e-4, rtol=1e-4)
+
+
+def reward_files(files):
+    return ["--reward", files.reward, "--backbone", files.backbone, "--prompt-template", files.template]
+
+
+def test_score_by_videoreward(call, tmp_path, qwen_files):
+    make_clip(tmp_path / "a.mp4", seconds=3, fps=10, size="160x96")
+    args = ["score", "a.mp4", "--prompt", "anything a user writes", *reward_files(qwen_files)]
+    status, out, err = call(*args)
+    assert (status, err) == (0, "")
+    assert "a.mp4: 6 frames of 30 (the file has 10 fps), 420 x 252 pixels, 1 windows" in out
+    rows = json.loads(open("runs/score/results.json").read())["rows"]
+    assert [row["kind"] for row in rows] == ["clip", "window"] + ["frame"] * 6
+    assert [row["seconds"] for row in rows[2:]] == [0, 0.6, 1.2, 1.7, 2.3, 2.9]
+    assert np.mean([row["weight"] for row in rows[2:]]) == pytest.approx(1) and rows[1]["last_frame"] == 5
+    model = VideoReward.from_pretrained(qwen_files.reward, qwen_files.backbone, qwen_files.template, source_fps=10)
+    clip = read_video("a.mp4")[0].movedim(-1, 1).float() / 255
+    logits = model.score_clips([clip], ["anything a user writes"])[0]
+    found = torch.tensor([rows[0][axis] for axis in model.axes])
+    torch.testing.assert_close(found, (logits - model.mean) / model.std, atol=1e-4, rtol=1e-4)
+    assert rows[0]["reward"] == pytest.approx(float(found.mean()))
+    assert call(*args, "--no-frame-weights", "--fps", 4, "--out", "plain")[0] == 0
+    plain = json.loads(open("plain/results.json").read())
+    assert [row["kind"] for row in plain["rows"]] == ["clip", "window"] and plain["rows"][1]["last_frame"] == 11
+
+
+def test_score_by_videoreward_says_what_is_wrong(call, tmp_path, qwen_files):
+    make_clip(tmp_path / "a.mp4", seconds=1)
+    make_clip(tmp_path / "short.mp4", seconds=1, fps=3)
+    given = reward_files(qwen_files)
+    for args, words in [
+        (["absent.mp4", *given], "absent.mp4: no such file"),
+        (["short.mp4", *given], "short.mp4: 3 frames are too few, the reward model needs 4"),
+        (["a.mp4", *given[:4]], "template: not given; pass template= (--prompt-template)"),
+        (["a.mp4", *given[:5], "none.txt"], "none.txt: no such file; pass template="),
+        (["a.mp4", *given[:2], *given[4:]], "no backbone.json in it; pass backbone= (--backbone)"),
+        (["a.mp4", *given, "--fps", 0], "fps must be a positive number"),
+        (["a.mp4", "--reward", tmp_path], "no reward weights here"),
+    ]:
+        status, _, err = call("score", *args, "--prompt", "a")
+        assert status == 1 and err.startswith("reelgym: error: ") and err.count("\n") == 1 and words in err, err
+
+
+def test_score_by_a_reward_of_ones_own_pairs(call, tmp_path):
+    vocab = ["cat", "dog", "runs", "sleeps"]
+    manifest = {"vocab": vocab, "text_len": 3, "pairs": True, "fps": 4.0, "size": 40}
+    torch.manual_seed(0)
+    save_tiny(tmp_path / "own", build_reward(WordEncoder(vocab, 3).dim), manifest)
+    make_clip(tmp_path / "a.mp4", seconds=2, fps=10)
+    status, out, _ = call("score", "a.mp4", "--prompt", "dog sleeps", "--reward", "own")
+    assert status == 0 and "a.mp4: 8 frames at 4 fps (the file has 10), 40 x 40 pixels, 2 windows" in out
+    rows = json.loads(open("runs/score/results.json").read())["rows"]
+    assert {row["prompt"] for row in rows if row["kind"] == "window"} == {"dog sleeps"}
+    assert [row["seconds"] for row in rows if row["kind"] == "frame"] == [frame / 4 for frame in range(8)]
+    status, out, _ = call("score", "a.mp4", "--prompt", "dog sleeps", "--reward", "own", "--fps", 5)
+    assert status == 0 and "10 frames at 5 fps" in out
+    assert "unknown word 'bird'" in call("score", "a.mp4", "--prompt", "bird sleeps", "--reward", "own")[2]
