@@ -57,7 +57,7 @@ def table_of(folder, tmp_path, rows):
 
 
 def train(table, out, *more):
-    args = ["--pairs", str(table), "--steps", "3", "--threads", "1", "--out", str(out), *map(str, more)]
+    args = ["--pairs", str(table), "--steps", "2", "--threads", "1", "--out", str(out), *map(str, more)]
     return main(["train", "reward", *args])
 
 
@@ -82,7 +82,7 @@ def test_a_resumed_run_is_the_run_and_other_data_do_not_resume(folder, tmp_path,
     table = table_of(folder, tmp_path, rows)
     assert train(table, tmp_path / "whole", "--size", 16) == 0
     assert "split by pairs" in (out := capsys.readouterr().out) and "judged on TA: its scores mean nothing" in out
-    assert train(table, tmp_path / "parts", "--size", 16, "--stop", 2) == train(table, tmp_path / "parts", "--size", 16)
+    assert train(table, tmp_path / "parts", "--size", 16, "--stop", 1) == train(table, tmp_path / "parts", "--size", 16)
     whole, parts = (load_tiny("reward", tmp_path / name / "weights") for name in ("whole", "parts"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     manifest = load_manifest("reward", tmp_path / "parts" / "weights")
