@@ -11,7 +11,7 @@ from reelgym.models.codec import Grid
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.qwen_pixels import to_patches
 from reelgym.models.videoreward import VideoReward
-from reelgym.rewards.stream_reward import StreamReward
+from reelgym.rewards.stream_reward import RewardSettings, StreamReward
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "videoreward"
 AXES = ("VQ", "MQ", "TA")
@@ -163,6 +163,9 @@ def test_stream_reward_gets_perplexity_and_gradient(model):
     alone = reward(video[:1], PromptBatch(TEXTS[:1], torch.zeros(1, 0, 0)), need={"gradient"}).gradient
     assert signal.gradient.abs().amax() > 0
     torch.testing.assert_close(signal.gradient[:1], alone, atol=1e-6, rtol=1e-3)
+    batched = StreamReward(model, RewardSettings(batched=True))
+    grid = Grid(torch.arange(8) // 2, 4, 6)
+    torch.testing.assert_close(batched(video, prompts, grid, need={"perplexity"}).perplexity, signal.perplexity)
 
 
 def test_autocast_and_half_precision_stay_near(model, qwen_files):
