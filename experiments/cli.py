@@ -14,13 +14,17 @@ COMMANDS = {
     "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
     "train": "train a part of the tiny stack: codec, reward, teacher or student",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
+    "audit probe": "damage clips in a known place and see whether saliency finds it",
+    "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",
+    "bench reward": "time scores and saliency against the published procedure",
 }
+GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 
 USAGE = "\n".join(
     [
         "usage: reelgym COMMAND ...    (reelgym COMMAND --help for its options)",
         "",
-        *(f"  {name:<10} {help_line}" for name, help_line in COMMANDS.items()),
+        *(f"  {name:<13} {help_line}" for name, help_line in COMMANDS.items()),
         "",
         "All take --seed, --device and --out, and --debug for a traceback where an error is one line.",
     ]
@@ -34,8 +38,8 @@ class UsageError(Exception):
 def main(args: Sequence[str] | None = None) -> int:
     """Run `reelgym ARGS`. Returns the exit status: 0, 1 (it failed) or 2 (wrong arguments).
 
-    A subcommand is the module of its name beside this one, with a frozen dataclass `Config`, which tyro reads, and
-    `run(config)`. It is imported only when it is called.
+    A subcommand is the module of its name beside this one ("audit probe": audit/probe.py), with a frozen dataclass
+    `Config`, which tyro reads, and `run(config)`. It is imported only when it is called.
     """
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
@@ -44,7 +48,11 @@ def main(args: Sequence[str] | None = None) -> int:
         if not given or given[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if given else 2
-        module, config = _read(given[0], given[1:])
+        if given[0] in GROUPS and given[1:] in ([], ["-h"], ["--help"]):
+            print("\n".join(f"reelgym {name:<13} {line}" for name, line in COMMANDS.items() if name.startswith(given[0])))
+            return 0 if given[1:] else 2
+        words = 2 if given[0] in GROUPS else 1
+        module, config = _read(" ".join(given[:words]), given[words:])
         if module is not None:
             module.run(config)
             sys.stdout.flush()
@@ -71,7 +79,7 @@ def _read(command: str, args: Sequence[str]) -> tuple[Any, Any]:
 
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
-    module = importlib.import_module(f".{command}", __package__)
+    module = importlib.import_module("." + command.replace(" ", "."), __package__)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -20,7 +20,8 @@ class Column:
     show: Callable[[Row], str]
 
 
-def _number(key: str, form: str) -> Callable[[Row], str]:
+def number(key: str, form: str) -> Callable[[Row], str]:
+    """Shows a row's number under `key` in the format `form`; a dash where there is none."""
     return lambda row: NOTHING if row.get(key) is None else format(row[key], form)
 
 
@@ -35,19 +36,19 @@ def _interval(mean: str, form: str) -> Callable[[Row], str]:
 
 METHOD_COLUMNS = (
     Column("method", "what made the clips", lambda row: row["label"]),
-    Column("VQ", "oracle visual quality, 0 to 1, higher is better", _number("vq", ".3f")),
-    Column("MQ", "oracle motion quality, gated by the prompted speed, higher is better", _number("mq", ".3f")),
-    Column("TA", "oracle text alignment over the prompt's slots, higher is better", _number("ta", ".3f")),
+    Column("VQ", "oracle visual quality, 0 to 1, higher is better", number("vq", ".3f")),
+    Column("MQ", "oracle motion quality, gated by the prompted speed, higher is better", number("mq", ".3f")),
+    Column("TA", "oracle text alignment over the prompt's slots, higher is better", number("ta", ".3f")),
     Column("total [95%]", "the oracle's total with its interval, higher is better", _interval("total", ".3f")),
-    Column("late", "total over the last 15% of a stream 4 times longer, higher is better", _number("late", ".3f")),
-    Column("drift", "how far late lies from the total over the first 15%; 0 is best", _number("drift", ".3f")),
-    Column("div.", "within-prompt diversity relative to the world's, which is 1", _number("diversity", ".2f")),
-    Column("updates", "optimiser steps of the generator", _number("updates", ",.0f")),
-    Column("chunks", "chunks that the generator made in training", _number("chunks", ",.0f")),
-    Column("teacher", "chunks that went through the teacher in training", _number("teacher_calls", ",.0f")),
-    Column("reward", "windows that the reward model scored in training", _number("reward_calls", ",.0f")),
-    Column("sec.", "seconds of training on one core (mean over seeds)", _number("seconds", ",.0f")),
-    Column("fps", "frames a second, generation and decoding, one core; higher is better", _number("fps", ",.0f")),
+    Column("late", "total over the last 15% of a stream 4 times longer, higher is better", number("late", ".3f")),
+    Column("drift", "how far late lies from the total over the first 15%; 0 is best", number("drift", ".3f")),
+    Column("div.", "within-prompt diversity relative to the world's, which is 1", number("diversity", ".2f")),
+    Column("updates", "optimiser steps of the generator", number("updates", ",.0f")),
+    Column("chunks", "chunks that the generator made in training", number("chunks", ",.0f")),
+    Column("teacher", "chunks that went through the teacher in training", number("teacher_calls", ",.0f")),
+    Column("reward", "windows that the reward model scored in training", number("reward_calls", ",.0f")),
+    Column("sec.", "seconds of training on one core (mean over seeds)", number("seconds", ",.0f")),
+    Column("fps", "frames a second, generation and decoding, one core; higher is better", number("fps", ",.0f")),
 )
 
 CONTRAST_COLUMNS = (
@@ -59,9 +60,9 @@ CONTRAST_COLUMNS = (
     ),
     Column("answer", "yes: interval above zero; no: below zero; else unclear", lambda row: row["verdict"]),
     Column(
-        "div. ratio", "diversity of the first relative to the second; .9 keeps it", _number("diversity_ratio", ".2f")
+        "div. ratio", "diversity of the first relative to the second; .9 keeps it", number("diversity_ratio", ".2f")
     ),
-    Column("sign test p", "two-sided, over the seeds", _number("sign_p", ".2f")),
+    Column("sign test p", "two-sided, over the seeds", number("sign_p", ".2f")),
 )
 
 

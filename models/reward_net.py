@@ -61,10 +61,13 @@ class TemporalMix(nn.Module):
         self.mix = nn.Conv2d(3 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = functional.silu(self.norm(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-        before = torch.cat([h[:, :1], h[:, :-1]], dim=1)
-        after = torch.cat([h[:, 1:], h[:, -1:]], dim=1)
-        return x + self.mix(torch.cat([before, h, after], dim=2).flatten(0, 1)).unflatten(0, x.shape[:2])
+        h = functional.silu(self.norm(x.flatten(0, 1))).flatten(2)
+        weight = self.mix.weight.flatten(1).unflatten(1, (3, -1)).movedim(1, 0).flatten(0, 1)
+        before, here, after = (weight @ h).unflatten(1, (3, -1)).unflatten(0, x.shape[:2]).unbind(2)
+        before = torch.cat([before[:, :1], before[:, :-1]], dim=1)
+        after = torch.cat([after[:, 1:], after[:, -1:]], dim=1)
+        mixed = before + here + after
+        return x + mixed.unflatten(-1, x.shape[-2:]) + self.mix.bias[:, None, None]
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from ..models.prompts import PromptBatch
 from .microbatch import activation_bytes
 from .perplexity import SPATIAL_FLOOR, TEMPORAL_FLOOR, fuse, intra_perplexity, to_latents
 
-NEEDS = frozenset({"scores", "perplexity", "gradient"})
+NEEDS = frozenset({"scores", "saliency", "perplexity", "gradient"})
 ROUNDING = 1e-3
 """How far outside [0, 1] a pixel may lie by rounding alone."""
 OVERSHOOT = 4.0
@@ -41,13 +41,15 @@ class RewardSignal:
 
     scores: z-scored [B, A]. reward: their mean [B]. perplexity: [B, F', h, w] on latents, mean 1 per clip, or None.
     gradient: d reward / d video, [B, F, 3, H, W], or None; latents get theirs by the chain rule through the codec's
-    decode: `torch.autograd.grad(video, latents, gradient)`.
+    decode: `torch.autograd.grad(video, latents, gradient)`. saliency: [B, F, H, W] on pixels, what perplexity is made
+    of, or None.
     """
 
     scores: Tensor
     reward: Tensor
     perplexity: Tensor | None = None
     gradient: Tensor | None = None
+    saliency: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class StreamReward:
         """video [B, F, 3, H, W] in [0, 1], prompts of B rows (or of n a clip, clip by clip, where the model takes so
         many); grid: the codec's for these frames, asked for perplexity.
 
-        need: any of "scores", "perplexity", "gradient". scores and reward carry a gradient exactly where the caller's
-        video does; perplexity and gradient never do. A pixel outside [0, 1], which only a video with a gradient may
+        need: any of "scores", "saliency", "perplexity", "gradient". scores and reward carry a gradient exactly where the caller's
+        video does; the others never do. A pixel outside [0, 1], which only a video with a gradient may
         have, is scored as it would be shown, clamped; its gradient passes. ValueError for an unknown need, a missing
         grid, and for a video or prompts that do not fit.
         """
@@ -138,21 +140,22 @@ class StreamReward:
             torch.cat([part.reward for part in parts]),
             _joined([part.perplexity for part in parts]),
             _joined([part.gradient for part in parts]),
+            _joined([part.saliency for part in parts]),
         )
 
     def _signal(
         self, video: Tensor, prompts: PromptBatch, grid: Grid | None, need: Collection[str], attached: bool = False
     ) -> RewardSignal:
-        backward = "perplexity" in need or "gradient" in need
+        backward = not {"scores"}.issuperset(need)
         with torch.set_grad_enabled(attached or backward):
             if backward and not attached:
                 video = video.detach().requires_grad_()
             scores = self._scores(video, prompts)
             reward = scores.mean(dim=-1)
-            perplexity, gradient = self._backward(scores, video, grid, need) if backward else (None, None)
+            found = self._backward(scores, video, grid, need) if backward else (None, None, None)
         if not attached:
             scores, reward = scores.detach(), reward.detach()
-        return RewardSignal(scores, reward, perplexity, gradient)
+        return RewardSignal(scores, reward, *found)
 
     def _scores(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         dtype = self.settings.autocast
@@ -162,14 +165,19 @@ class StreamReward:
 
     def _backward(
         self, scores: Tensor, video: Tensor, grid: Grid | None, need: Collection[str]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if "perplexity" not in need or grid is None:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Perplexity, gradient and saliency, those that are needed; one backward pass where only a gradient is."""
+        if not {"saliency", "perplexity"}.intersection(need):
             (gradient,) = torch.autograd.grad(scores.mean(dim=-1).sum(), video, retain_graph=True)
-            return None, gradient
+            return None, gradient, None
         gradients = self._axis_gradients(scores, video)
-        saliency = to_latents(fuse(scores, gradients, self.settings.tau), grid)
-        perplexity = intra_perplexity(saliency, self.settings.temporal_floor, self.settings.spatial_floor)
-        return perplexity, gradients.mean(dim=0) if "gradient" in need else None
+        saliency = fuse(scores, gradients, self.settings.tau)
+        perplexity = None
+        if "perplexity" in need and grid is not None:
+            floors = self.settings.temporal_floor, self.settings.spatial_floor
+            perplexity = intra_perplexity(to_latents(saliency, grid), *floors)
+        gradient = gradients.mean(dim=0) if "gradient" in need else None
+        return perplexity, gradient, saliency if "saliency" in need else None
 
     def _axis_gradients(self, scores: Tensor, video: Tensor) -> Tensor:
         """d score_m / d video on the one retained graph, [A, B, F, 3, H, W]; exact, since rows do not interact."""

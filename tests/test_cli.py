@@ -84,6 +84,14 @@ def test_unknown_and_missing_commands(capsys):
     assert all(f"\n  {name} " in out for name in cli.COMMANDS)
 
 
+def test_a_group_lists_its_commands(capsys):
+    assert cli.main(["audit"]) == 2 and cli.main(["audit", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "reelgym audit probe" in out and "reelgym audit reward" in out and "compare" not in out
+    assert cli.main(["audit", "nothing"]) == 2
+    assert "unknown command 'audit nothing'" in capsys.readouterr().err
+
+
 def test_help_of_a_command_goes_to_stdout(capsys):
     status, out, err = call(capsys, "--help")
     assert (status, err) == (0, "") and "What to do." in out and "usage: reelgym generate" in out
@@ -118,6 +126,6 @@ def test_a_closed_pipe_ends_quietly():
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_listed_command_takes_seed_device_and_out(name, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, f"reelgym.experiments.{name}", raising=False)
-    assert cli.main([name, "--help"]) == 0
+    assert cli.main([*name.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert all(option in out for option in ("--seed", "--device", "--out"))

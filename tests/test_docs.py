@@ -48,7 +48,8 @@ def test_a_table_without_results_says_so():
 
 
 def test_commands_are_found():
-    assert {line.split()[1] for line in commands() if line.startswith("reelgym ")} == set(cli.COMMANDS)
+    named = [line.split() for line in commands() if line.startswith("reelgym ")]
+    assert {" ".join(words[1 : 3 if words[1] in cli.GROUPS else 2]) for words in named} == set(cli.COMMANDS)
     assert any(line.startswith("torchrun") for line in commands())
 
 
@@ -61,7 +62,7 @@ def test_a_command_parses(line, monkeypatch, capsys):
     module = words[words.index("-m") + 1] if "-m" in words else "reelgym"
     args = words[words.index("-m") + 2 :] if "-m" in words else words[1:]
     assert module in ("reelgym", "reelgym.experiments.readme")
-    name, program = (args[0], cli) if module == "reelgym" else ("readme", readme)
+    name, program = (".".join(args[: 2 if args[0] in cli.GROUPS else 1]), cli) if module == "reelgym" else ("readme", readme)
     called = []
     monkeypatch.setattr(importlib.import_module(f"reelgym.experiments.{name}"), "run", called.append)
     assert program.main(args) == 0, capsys.readouterr().err

@@ -64,7 +64,14 @@ def test_scores_are_z_scores_and_reward_their_mean() -> None:
 
 @pytest.mark.parametrize(
     ("need", "backwards"),
-    [({"scores"}, 0), ({"gradient"}, 1), ({"perplexity"}, 3), ({"perplexity", "gradient"}, 3)],
+    [
+        ({"scores"}, 0),
+        (set(), 0),
+        ({"gradient"}, 1),
+        ({"saliency"}, 3),
+        ({"perplexity"}, 3),
+        ({"perplexity", "gradient", "saliency"}, 3),
+    ],
 )
 def test_one_forward_and_only_the_backwards_asked_for(need: set[str], backwards: int) -> None:
     model = Counting()
@@ -73,6 +80,7 @@ def test_one_forward_and_only_the_backwards_asked_for(need: set[str], backwards:
     assert (model.forwards, model.backwards) == (1, backwards)
     assert (signal.perplexity is not None) == ("perplexity" in need)
     assert (signal.gradient is not None) == ("gradient" in need)
+    assert (signal.saliency is not None) == ("saliency" in need)
     assert not signal.scores.requires_grad
 
 
@@ -103,6 +111,8 @@ def test_perplexity_and_gradient_are_those_of_the_formulas() -> None:
     gradients = torch.stack([torch.autograd.grad(scores[:, m].sum(), leaf, retain_graph=True)[0] for m in range(3)])
     assert torch.allclose(signal.gradient, gradients.mean(dim=0))
     assert torch.allclose(signal.perplexity, intra_perplexity(to_latents(fuse(scores, gradients, 0.7), grid)))
+    found = StreamReward(model, RewardSettings(tau=0.7))(video, prompts, need={"saliency"})
+    assert torch.allclose(found.saliency, fuse(scores, gradients, 0.7))
     alone = StreamReward(model)(video, prompts, need={"gradient"})
     assert torch.allclose(alone.gradient, signal.gradient)
 

@@ -1,0 +1,1 @@
+"""What a reward sees and what fools it: `reelgym audit NAME`."""

@@ -1,0 +1,234 @@
+"""`reelgym bench reward`: one call for scores and saliency against the procedure that the published code follows.
+
+That procedure takes clips one by one; for each, one forward pass for the scores, another for the saliency, and then one
+backward pass an axis, each of which computes the vision tower again (activation checkpointing). Ours takes the whole
+batch, one forward pass, and the backward passes on its graph. Same model, same clips; the weights must be equal.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...models.codec import Grid
+from ...models.prompts import PromptBatch
+from ...models.tiny import load_encoder, load_tiny
+from ...rewards.microbatch import activation_bytes
+from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
+from ..results import pick_device, write_results
+from ..tables import Column, markdown_table, number
+
+NEED = frozenset({"scores", "perplexity"})
+TOWERS = {"tiny": "encoder", "qwen": "backbone.visual"}
+PROMPT = "a red circle moves left fast"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is timed."""
+
+    models: tuple[Literal["tiny", "qwen"], ...] = ("tiny", "qwen")
+    """tiny: the shipped reward on windows of 6 frames; qwen: a random Qwen2-VL behind VideoReward, on 4 frames."""
+    batches: tuple[int, ...] = (1, 4, 16)
+    """Clips scored together."""
+    repeats: int = 7
+    """Measurements of each; the two procedures take turns, and medians are compared."""
+    threads: int = 2
+    """Torch threads, the same for both."""
+    width: int = 128
+    """Width of the random Qwen2-VL's language model; its vision tower has half of that."""
+    layers: int = 4
+    """Layers of its vision tower, and of its language model."""
+    side: int = 112
+    """Height and width of its clips."""
+    seed: int = 0
+    """Of the clips and of the random weights."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: Path = Path("runs/bench-reward")
+    """Folder for results.json."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under the clock: clips [N, F, 3, H, W], their prompts and latent grid, and where its vision tower is."""
+
+    name: str
+    model: RewardModel
+    video: Tensor
+    prompts: PromptBatch
+    grid: Grid
+    tower: str
+
+    def take(self, count: int) -> tuple[Tensor, PromptBatch]:
+        """The first `count` clips and their prompts."""
+        return self.video[:count], self.prompts.take(torch.arange(count))
+
+
+COLUMNS = (
+    Column("model", "its parameters in millions in brackets", lambda row: f"{row['model']} ({row['millions']:.1f} M)"),
+    Column("clips", "scored in one call", number("clips", "d")),
+    Column("published (ms)", "clip by clip, two forwards, an axis after the other", number("published_ms", ",.0f")),
+    Column("ours (ms)", "one call", number("ours_ms", ",.0f")),
+    Column("times faster", "published over ours", number("ratio", ".2f")),
+    Column("weights differ by", "largest difference of any perplexity weight", number("difference", ".0e")),
+    Column("published (MiB)", "kept for the backward pass", number("published_mib", ",.1f")),
+    Column("ours (MiB)", "kept for the backward pass", number("ours_mib", ",.1f")),
+    Column("ours, bounded (ms)", "under a memory budget of four clips", number("bounded_ms", ",.0f")),
+)
+
+
+def run(config: Config) -> None:
+    """Time every model at every batch size, print the table, write results.json."""
+    device = pick_device(config.device)
+    torch.set_num_threads(config.threads)
+    rows = []
+    for name in config.models:
+        subject = tiny_subject(config, device) if name == "tiny" else qwen_subject(config, device)
+        rows += [measured(subject, count, config.repeats) for count in config.batches]
+    print(markdown_table(COLUMNS, rows))
+    command = f"reelgym bench reward --threads {config.threads}"
+    print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
+
+
+def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
+    """One row: both procedures on the first `clips` clips, in turns."""
+    video, prompts = subject.take(clips)
+    ours = StreamReward(subject.model)
+    published = StreamReward(recomputing(subject.model, subject.tower), RewardSettings(batched=False))
+    one = activation_bytes(lambda: subject.model.score(*grad_of(*subject.take(1))), subject.model)
+    bounded = StreamReward(subject.model, RewardSettings(memory=4 * one))
+
+    def weights(reward: StreamReward) -> Tensor:
+        found = reward(video, prompts, subject.grid, need=NEED).perplexity
+        assert found is not None
+        return found
+
+    def sequential() -> Tensor:
+        return torch.cat([_published(published, video, prompts, row, subject.grid) for row in range(clips)])
+
+    difference = float((weights(ours) - sequential()).abs().max())
+    runs = (sequential, lambda: weights(ours), lambda: weights(bounded))
+    seconds = [[seconds_of(run) for run in runs] for _ in range(repeats)]
+    theirs, here, within = (1000 * statistics.median(column) for column in zip(*seconds, strict=True))
+    kept = activation_bytes(lambda: subject.model.score(*grad_of(video, prompts)), subject.model)
+    return {
+        "kind": "speed",
+        "model": subject.name,
+        "millions": sum(p.numel() for p in _module(subject.model).parameters()) / 1e6,
+        "clips": clips,
+        "published_ms": theirs,
+        "ours_ms": here,
+        "bounded_ms": within,
+        "ratio": theirs / here,
+        "difference": difference,
+        "published_mib": one / 2**20,
+        "ours_mib": kept / 2**20,
+    }
+
+
+def _published(reward: StreamReward, video: Tensor, prompts: PromptBatch, row: int, grid: Grid) -> Tensor:
+    clip, prompt = video[row : row + 1], prompts.take(torch.tensor([row]))
+    reward(clip, prompt)
+    found = reward(clip, prompt, grid, need={"perplexity"}).perplexity
+    assert found is not None
+    return found
+
+
+def grad_of(video: Tensor, prompts: PromptBatch) -> tuple[Tensor, PromptBatch]:
+    """The same, the video as a leaf with gradient."""
+    return video.detach().requires_grad_(), prompts
+
+
+def seconds_of(work: Callable[[], Tensor]) -> float:
+    """Wall-clock seconds of one call, the device waited for."""
+    started = time.perf_counter()
+    found = work()
+    if found.is_cuda:
+        torch.cuda.synchronize(found.device)
+    return time.perf_counter() - started
+
+
+def recomputing(model: RewardModel, tower: str) -> RewardModel:
+    """A copy of the model whose tower keeps no activations and is computed again in every backward pass."""
+    twin = copy.deepcopy(model)
+    part = _module(twin).get_submodule(tower)
+    forward = part.forward
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    part.forward = again
+    return twin
+
+
+def _module(model: RewardModel) -> nn.Module:
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def tiny_subject(config: Config, device: torch.device) -> Subject:
+    """The shipped reward on random clips of the environment's window."""
+    count, frames = max(config.batches), 6
+    video = torch.rand(count, frames, 3, 32, 32, generator=torch.Generator().manual_seed(config.seed))
+    embeds = load_encoder("reward").encode([PROMPT] * count)
+    prompts = PromptBatch((PROMPT,) * count, embeds.to(device))
+    grid = Grid(torch.arange(frames), 8, 8)
+    return Subject("tiny", load_tiny("reward", device=device), video.to(device), prompts, grid, TOWERS["tiny"])
+
+
+def qwen_subject(config: Config, device: torch.device) -> Subject:
+    """VideoReward around a Qwen2-VL with random weights, on 4 random frames at 2 a second."""
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    from ...models.qwen_pixels import PixelConfig
+    from ...models.videoreward import VideoReward
+
+    torch.manual_seed(config.seed)
+    wide, heads = config.width, 4
+    vision = {"depth": config.layers, "embed_dim": wide // 2, "hidden_size": wide, "num_heads": heads, "mlp_ratio": 4}
+    sizes = Qwen2VLConfig(
+        vocab_size=512,
+        hidden_size=wide,
+        intermediate_size=4 * wide,
+        num_hidden_layers=config.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        rope_scaling={"type": "default", "mrope_section": [wide // 32, wide // 32 * 3 // 2, wide // 32 * 3 // 2]},
+        vision_start_token_id=500,
+        vision_end_token_id=501,
+        video_token_id=502,
+        image_token_id=503,
+        vision_config=vision,
+    )
+    special = (504, 505, 506)
+    chat: Any = RandomChat(sizes.video_token_id, special)
+    pixels = PixelConfig(min_pixels=28 * 28, rounding=False)
+    backbone = Qwen2VLModel(sizes)
+    model = VideoReward(backbone, special, pixels=pixels, chat=chat, source_fps=2.0).to(device).eval()
+    count = max(config.batches)
+    video = torch.rand(count, 4, 3, config.side, config.side).to(device)
+    prompts = PromptBatch(("",) * count, torch.zeros(count, 1, 1, device=device))
+    return Subject("Qwen2-VL, random", model, video, prompts, Grid(torch.arange(4), 8, 8), TOWERS["qwen"])
+
+
+@dataclass(frozen=True)
+class RandomChat:
+    """Stands in for a tokenizer and a template, which are not shipped: as long as the published ones, of no meaning."""
+
+    video_token: int
+    special: Sequence[int]
+    words: int = 200
+
+    def __call__(self, text: str, video_tokens: int) -> list[int]:
+        """Token ids of a conversation around a video of `video_tokens` tokens."""
+        filler = [(7 * place) % 490 for place in range(self.words)]
+        quality, motion, alignment = self.special
+        return [1, *[self.video_token] * video_tokens, *filler, quality, *filler, motion, *filler, alignment]
