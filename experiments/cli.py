@@ -49,7 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
             print(USAGE)
             return 0 if given else 2
         if given[0] in GROUPS and given[1:] in ([], ["-h"], ["--help"]):
-            print("\n".join(f"reelgym {name:<13} {line}" for name, line in COMMANDS.items() if name.startswith(given[0])))
+            members = [name for name in COMMANDS if name.split()[0] == given[0]]
+            print("\n".join(f"reelgym {name:<13} {COMMANDS[name]}" for name in members))
             return 0 if given[1:] else 2
         words = 2 if given[0] in GROUPS else 1
         module, config = _read(" ".join(given[:words]), given[words:])

@@ -117,7 +117,7 @@ def _score_tiny(config: Config, device: torch.device) -> tuple[Judgement, tuple[
 def _score_published(config: Config, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:
     """The judgement of VideoReward, its axes, and how the file was read."""
     from ..models.videoreward import VideoReward
-    from ..models.videoreward_prompt import read_template
+    from ..models.videoreward.prompt import read_template
     from .score_videoreward import count_frames, judge_file
 
     assert config.reward is not None

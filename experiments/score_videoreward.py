@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..models.codec import Grid
 from ..models.prompts import PromptBatch
-from ..models.qwen_pixels import FACTOR, PixelConfig, fit, sample_frames
 from ..models.videoreward import VideoReward
+from ..models.videoreward.pixels import FACTOR, PixelConfig, fit, sample_frames
 from ..rewards.stream_reward import StreamReward
 from ..video import read_video
 from .judgement import Judgement, frame_weights

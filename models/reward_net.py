@@ -31,10 +31,10 @@ def bradley_terry_with_ties(d: Tensor, label: Tensor) -> Tensor:
     return torch.where(label > 0, first, torch.where(label < 0, second, tie))
 
 
-def smooth_minimum(agreement: Tensor) -> Tensor:
-    """TA [B, 1] of a prompt whose words agree so far [B, N] (PADDED: no word): one that disagrees spoils it."""
-    words = agreement.lt(PADDED).sum(dim=-1, keepdim=True)
-    return words.log() - torch.logsumexp(-agreement, dim=-1, keepdim=True)
+def smooth_minimum(parts: Tensor) -> Tensor:
+    """Score [B, 1] of what has parts [B, N] (PADDED: no part): one bad part spoils it, and the gradient goes there."""
+    count = parts.lt(PADDED).sum(dim=-1, keepdim=True)
+    return count.log() - torch.logsumexp(-parts, dim=-1, keepdim=True)
 
 
 class Residual(nn.Module):
@@ -62,11 +62,12 @@ class TemporalMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = functional.silu(self.norm(x.flatten(0, 1))).flatten(2)
-        weight = self.mix.weight.flatten(1).unflatten(1, (3, -1)).movedim(1, 0).flatten(0, 1)
+        weight = torch.cat(self.mix.weight.flatten(1).chunk(3, dim=1))
         before, here, after = (weight @ h).unflatten(1, (3, -1)).unflatten(0, x.shape[:2]).unbind(2)
         before = torch.cat([before[:, :1], before[:, :-1]], dim=1)
         after = torch.cat([after[:, 1:], after[:, -1:]], dim=1)
         mixed = before + here + after
+        assert self.mix.bias is not None
         return x + mixed.unflatten(-1, x.shape[-2:]) + self.mix.bias[:, None, None]
 
 
@@ -147,6 +148,27 @@ class FrameEncoder(nn.Module):
         return (maps @ place).flatten(1), (maps @ fine.flatten(2).transpose(1, 2)).flatten(1)
 
 
+class LookEncoder(nn.Module):
+    """How good every place of every frame looks, by itself: no frame knows another."""
+
+    def __init__(self, fine: int = 16, coarse: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, fine, 4, stride=2, padding=1),
+            Residual(fine),
+            nn.Conv2d(fine, coarse, 4, stride=2, padding=1),
+            Residual(coarse),
+            nn.GroupNorm(4, coarse),
+            nn.SiLU(),
+            nn.Conv2d(coarse, 1, 1),
+        )
+
+    def forward(self, video: Tensor) -> Tensor:
+        """video [B, F, 3, H, W] in [0, 1]. Returns a logit per cell, [B, F * H/4 * W/4]."""
+        cells: Tensor = self.layers((video * 2 - 1).flatten(0, 1))
+        return cells.reshape(len(video), -1)
+
+
 def _differences(points: Tensor) -> tuple[Tensor, Tensor]:
     """First and second differences in time of points [B, F, P], zero where undefined, scaled to about one."""
     zero = torch.zeros_like(points[:, :1])
@@ -158,9 +180,10 @@ def _differences(points: Tensor) -> tuple[Tensor, Tensor]:
 class TinyReward(nn.Module):
     """Scores of clips of 3 or more frames at the resolution of the tiny tier, on three axes.
 
-    VQ and MQ are read without the prompt; TA by the prompt's words, which attend to the frames, then to frames and
-    cells: one wrong word spoils the prompt. Frame positions count from the end, where the prompt holds. Buffers mean,
-    std [3]: raw score statistics for z-scores (`calibrate`).
+    Each axis is a smooth minimum: VQ over the cells of all frames, MQ over frames that know of each other, TA over the
+    prompt's words, which attend to the frames, then to frames and cells. So a score is as good as its worst part, and
+    its gradient points there. VQ and MQ never see the prompt. Frame positions count from the end, where the prompt
+    holds. Buffers mean, std [3]: raw score statistics for z-scores (`calibrate`).
     """
 
     axes = AXES
@@ -172,12 +195,11 @@ class TinyReward(nn.Module):
         super().__init__()
         self.text_dim = text_dim
         self.width = width
+        self.looks = LookEncoder()
         self.encoder = FrameEncoder(width)
         self.time_blocks = nn.ModuleList(Block(width) for _ in range(2))
         self.norm, self.norm_cells = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.queries = nn.Parameter(torch.randn(2, width) * 0.02)
-        self.pool = Attention(width)
-        self.heads = nn.ModuleList(_head(width) for _ in AXES)
+        self.heads = nn.ModuleList(_head(width) for _ in range(2))
         self.words = nn.Linear(text_dim, width)
         self.register = nn.Parameter(torch.randn(1, width) * 0.02)
         self.align_blocks = nn.ModuleList(Block(width, cross=True) for _ in range(2))
@@ -204,8 +226,8 @@ class TinyReward(nn.Module):
         for block in self.time_blocks:
             frames = block(frames)
         frames = self.norm(frames)
-        pooled = self.pool(self.queries.expand(len(video), -1, -1), frames)
-        quality = torch.cat([self.heads[i](pooled[:, i]) for i in range(2)], dim=-1)
+        steps = self.heads[0](frames).squeeze(-1)
+        quality = torch.cat([smooth_minimum(self.looks(video)), smooth_minimum(steps)], dim=-1)
         seen = torch.cat([frames, (self.norm_cells(cells) + when[:, None, None]).flatten(1, 3)], dim=1)
         memories = [memory.repeat_interleave(embeds.shape[1], dim=0) for memory in (frames, seen)]
         return quality, self._agreement(memories, embeds.flatten(0, 1)).unflatten(0, embeds.shape[:2])
@@ -228,7 +250,7 @@ class TinyReward(nn.Module):
         x = words
         for block, memory in zip(self.align_blocks, memories, strict=True):
             x = block(x, keep, memory)
-        return self.heads[2]((x - words) * self.gate(words)).squeeze(-1).masked_fill(~keep, PADDED)
+        return self.heads[1]((x - words) * self.gate(words)).squeeze(-1).masked_fill(~keep, PADDED)
 
     def _check(self, video: Tensor, embeds: Tensor) -> None:
         if video.shape[1] < self.min_frames:

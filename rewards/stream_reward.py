@@ -118,8 +118,8 @@ class StreamReward:
         """video [B, F, 3, H, W] in [0, 1], prompts of B rows (or of n a clip, clip by clip, where the model takes so
         many); grid: the codec's for these frames, asked for perplexity.
 
-        need: any of "scores", "saliency", "perplexity", "gradient". scores and reward carry a gradient exactly where the caller's
-        video does; the others never do. A pixel outside [0, 1], which only a video with a gradient may
+        need: any of "scores", "saliency", "perplexity", "gradient". scores and reward carry a gradient exactly where
+        the caller's video does; the others never do. A pixel outside [0, 1], which only a video with a gradient may
         have, is scored as it would be shown, clamped; its gradient passes. ValueError for an unknown need, a missing
         grid, and for a video or prompts that do not fit.
         """
@@ -176,8 +176,8 @@ class StreamReward:
         if "perplexity" in need and grid is not None:
             floors = self.settings.temporal_floor, self.settings.spatial_floor
             perplexity = intra_perplexity(to_latents(saliency, grid), *floors)
-        gradient = gradients.mean(dim=0) if "gradient" in need else None
-        return perplexity, gradient, saliency if "saliency" in need else None
+        mean = gradients.mean(dim=0) if "gradient" in need else None
+        return perplexity, mean, saliency if "saliency" in need else None
 
     def _axis_gradients(self, scores: Tensor, video: Tensor) -> Tensor:
         """d score_m / d video on the one retained graph, [A, B, F, 3, H, W]; exact, since rows do not interact."""

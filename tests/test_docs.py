@@ -62,7 +62,9 @@ def test_a_command_parses(line, monkeypatch, capsys):
     module = words[words.index("-m") + 1] if "-m" in words else "reelgym"
     args = words[words.index("-m") + 2 :] if "-m" in words else words[1:]
     assert module in ("reelgym", "reelgym.experiments.readme")
-    name, program = (".".join(args[: 2 if args[0] in cli.GROUPS else 1]), cli) if module == "reelgym" else ("readme", readme)
+    name, program = "readme", readme
+    if module == "reelgym":
+        name, program = ".".join(args[: 2 if args[0] in cli.GROUPS else 1]), cli
     called = []
     monkeypatch.setattr(importlib.import_module(f"reelgym.experiments.{name}"), "run", called.append)
     assert program.main(args) == 0, capsys.readouterr().err

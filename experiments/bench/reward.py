@@ -188,8 +188,8 @@ def qwen_subject(config: Config, device: torch.device) -> Subject:
     """VideoReward around a Qwen2-VL with random weights, on 4 random frames at 2 a second."""
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
-    from ...models.qwen_pixels import PixelConfig
     from ...models.videoreward import VideoReward
+    from ...models.videoreward.pixels import PixelConfig
 
     torch.manual_seed(config.seed)
     wide, heads = config.width, 4

@@ -121,9 +121,10 @@ def blotches(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Gen
     return (video + 0.5 * strength[:, None, None, None, None] * mask * field).clamp(0, 1)
 
 
-def dark(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Too dark throughout, by a factor of up to 2.5."""
-    return video * (2.5**-strength)[:, None, None, None, None]
+def exposure(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Too dark or too bright throughout, by a factor of up to 2.5 either way."""
+    way = torch.where(torch.rand(len(strength), generator=generator) < 0.5, -1.0, 1.0)
+    return (video * (2.5 ** (way * strength))[:, None, None, None, None]).clamp(0, 1)
 
 
 def cast(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
@@ -145,7 +146,7 @@ PIXEL_FLAWS: dict[str, tuple[Callable[[Scene, Tensor, Tensor, torch.Generator], 
     "wrong_shape": (wrong_shape, (2,)),
     "soft": (soft, (0,)),
     "blotches": (blotches, (0,)),
-    "dark": (dark, (0, 2)),
+    "exposure": (exposure, (0, 2)),
     "cast": (cast, (0, 2)),
     "litter": (litter, (0, 2)),
 }

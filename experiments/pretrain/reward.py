@@ -37,10 +37,10 @@ READINGS = 4
 """Prompts with other words that each window is read by, beside its own."""
 REPAINTED = 0.3
 """Largest noise level that a window is repainted from."""
-CLIMB = 4
+CLIMB = 5
 """Steps of pixel ascent that a gamed window has taken."""
-FARTHEST = 0.25
-"""How far they may carry a pixel, of a range of 1; a window that went so far is worth nothing."""
+FARTHEST, SPOILT = 0.5, 0.2
+"""How far they may carry a pixel, of a range of 1, and how far leaves the window worth nothing."""
 LEAST = 0.05
 VISIBLE = 0.05
 KNOWN = 0.7
@@ -71,7 +71,7 @@ class RewardRecipe:
     gamed: float = 0.25
     """Share of a batch whose pixels have climbed the reward's own gradient: a flaw like any other."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=1300, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
+        default_factory=lambda: Schedule(steps=2000, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
     )
     """Training length."""
 
@@ -230,7 +230,7 @@ def gamed(model: TinyReward, batch: Batch, generator: torch.Generator) -> Batch:
         video = video.detach().requires_grad_()
         (slope,) = torch.autograd.grad(model(video, batch.embeds[:, 0]).sum(), video)
         video = (video + (reach / CLIMB)[:, None, None, None, None] * slope.sign()).clamp(0, 1)
-    left = (1 - reach / FARTHEST) * (start >= 1 / 4)
+    left = (1 - reach / SPOILT).clamp_min(0) * (start >= 1 / 4)
     unknown = torch.full_like(batch.true, -1)
     return replace(batch, video=video.detach(), worth=batch.worth * left[:, None], true=unknown)
 

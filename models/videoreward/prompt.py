@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import CheckpointError
+from ...checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

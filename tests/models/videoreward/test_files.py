@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from reelgym.checkpoint import CheckpointError
 from reelgym.models.videoreward import VideoReward
-from reelgym.models.videoreward_prompt import read_template
+from reelgym.models.videoreward.prompt import read_template
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "videoreward"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "videoreward"
 TRACE = load_file(GOLDEN / "trace.safetensors")
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reelgym.models.qwen_pixels import PixelConfig, fit, resize, sample_frames, target_size, to_patches
 from reelgym.models.videoreward import VideoReward
+from reelgym.models.videoreward.pixels import PixelConfig, fit, resize, sample_frames, target_size, to_patches
 
 SIZES = [(56, 84), (30, 45), (100, 300), (301, 203), (480, 832)]
 

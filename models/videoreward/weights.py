@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
-from .qwen_pixels import IMAGE_MIN_PIXELS, MAX_PIXELS, VIDEO_MIN_PIXELS
+from ...checkpoint import CheckpointError
+from .pixels import IMAGE_MIN_PIXELS, MAX_PIXELS, VIDEO_MIN_PIXELS
 
 AXES: tuple[str, ...] = ("VQ", "MQ", "TA")
 STATS = ("mean", "std")

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from reelgym.models.codec import Grid
 from reelgym.models.prompts import PromptBatch
-from reelgym.models.qwen_pixels import to_patches
 from reelgym.models.videoreward import VideoReward
+from reelgym.models.videoreward.pixels import to_patches
 from reelgym.rewards.stream_reward import RewardSettings, StreamReward
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "videoreward"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "videoreward"
 AXES = ("VQ", "MQ", "TA")
 
 

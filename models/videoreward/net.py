@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .qwen_pixels import MERGE, PAIR, PATCH, PATCH_WIDTH
-from .videoreward_weights import AXES
+from .pixels import MERGE, PAIR, PATCH, PATCH_WIDTH
+from .weights import AXES
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLModel

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .prompts import PromptBatch
-from .qwen_pixels import MIN_FRAMES, PixelConfig, sample_frames, to_patches
-from .videoreward_load import empty_backbone, fill, read_chat, read_config, read_weights
-from .videoreward_net import TokenReward, padded, video_tokens
-from .videoreward_prompt import HINT, ChatPrompt
-from .videoreward_weights import AXES, EMBEDDING, read_settings
+from ..prompts import PromptBatch
+from .load import empty_backbone, fill, read_chat, read_config, read_weights
+from .net import TokenReward, padded, video_tokens
+from .pixels import MIN_FRAMES, PixelConfig, sample_frames, to_patches
+from .prompt import HINT, ChatPrompt
+from .weights import AXES, EMBEDDING, read_settings
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLModel

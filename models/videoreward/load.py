@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..checkpoint import CheckpointError
-from .videoreward_prompt import VIDEO_TOKEN, ChatPrompt, load_tokenizer, read_template
-from .videoreward_weights import (
+from ...checkpoint import CheckpointError
+from .prompt import VIDEO_TOKEN, ChatPrompt, load_tokenizer, read_template
+from .weights import (
     EMBEDDING,
     Settings,
     Weights,

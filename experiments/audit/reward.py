@@ -1,0 +1,227 @@
+"""`reelgym audit reward`: what the reward can be gamed with.
+
+Clips are scored as the environment scores them, the mean over their windows. Each gaming clip stands against the true
+clip that it was made from, under the same prompt. The oracle, which the reward never saw, says how bad it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...envs.windows import Clock, clip_prompts, clip_reward
+from ...envs.worlds.exploits import EXPLOITS
+from ...envs.worlds.oracle import judge
+from ...models.generator import stream
+from ...models.prompts import PromptBatch
+from ...models.tiny import build_generator, load_tiny
+from ...noise import stream_keys
+from ...rewards.reliability import BalanceConfig, BalanceState, balance
+from ...rewards.stream_reward import RewardSignal, StreamReward
+from ..jobs import one_thread
+from ..pretrain.data import CHUNKS, FRAMES_PER_CHUNK, Clips
+from ..results import pick_device, write_results
+from ..tables import Column, markdown_table, number
+from .ascent import ascend, starts
+from .clips import Audited, changed, colours, real_clips
+
+BAR = 0.95
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the reward is audited with."""
+
+    clips: int = 256
+    """True clips, each gamed in every way."""
+    strengths: tuple[float, ...] = (0.5, 1.0)
+    """Of the exploits; 1 is the worst."""
+    climbers: int = 24
+    """Clips that climb the reward's gradient, from each start."""
+    steps: int = 100
+    """Steps of pixel ascent."""
+    rate: float = 0.02
+    """How far a step may carry a pixel, of a range of 1."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Prompts that the clips are of."""
+    seed: int = 0
+    """Of the clips and of the student's noise."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    weights: Path | None = None
+    """Folder with codec, reward and student; by default the one shipped with the package."""
+    out: Path = Path("runs/audit-reward")
+    """Folder for results.json."""
+
+
+EXPLOIT_COLUMNS = (
+    Column("exploit", "what was done to a true clip", lambda row: row["exploit"]),
+    Column("in training", "whether the reward met its like when it was trained", lambda row: row["trained"]),
+    Column("strength", "1 is the worst", number("strength", ".1f")),
+    Column("pairs", "clips on which it is to be seen", number("pairs", "d")),
+    *(Column(axis, f"share ranked below the true clip by {axis}", number(axis, ".2f")) for axis in ("VQ", "MQ", "TA")),
+    Column("reward", "share ranked below the true clip by the reward, the mean of the axes", number("below", ".3f")),
+    Column("oracle", "mean oracle total of the gamed clips; 1.00 for the true ones", number("oracle", ".2f")),
+)
+ASCENT_COLUMNS = (
+    Column("ascent from", "where the pixels began", lambda row: row["start"]),
+    Column("clips", "", number("pairs", "d")),
+    Column("reward before", "mean reward", number("before", ".2f")),
+    Column("reward after", "mean reward", number("after", ".2f")),
+    Column("true clips", "mean reward of the true clips of the same prompts", number("real", ".2f")),
+    Column("below the true clip", "share of the climbed clips that the reward ranks so", number("below", ".2f")),
+    Column("oracle before", "mean total", number("oracle_before", ".3f")),
+    Column("oracle after", "mean total", number("oracle_after", ".3f")),
+)
+BOUND_COLUMNS = (
+    Column("bound", "of the exponent beta r", lambda row: "none" if row["bound"] is None else f"{row['bound']:g}"),
+    Column("least weight", "of a clip", number("least", ".3f")),
+    Column("greatest weight", "of a clip", number("greatest", ".2f")),
+    Column("clips clamped", "share", number("clamped", ".2f")),
+    Column("heaviest tenth", "share of all weight that a tenth of the clips carries", number("top", ".2f")),
+    Column("effective sample", "(sum w)^2 / sum w^2 over the number of clips", number("effective", ".2f")),
+)
+
+
+def run(config: Config) -> None:
+    """Audit, print the tables and the verdict, write results.json."""
+    device = pick_device(config.device)
+    audited = Audited.load(config.weights, device)
+    clips = real_clips(config.clips, config.split, config.seed)
+    with one_thread():
+        rows = exploit_rows(audited, clips, config, device)
+        rows += ascent_rows(audited, clips, config, device)
+        rows += bound_rows(student_scores(audited, clips, config, device))
+    print(tables(rows))
+    print(f"results: {write_results(config.out, 'reelgym audit reward', [config.seed], config, rows, device)}")
+
+
+def exploit_rows(audited: Audited, clips: Clips, config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """One row for every exploit and strength, and one for all held-out ones of a strength."""
+    video, rgb = clips.frames(torch.arange(len(clips.clauses))), colours([row[-1] for row in clips.clauses])
+    real = score(audited, video, clips, device)
+    rows: list[dict[str, Any]] = []
+    for name, exploit in EXPLOITS.items():
+        for strength in config.strengths:
+            gamed = exploit(video, rgb, torch.full((len(video),), strength))
+            seen = changed(video, gamed)
+            found = score(audited, gamed, clips, device)
+            axes = (found.scores < real.scores)[seen].float().mean(dim=0).tolist()
+            rows.append(
+                {
+                    "kind": "exploit",
+                    "exploit": name,
+                    "trained": "no" if exploit.held_out else "yes",
+                    "strength": strength,
+                    "pairs": int(seen.sum()),
+                    **dict(zip(audited.reward.axes, axes, strict=True)),
+                    "below": float((found.reward < real.reward)[seen].float().mean()),
+                    "oracle": float(judge(gamed, clips.clauses, FRAMES_PER_CHUNK).total[seen].mean()),
+                }
+            )
+    return rows
+
+
+def ascent_rows(audited: Audited, clips: Clips, config: Config, device: torch.device) -> list[dict[str, Any]]:
+    """One row for every start: the reward and the oracle before and after pixel ascent on the reward."""
+    count = min(config.climbers, len(clips.clauses))
+    few = Clips(clips.video[:count], clips.clauses[:count], clips.scene)
+    video = few.frames(torch.arange(count)).to(device)
+    reward, prompts = clip_reward(audited.reward, audited.codec, Clock()), prompts_of(audited, few, device)
+    real = reward(video, prompts).reward
+    rows = []
+    for name, start in starts(video, config.seed).items():
+        end = ascend(reward, start, prompts, config.steps, config.rate)
+        before, after = reward(start, prompts).reward, reward(end, prompts).reward
+        verdicts = [judge(clip.cpu(), few.clauses, FRAMES_PER_CHUNK).total.mean() for clip in (start, end)]
+        rows.append(
+            {
+                "kind": "ascent",
+                "start": name,
+                "pairs": count,
+                "before": float(before.mean()),
+                "after": float(after.mean()),
+                "real": float(real.mean()),
+                "below": float((after < real).float().mean()),
+                "oracle_before": float(verdicts[0]),
+                "oracle_after": float(verdicts[1]),
+            }
+        )
+    return rows
+
+
+def student_scores(audited: Audited, clips: Clips, config: Config, device: torch.device) -> Tensor:
+    """z-scores [B, A] of the student's clips: what reliability weighs in training."""
+    student = load_tiny("student", config.weights and config.weights / "student", device)
+    prompts = prompts_of(audited, clips, device)
+    embeds = prompts.embeds.unflatten(0, (-1, CHUNKS))
+    made = stream(build_generator(student, audited.codec), embeds, stream_keys(config.seed, len(embeds), device))
+    return clip_reward(audited.reward, audited.codec, Clock())(audited.codec.decode(made), prompts).scores
+
+
+def bound_rows(scores: Tensor) -> list[dict[str, Any]]:
+    """What bounding the exponent does to the reliability of clips with z-scores [B, A]."""
+    rows = []
+    for bound in (1.0, 2.0, 4.0, math.inf):
+        config = BalanceConfig(bound=bound)
+        weight, _ = balance(scores, BalanceState.open(scores.shape[-1], config, scores.device), config)
+        top = weight.sort(descending=True).values[: math.ceil(len(weight) / 10)]
+        rows.append(
+            {
+                "kind": "bound",
+                "bound": None if math.isinf(bound) else bound,
+                "least": float(weight.min()),
+                "greatest": float(weight.max()),
+                "clamped": float((config.beta * scores.mean(dim=-1)).abs().gt(bound).float().mean()),
+                "top": float(top.sum() / weight.sum()),
+                "effective": float(weight.sum() ** 2 / weight.square().sum() / len(weight)),
+            }
+        )
+    return rows
+
+
+def prompts_of(audited: Audited, clips: Clips, device: torch.device) -> PromptBatch:
+    """The prompts of every chunk of every clip, as `clip_reward` wants them."""
+    texts = [[str(clause) for clause in row] for row in clips.clauses]
+    embeds = torch.stack([audited.encoder.encode(row) for row in texts]).to(device)
+    return clip_prompts(embeds, texts)
+
+
+def score(audited: Audited, video: Tensor, clips: Clips, device: torch.device) -> RewardSignal:
+    """The environment's return of whole clips, on the CPU."""
+    reward: StreamReward = clip_reward(audited.reward, audited.codec, Clock())
+    prompts = prompts_of(audited, clips, device)
+    places = torch.arange(len(prompts.text)).view(len(video), -1)
+    parts = [
+        reward(video[rows].to(device), prompts.take(places[rows].flatten()))
+        for rows in torch.arange(len(video)).split(BATCH)
+    ]
+    return RewardSignal(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("scores", "reward")))
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """The three tables and what follows from the first, as Markdown."""
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("exploit", "ascent", "bound")}
+    parts = [markdown_table(EXPLOIT_COLUMNS, kinds["exploit"]), verdict(kinds["exploit"])]
+    parts += [markdown_table(ASCENT_COLUMNS, kinds["ascent"]), markdown_table(BOUND_COLUMNS, kinds["bound"])]
+    return "\n\n".join(parts)
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Exploits met in training and held out, apart: over all pairs, and which miss the bar."""
+    lines = []
+    for trained, name in (("no", "held out"), ("yes", "met in training")):
+        chosen = [row for row in rows if row["trained"] == trained]
+        pairs = sum(row["pairs"] for row in chosen)
+        share = sum(row["below"] * row["pairs"] for row in chosen) / pairs
+        low = [row for row in chosen if row["below"] < BAR]
+        below = [f"{row['exploit']} at {row['strength']:g} ({row['below']:.3f})" for row in low]
+        misses = f"below {BAR}: {', '.join(below)}" if below else f"each at least {BAR}"
+        lines.append(f"Exploits {name}: {share:.3f} of {pairs:,} pairs rank below the true clip; {misses}.")
+    return "\n".join(lines)
