@@ -1,14 +1,17 @@
 """The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
 
 A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. The
-kinds are table and pictures (of a results.json) and weights (a folder of trained parts).
+kinds are table and pictures (of a comparison's results.json), measured (of an audit's or a bench's) and weights (a
+folder of trained parts).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from .tables import CONTRAST_COLUMNS, METHOD_COLUMNS, Column, Row, markdown_tabl
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/images/clips.webp"
-BLOCK = re.compile(r"(<!-- (table|pictures|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|pictures|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PROMPTS = 4
 GAP = "gap"
 SHARE = "oracle total on held-out prompts, as a share of the truth's"
@@ -51,7 +54,8 @@ class Config:
     """Without options only the tables are made again, from what is committed."""
 
     run: Path | None = None
-    """Folder that a comparison wrote: its results.json is taken over, its clips become the picture."""
+    """Folder that a comparison, an audit or a bench wrote: its results.json is taken over, and as pictures so are a
+    comparison's clips and an audit's figure."""
     name: str = "standard"
     """Where results.json is taken over to: experiments/results/NAME."""
 
@@ -73,7 +77,10 @@ def run(config: Config, root: Path = ROOT) -> None:
         folder = root / "experiments" / "results" / config.name
         for place in (folder, (root / PICTURE).parent):
             place.mkdir(parents=True, exist_ok=True)
-        write_picture(config.run, root / PICTURE, PROMPTS)
+        if results["command"].startswith("reelgym compare"):
+            write_picture(config.run, root / PICTURE, PROMPTS)
+        for figure in config.run.glob("*.png"):
+            shutil.copy(figure, (root / PICTURE).parent / figure.name)
         write_json(folder / "results.json", results)
     for page in pages(root):
         text = page.read_text()
@@ -92,7 +99,12 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 def filled(text: str, root: Path = ROOT) -> str:
     """A page with the content of its blocks made anew from the files below `root`."""
-    kinds: dict[str, Callable[[Path, str], str]] = {"table": table, "pictures": pictures, "weights": weights}
+    kinds: dict[str, Callable[[Path, str], str]] = {
+        "table": table,
+        "pictures": pictures,
+        "measured": measured,
+        "weights": weights,
+    }
     return BLOCK.sub(lambda found: f"{found[1]}\n{kinds[found[2]](root, found[3])}\n\n{found[4]}", text)
 
 
@@ -102,10 +114,7 @@ def table(root: Path, path: str) -> str:
     if results is None:
         return _nothing(path)
     config = results["config"]
-    commit = (results["commit"] or "unknown").removesuffix("-dirty")
-    changed = " (with changes)" if str(results["commit"]).endswith("-dirty") else ""
-    made = f"Made by `{results['command']}` at commit `{commit[:12]}`{changed} on: {results['device']}, "
-    made += f"{config['workers']} worker processes of one thread. {config['prompts']} test prompts, "
+    made = f"{_made(results)}, {config['workers']} worker processes of one thread. {config['prompts']} test prompts, "
     made += f"{config['clips']} clips each, {len(results['seeds'])} seeds."
     notes = "\n".join(f"- {note}" for note in config["notes"])
     columns = {column.title: column.caption for column in (*METHOD_COLUMNS, *CONTRAST_COLUMNS)}
@@ -123,6 +132,24 @@ def pictures(root: Path, path: str) -> str:
     lines = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, 1))
     caption = "One prompt a row, one noise for the whole row. Not selected: the first test prompts of the run below."
     return f"![Clips of every row of the table, side by side]({PICTURE})\n\n{caption}\n\n{lines}"
+
+
+def measured(root: Path, path: str) -> str:
+    """Where and how an audit or a bench measured, its tables, and what their columns mean."""
+    results = _results(root / path)
+    if results is None:
+        return f"*No results are committed yet: `{path}`.*"
+    module = importlib.import_module("." + ".".join(results["command"].split()[1:3]), __package__)
+    columns = {column.title: column.caption for column in module.COLUMNS if column.caption}
+    legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
+    folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
+    return f"{_made(results)}.\n\n{module.report(results['rows'])}\n\n{folded}"
+
+
+def _made(results: Row) -> str:
+    commit = (results["commit"] or "unknown").removesuffix("-dirty")
+    changed = " (with changes)" if str(results["commit"]).endswith("-dirty") else ""
+    return f"Made by `{results['command']}` at commit `{commit[:12]}`{changed} on: {results['device']}"
 
 
 def weights(root: Path, path: str) -> str:

@@ -108,7 +108,7 @@ def run(config: Config) -> None:
         rows = probe(audited, video, told, config.seed)
         config.out.mkdir(parents=True, exist_ok=True)
         (config.out / "probe.png").write_bytes(png(figure(audited, video, told, config.seed)))
-    print(table(rows))
+    print(report(rows))
     print(f"figure: {config.out / 'probe.png'}")
     print(f"results: {write_results(config.out, 'reelgym audit probe', [config.seed], config, rows, device)}")
 
@@ -191,7 +191,7 @@ def _row(damage: str, region: str, found: Tensor) -> dict[str, Any]:
     return {"kind": "probe", "damage": damage, "region": region, "clips": len(found), **marks, "weights": weights}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """All regions together, and the published one, as Markdown."""
     shown = [row for row in rows if row["region"] in ("all", "lower half")]
     return markdown_table(COLUMNS, shown)

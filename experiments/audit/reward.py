@@ -89,6 +89,9 @@ BOUND_COLUMNS = (
 )
 
 
+COLUMNS = (*EXPLOIT_COLUMNS, *ASCENT_COLUMNS, *BOUND_COLUMNS)
+
+
 def run(config: Config) -> None:
     """Audit, print the tables and the verdict, write results.json."""
     device = pick_device(config.device)
@@ -98,7 +101,7 @@ def run(config: Config) -> None:
         rows = exploit_rows(audited, clips, config, device)
         rows += ascent_rows(audited, clips, config, device)
         rows += bound_rows(student_scores(audited, clips, config, device))
-    print(tables(rows))
+    print(report(rows))
     print(f"results: {write_results(config.out, 'reelgym audit reward', [config.seed], config, rows, device)}")
 
 
@@ -205,7 +208,7 @@ def score(audited: Audited, video: Tensor, clips: Clips, device: torch.device) -
     return RewardSignal(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("scores", "reward")))
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """The three tables and what follows from the first, as Markdown."""
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("exploit", "ascent", "bound")}
     parts = [markdown_table(EXPLOIT_COLUMNS, kinds["exploit"]), verdict(kinds["exploit"])]

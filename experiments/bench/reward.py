@@ -93,9 +93,14 @@ def run(config: Config) -> None:
     for name in config.models:
         subject = tiny_subject(config, device) if name == "tiny" else qwen_subject(config, device)
         rows += [measured(subject, count, config.repeats) for count in config.batches]
-    print(markdown_table(COLUMNS, rows))
+    print(report(rows))
     command = f"reelgym bench reward --threads {config.threads}"
     print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    return markdown_table(COLUMNS, rows)
 
 
 def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:

@@ -76,17 +76,19 @@ def target_size(height: int, width: int, min_pixels: int, max_pixels: int) -> tu
 
 
 def resize(levels: Tensor, size: tuple[int, int], rounding: bool = True) -> Tensor:
-    """Pillow's antialiased bicubic: levels [*, H, W] in [0, 255] to [*, h, w], width first, clamped after each pass.
+    """Pillow's antialiased bicubic: levels [*, H, W] in [0, 255] to [*, h, w], one pass an axis, clamped after each.
 
-    rounding: round to whole levels as Pillow does (to the bit for whole levels in), with a straight-through gradient.
-    Pillow 13 starts with the height where that shrinks much more, which moves some pixels by a level. Sums run in
-    float64, where they are exact; the result is float64.
+    The width goes first, but the height where that loses more than twice as many pixels: Pillow 13's rule (earlier ones
+    always began with the width, which moves some pixels by a level). rounding: round to whole levels as Pillow does (to
+    the bit for whole levels in), with a straight-through gradient. Sums run in float64, where they are exact; the
+    result is float64.
     """
     x = levels.double()
-    if size[1] != x.shape[-1]:
-        x = _level(x @ _matrix(x.shape[-1], size[1]).to(x.device).T, rounding)
-    if size[0] != x.shape[-2]:
-        x = _level(_matrix(x.shape[-2], size[0]).to(x.device) @ x, rounding)
+    lost, lost_width = x.shape[-2] - size[0], x.shape[-1] - size[1]
+    for axis in (-2, -1) if lost > max(0, 2 * lost_width) else (-1, -2):
+        if size[axis] != x.shape[axis]:
+            matrix = _matrix(x.shape[axis], size[axis]).to(x.device)
+            x = _level(x @ matrix.T if axis == -1 else matrix @ x, rounding)
     return x
 
 

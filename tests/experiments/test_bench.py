@@ -1,0 +1,36 @@
+import json
+
+import torch
+
+from reelgym.experiments import cli
+from reelgym.experiments.bench import reward
+from reelgym.models.reward_net import TinyReward
+
+
+def test_bench_reward_end_to_end(capsys, tmp_path):
+    size = ["--width", "64", "--layers", "1", "--side", "56"]
+    args = ["--batches", "1", "2", "--repeats", "1", "--threads", "1", *size, "--out", str(tmp_path)]
+    assert cli.main(["bench", "reward", *args]) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["model"], row["clips"]) for row in rows] == [
+        ("tiny", 1),
+        ("tiny", 2),
+        ("Qwen2-VL, random", 1),
+        ("Qwen2-VL, random", 2),
+    ]
+    assert all(row["difference"] <= 1e-4 for row in rows)
+    assert all(row["ratio"] == row["published_ms"] / row["ours_ms"] for row in rows)
+    assert rows[1]["ours_mib"] > rows[1]["published_mib"] == rows[0]["published_mib"]
+
+
+def test_the_published_procedure_recomputes_its_tower():
+    model = TinyReward(12, width=32)
+    twin = reward.recomputing(model, "encoder")
+    calls = []
+    twin.encoder.stem.register_forward_hook(lambda *_: calls.append(1))
+    video = torch.rand(1, 4, 3, 32, 32, requires_grad=True)
+    scores = twin(video, torch.zeros(1, 6, 12))
+    for axis in (1, 2):
+        torch.autograd.grad(scores[0, axis], video, retain_graph=True)
+    assert len(calls) == 3
+    assert not hasattr(model.encoder.forward, "__wrapped__") and torch.allclose(scores, model(video, torch.zeros(1, 6, 12)))
