@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.codec import Codec
 from ..models.prompts import PromptBatch
@@ -59,7 +59,7 @@ def chunk_of_frame(codec: Codec, clock: Clock, frames: int) -> list[int]:
     return [int(latent) // clock.frames_per_chunk for latent in codec.grid(frames).latent_of_frame.tolist()]
 
 
-class WindowedModel:
+class WindowedModel(nn.Module):
     """A reward model of whole clips: the mean over chunks of the scores of the window that ends with the chunk.
 
     It is the environment's return before z-scoring; windows shorter than the model's minimum count as its mean score,
@@ -67,7 +67,9 @@ class WindowedModel:
     """
 
     def __init__(self, model: RewardModel, codec: Codec, clock: Clock) -> None:
-        self.model, self.codec, self.clock = model, codec, clock
+        super().__init__()
+        self.model, self.clock = model, clock
+        self.chunks_of: Callable[[int], list[int]] = lambda frames: chunk_of_frame(codec, clock, frames)
         self.axes, self.mean, self.std, self.min_frames = model.axes, model.mean, model.std, model.min_frames
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
@@ -76,7 +78,7 @@ class WindowedModel:
 
     def windows(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """Raw scores [B, n, A] of every window."""
-        chunks = chunk_of_frame(self.codec, self.clock, video.shape[1])
+        chunks = self.chunks_of(video.shape[1])
         spans: dict[int, list[tuple[int, int]]] = {}
         for chunk in range(self.clock.chunks):
             first, end = chunks.index(self.clock.window(chunk)[0]), len(chunks) - chunks[::-1].index(chunk)

@@ -6,6 +6,7 @@ batch, one forward pass, and the backward passes on its graph. Same model, same 
 """
 
 import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from ..results import pick_device, write_results
 from ..tables import Column, markdown_table, number
 
 NEED = frozenset({"scores", "perplexity"})
-TOWERS = {"tiny": "encoder", "qwen": "backbone.visual"}
+TOWERS = {"tiny": ("looks", "encoder"), "qwen": ("backbone.visual",)}
 PROMPT = "a red circle moves left fast"
 
 
@@ -58,14 +59,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under the clock: clips [N, F, 3, H, W], their prompts and latent grid, and where its vision tower is."""
+    """A model under the clock: clips [N, F, 3, H, W], their prompts and latent grid, and which modules see pixels."""
 
     name: str
     model: RewardModel
     video: Tensor
     prompts: PromptBatch
     grid: Grid
-    tower: str
+    towers: tuple[str, ...]
 
     def take(self, count: int) -> tuple[Tensor, PromptBatch]:
         """The first `count` clips and their prompts."""
@@ -107,7 +108,7 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
     """One row: both procedures on the first `clips` clips, in turns."""
     video, prompts = subject.take(clips)
     ours = StreamReward(subject.model)
-    published = StreamReward(recomputing(subject.model, subject.tower), RewardSettings(batched=False))
+    published = StreamReward(recomputing(subject.model, subject.towers), RewardSettings(batched=False))
     one = activation_bytes(lambda: subject.model.score(*grad_of(*subject.take(1))), subject.model)
     bounded = StreamReward(subject.model, RewardSettings(memory=4 * one))
 
@@ -161,16 +162,12 @@ def seconds_of(work: Callable[[], Tensor]) -> float:
     return time.perf_counter() - started
 
 
-def recomputing(model: RewardModel, tower: str) -> RewardModel:
-    """A copy of the model whose tower keeps no activations and is computed again in every backward pass."""
+def recomputing(model: RewardModel, towers: Sequence[str]) -> RewardModel:
+    """A copy of the model whose towers keep no activations and are computed again in every backward pass."""
     twin = copy.deepcopy(model)
-    part = _module(twin).get_submodule(tower)
-    forward = part.forward
-
-    def again(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    part.forward = again
+    for name in towers:
+        part = _module(twin).get_submodule(name)
+        part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False)
     return twin
 
 

@@ -25,7 +25,7 @@ def test_bench_reward_end_to_end(capsys, tmp_path):
 
 def test_the_published_procedure_recomputes_its_tower():
     model = TinyReward(12, width=32)
-    twin = reward.recomputing(model, "encoder")
+    twin = reward.recomputing(model, ("encoder",))
     calls = []
     twin.encoder.stem.register_forward_hook(lambda *_: calls.append(1))
     video = torch.rand(1, 4, 3, 32, 32, requires_grad=True)
