@@ -37,12 +37,26 @@ def smooth_minimum(parts: Tensor) -> Tensor:
     return count.log() - torch.logsumexp(-parts, dim=-1, keepdim=True)
 
 
-class Residual(nn.Module):
-    """Two 3x3 convolutions around a group norm each, added to the input. [*, C, H, W] to the same."""
+class PlaceNorm(nn.Module):
+    """Scales the channels of each place to mean square 1, whatever other places hold. [*, C, H, W] to the same."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(4, channels) for _ in range(2))
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(dim=-3, keepdim=True) + 1e-4).rsqrt() * self.weight[:, None, None]
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions after a norm each, added to the input. [*, C, H, W] to the same.
+
+    local: the norm keeps places apart; else it is a group norm over the picture.
+    """
+
+    def __init__(self, channels: int, local: bool = False) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(PlaceNorm(channels) if local else nn.GroupNorm(4, channels) for _ in range(2))
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,16 +163,16 @@ class FrameEncoder(nn.Module):
 
 
 class LookEncoder(nn.Module):
-    """How good every place of every frame looks, by itself: no frame knows another."""
+    """How good every place of every frame looks, by itself: no frame knows another, no place those far from it."""
 
     def __init__(self, fine: int = 16, coarse: int = 32) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(3, fine, 4, stride=2, padding=1),
-            Residual(fine),
+            Residual(fine, local=True),
             nn.Conv2d(fine, coarse, 4, stride=2, padding=1),
-            Residual(coarse),
-            nn.GroupNorm(4, coarse),
+            Residual(coarse, local=True),
+            PlaceNorm(coarse),
             nn.SiLU(),
             nn.Conv2d(coarse, 1, 1),
         )

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from reelgym.models.reward_net import AXES, TinyReward, bradley_terry_with_ties
+from reelgym.models.reward_net import AXES, TinyReward, bradley_terry_with_ties, smooth_minimum
 
 DIM = 12
 
@@ -97,3 +97,20 @@ def test_bradley_terry_probabilities_sum_to_one() -> None:
     d = torch.linspace(-4, 4, 9)
     total = sum(torch.exp(-bradley_terry_with_ties(d, torch.full_like(d, label))) for label in (1, 0, -1))
     assert torch.allclose(total, torch.ones(9), atol=1e-6)
+
+
+def test_looks_know_neither_other_frames_nor_far_places(net: TinyReward) -> None:
+    video = torch.rand(1, 4, 3, 32, 32)
+    before = net.looks(video).view(4, 8, 8)
+    video[0, 1, :, 31, 31] += 0.5
+    changed = (net.looks(video).view(4, 8, 8) - before).abs() > 1e-6
+    assert changed[1, 7, 7] and not changed[1, 0, 0] and not changed[[0, 2, 3]].any()
+
+
+def test_a_smooth_minimum_follows_the_worst_part() -> None:
+    parts = torch.tensor([[5.0, 5.0, -3.0, 5.0]], requires_grad=True)
+    score = smooth_minimum(parts)
+    assert torch.allclose(score, torch.tensor([[-3 + math.log(4)]]), atol=1e-3)
+    (gradient,) = torch.autograd.grad(score.sum(), parts)
+    assert gradient[0, 2] > 0.99 and torch.allclose(gradient.sum(), torch.tensor(1.0))
+    assert torch.allclose(smooth_minimum(torch.full((1, 7), 2.5)), torch.tensor([[2.5]]))
