@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..models.codec import Codec
+from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
 from ..rewards.stream_reward import RewardModel, StreamReward
 
@@ -56,7 +56,11 @@ def prompt_columns(embeds: Tensor, texts: Sequence[Sequence[str]]) -> tuple[Prom
 
 def chunk_of_frame(codec: Codec, clock: Clock, frames: int) -> list[int]:
     """For each of `frames` video frames from the start of a clip, the chunk that it belongs to."""
-    return [int(latent) // clock.frames_per_chunk for latent in codec.grid(frames).latent_of_frame.tolist()]
+    return _chunks(codec.grid(frames), clock)
+
+
+def _chunks(grid: Grid, clock: Clock) -> list[int]:
+    return [int(latent) // clock.frames_per_chunk for latent in grid.latent_of_frame.tolist()]
 
 
 class WindowedModel(nn.Module):
@@ -69,8 +73,16 @@ class WindowedModel(nn.Module):
     def __init__(self, model: RewardModel, codec: Codec, clock: Clock) -> None:
         super().__init__()
         self.model, self.clock = model, clock
-        self.chunks_of: Callable[[int], list[int]] = lambda frames: chunk_of_frame(codec, clock, frames)
-        self.axes, self.mean, self.std, self.min_frames = model.axes, model.mean, model.std, model.min_frames
+        self.grid_of = codec.grid
+        self.axes, self.min_frames = model.axes, model.min_frames
+
+    @property
+    def mean(self) -> Tensor:
+        return self.model.mean
+
+    @property
+    def std(self) -> Tensor:
+        return self.model.std
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """video [B, F, 3, H, W], B * n prompts. Returns raw scores [B, A]."""
@@ -78,7 +90,7 @@ class WindowedModel(nn.Module):
 
     def windows(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """Raw scores [B, n, A] of every window."""
-        chunks = self.chunks_of(video.shape[1])
+        chunks = _chunks(self.grid_of(video.shape[1]), self.clock)
         spans: dict[int, list[tuple[int, int]]] = {}
         for chunk in range(self.clock.chunks):
             first, end = chunks.index(self.clock.window(chunk)[0]), len(chunks) - chunks[::-1].index(chunk)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,14 +137,19 @@ def _failure(job: Job, error: Exception) -> JobError:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread: on several, small tensors under contention run many times slower."""
+def on_threads(count: int) -> Iterator[None]:
+    """torch on so many threads, and afterwards on as many as before."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """torch on one thread: on several, small tensors under contention run many times slower."""
+    return on_threads(1)
 
 
 def _settle_worker() -> None:

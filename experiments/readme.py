@@ -79,8 +79,8 @@ def run(config: Config, root: Path = ROOT) -> None:
             place.mkdir(parents=True, exist_ok=True)
         if results["command"].startswith("reelgym compare"):
             write_picture(config.run, root / PICTURE, PROMPTS)
-        for figure in config.run.glob("*.png"):
-            shutil.copy(figure, (root / PICTURE).parent / figure.name)
+        if results["command"].startswith("reelgym audit probe"):
+            shutil.copy(config.run / "probe.png", (root / PICTURE).parent / "probe.png")
         write_json(folder / "results.json", results)
     for page in pages(root):
         text = page.read_text()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,22 @@ def write_results(
         },
     )
     return out / "results.json"
+
+
+def command_line(words: Sequence[str], config: Any) -> str:
+    """The command that runs again what `config`, a dataclass, says: `words`, then every option that is not its default.
+    Fields without default are among the words already; `out` decides nothing that is measured."""
+    given = list(words)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "out" or field.default is dataclasses.MISSING or value == field.default:
+            continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            given += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(given)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,6 +1,5 @@
 """`reelgym score FILE --prompt ...`: what the reward model thinks of any video file, and where it looks."""
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -19,7 +18,7 @@ from ..rewards.stream_reward import StreamReward
 from ..video import read_video
 from .jobs import one_thread
 from .judgement import Judgement, frame_weights, table, to_rows
-from .results import pick_device, write_results
+from .results import command_line, pick_device, write_results
 
 BATCH = 64
 """Windows scored in one pass."""
@@ -77,19 +76,17 @@ def run(config: Config) -> None:
     """Read, score, print a table, write results.json."""
     device = pick_device(config.device)
     published = config.reward is not None and (config.reward / "model_config.json").exists()
+    if not published and (config.backbone or config.prompt_template or config.dtype != "float32"):
+        raise ValueError(
+            "--backbone, --prompt-template and --dtype are VideoReward's: pass its folder, which holds "
+            f"model_config.json, as --reward, not {config.reward or 'nothing'}"
+        )
     found, axes, line = (_score_published if published else _score_tiny)(config, device)
     rows = to_rows(found, axes)
     print(f"{config.file}: {found.frames} frames {line}, {len(found.starts)} windows")
     print(table(rows, axes))
-    command = shlex.join(["reelgym", "score", str(config.file), "--prompt", config.prompt, *_options(config)])
+    command = command_line(["reelgym", "score", str(config.file), "--prompt", config.prompt], config)
     print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
-
-
-def _options(config: Config) -> list[str]:
-    """The options that say how frames are sampled, and which reward model scored."""
-    names = ("fps", "reward", "backbone", "prompt_template")
-    chosen = {name.replace("_", "-"): getattr(config, name) for name in names}
-    return [word for name, value in chosen.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def _score_tiny(config: Config, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:

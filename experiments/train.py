@@ -83,6 +83,8 @@ def _check(config: Config) -> None:
         raise ValueError("--fps, --size and --validation say how to read --pairs: give that too")
     if config.pairs is not None and config.target != "reward":
         raise ValueError(f"--pairs trains the reward, not the {config.target}: use reelgym train reward --pairs")
+    if config.pairs is not None and (config.compile or config.weights != WEIGHTS):
+        raise ValueError("--compile and --weights have no use with --pairs: leave them out")
     if config.pairs is not None and config.install:
         raise ValueError(
             "--install would put a reward with the vocabulary of your pairs where the tiny stack needs its own; "

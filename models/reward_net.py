@@ -72,16 +72,15 @@ class TemporalMix(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(4, channels)
-        self.mix = nn.Conv2d(3 * channels, channels, 1)
+        self.mix = nn.Linear(3 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = functional.silu(self.norm(x.flatten(0, 1))).flatten(2)
-        weight = torch.cat(self.mix.weight.flatten(1).chunk(3, dim=1))
+        weight = torch.cat(self.mix.weight.chunk(3, dim=1))
         before, here, after = (weight @ h).unflatten(1, (3, -1)).unflatten(0, x.shape[:2]).unbind(2)
         before = torch.cat([before[:, :1], before[:, :-1]], dim=1)
         after = torch.cat([after[:, 1:], after[:, -1:]], dim=1)
         mixed = before + here + after
-        assert self.mix.bias is not None
         return x + mixed.unflatten(-1, x.shape[-2:]) + self.mix.bias[:, None, None]
 
 
@@ -213,7 +212,7 @@ class TinyReward(nn.Module):
         self.encoder = FrameEncoder(width)
         self.time_blocks = nn.ModuleList(Block(width) for _ in range(2))
         self.norm, self.norm_cells = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.heads = nn.ModuleList(_head(width) for _ in range(2))
+        self.motion_head, self.agreement_head = _head(width), _head(width)
         self.words = nn.Linear(text_dim, width)
         self.register = nn.Parameter(torch.randn(1, width) * 0.02)
         self.align_blocks = nn.ModuleList(Block(width, cross=True) for _ in range(2))
@@ -240,7 +239,7 @@ class TinyReward(nn.Module):
         for block in self.time_blocks:
             frames = block(frames)
         frames = self.norm(frames)
-        steps = self.heads[0](frames).squeeze(-1)
+        steps = self.motion_head(frames).squeeze(-1)
         quality = torch.cat([smooth_minimum(self.looks(video)), smooth_minimum(steps)], dim=-1)
         seen = torch.cat([frames, (self.norm_cells(cells) + when[:, None, None]).flatten(1, 3)], dim=1)
         memories = [memory.repeat_interleave(embeds.shape[1], dim=0) for memory in (frames, seen)]
@@ -252,7 +251,9 @@ class TinyReward(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, scores: Tensor) -> None:
-        """Set mean and std from raw scores [M, 3] of a reference set."""
+        """Set mean and std from raw scores [M, 3] of a reference set, M >= 2."""
+        if len(scores) < 2:
+            raise ValueError(f"calibration needs the scores of 2 clips or more, not of {len(scores)}")
         self.mean.copy_(scores.mean(dim=0))
         self.std.copy_(scores.std(dim=0).clamp_min(1e-6))
 
@@ -264,7 +265,7 @@ class TinyReward(nn.Module):
         x = words
         for block, memory in zip(self.align_blocks, memories, strict=True):
             x = block(x, keep, memory)
-        return self.heads[1]((x - words) * self.gate(words)).squeeze(-1).masked_fill(~keep, PADDED)
+        return self.agreement_head((x - words) * self.gate(words)).squeeze(-1).masked_fill(~keep, PADDED)
 
     def _check(self, video: Tensor, embeds: Tensor) -> None:
         if video.shape[1] < self.min_frames:

@@ -18,8 +18,8 @@ class CallableReward(nn.Module):
     """Any `function(video [B, F, 3, H, W], prompts) -> [B] or [B, A]` as a reward model.
 
     axes: names of its scores. mean, std [A]: for z-scores, 0 and 1 by default. A module given as the function is moved,
-    frozen and saved with this one. A function that cuts the gradient still scores; asked for perplexity, autograd
-    complains.
+    frozen and saved with this one. A function that cuts the gradient still scores; it has no gradient, saliency or
+    perplexity, and adds none beside other axes.
     """
 
     mean: Tensor
@@ -52,20 +52,22 @@ class CallableReward(nn.Module):
         return found
 
 
+class Verdict(nn.Module):
+    """A detector as a reward function: what it thinks of a video, whatever the prompt."""
+
+    def __init__(self, detector: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, video: Tensor, prompts: PromptBatch) -> Tensor:
+        return self.detector(video)
+
+
 def detector_reward(
     detector: Callable[[Tensor], Tensor], min_frames: int = 1, mean: float = 0.0, std: float = 1.0
 ) -> CallableReward:
     """A detector's verdict as a reward: its logit that a clip is real, [B] or [B, 1] from video [B, F, 3, H, W]."""
-    if isinstance(detector, nn.Module):
-        detector.requires_grad_(False).eval()
-
-    def verdict(video: Tensor, prompts: PromptBatch) -> Tensor:
-        return detector(video)
-
-    reward = CallableReward(verdict, ("realness",), min_frames, [mean], [std])
-    if isinstance(detector, nn.Module):
-        reward.add_module("detector", detector)
-    return reward
+    return CallableReward(Verdict(detector), ("realness",), min_frames, [mean], [std]).requires_grad_(False).eval()
 
 
 class _Members(nn.Module):
@@ -93,7 +95,8 @@ class _Members(nn.Module):
 
 class EnsembleReward(_Members):
     """Reward models of the same axes, as one: the mean of their z-scores less `pessimism` times their standard
-    deviation, which pays little for what only one of them likes (uncertainty-weighted, Coste et al. 2310.02743)."""
+    deviation, which pays little for what only one of them likes (after Coste et al. 2310.02743, who subtract the
+    variance)."""
 
     def __init__(self, members: Sequence[RewardModel], pessimism: float = 0.0) -> None:
         super().__init__(members, members[0].axes if members else ())

@@ -75,6 +75,8 @@ class MeasureReward(torch.nn.Module):
     @torch.no_grad()
     def calibrate(self, video: Tensor) -> MeasureReward:
         """Set mean and std from reference clips [M, F, 3, H, W], M >= 2; returns itself."""
+        if len(video) < 2:
+            raise ValueError(f"calibration needs 2 clips or more, video {list(video.shape)} holds {len(video)}")
         scores = self.score(video)
         self.mean.copy_(scores.mean(dim=0))
         self.std.copy_(scores.std(dim=0).clamp_min(1e-6))

@@ -67,6 +67,8 @@ def balance(
             f"{scores.shape[-1]} axes: open a new state"
         )
     scores = scores.detach().float()
+    if not bool(scores.isfinite().all()):
+        raise ValueError(f"scores {list(scores.shape)} hold NaN or infinity: one update would spoil the whole history")
     step = reduce(scores.mean(dim=0)).to(state.history.device)
     after = BalanceState(torch.cat([state.history[1:], step[None]]), state.count + 1)
     r = scores.mean(dim=-1)

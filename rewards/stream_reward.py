@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,8 +29,12 @@ class RewardModel(Protocol):
 
     axes: tuple[str, ...]
     min_frames: int
-    mean: Tensor
-    std: Tensor
+
+    @property
+    def mean(self) -> Tensor: ...
+
+    @property
+    def std(self) -> Tensor: ...
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """video [B, F, 3, H, W] in [0, 1]. Returns raw scores [B, A]; rows do not interact."""
@@ -65,10 +70,11 @@ class RewardSettings:
     spatial_floor: float = SPATIAL_FLOOR
     """Least weight of a cell before weights are divided by their frame's mean."""
     memory: int | None = None
-    """Bytes that the backward pass may keep: clips are then taken so many at a time as fit (one at least). A video that
-    carries the caller's own gradient is never split, since its graph has to stay whole."""
+    """Bytes that the forward pass may keep for the backward passes: clips are then taken so many at a time as fit (one
+    at least). What one backward pass needs besides, and the gradients themselves, come on top. Scores alone keep
+    nothing and are not split; nor is a video that carries the caller's own gradient, whose graph has to stay whole."""
     autocast: torch.dtype | None = None
-    """Run the model under torch.autocast in this type; scores come back in float32."""
+    """Run the model under torch.autocast in this type; None: as the caller has it. Scores come back in float32."""
     batched: bool | None = None
     """All axes in one vector-Jacobian product, or one after the other; None: batched on CUDA only (on a CPU it took
     twice as long)."""
@@ -101,7 +107,7 @@ class StreamReward:
         self.model = model
         self.axes = model.axes if self.settings.axes is None else self.settings.axes
         self._columns = [model.axes.index(axis) for axis in self.axes]
-        self._row_bytes: dict[tuple[int, ...], int] = {}
+        self._row_bytes: dict[Hashable, int] = {}
 
     @property
     def min_frames(self) -> int:
@@ -127,7 +133,7 @@ class StreamReward:
         if torch.is_grad_enabled() and video.requires_grad:
             return self._signal(video + (video.clamp(0, 1) - video).detach(), prompts, grid, need, attached=True)
         video = video.detach()
-        rows = self._rows(video, prompts)
+        rows = self._rows(video, prompts) if not {"scores"}.issuperset(need) else len(video)
         if rows >= len(video):
             return self._signal(video, prompts, grid, need)
         each = len(prompts.text) // len(video)
@@ -159,7 +165,7 @@ class StreamReward:
 
     def _scores(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         dtype = self.settings.autocast
-        with torch.autocast(video.device.type, dtype=dtype, enabled=dtype is not None):
+        with nullcontext() if dtype is None else torch.autocast(video.device.type, dtype=dtype):
             raw = self.model.score(video, prompts)
         return ((raw.float() - self.model.mean) / self.model.std)[:, self._columns]
 
@@ -167,6 +173,8 @@ class StreamReward:
         self, scores: Tensor, video: Tensor, grid: Grid | None, need: Collection[str]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Perplexity, gradient and saliency, those that are needed; one backward pass where only a gradient is."""
+        if not scores.requires_grad:
+            raise ValueError(f"no score of {', '.join(self.axes)} depends on the pixels by a gradient: ask for scores")
         if not {"saliency", "perplexity"}.intersection(need):
             (gradient,) = torch.autograd.grad(scores.mean(dim=-1).sum(), video, retain_graph=True)
             return None, gradient, None
@@ -192,12 +200,12 @@ class StreamReward:
         """How many clips fit into the memory budget at once; measured on one clip of each shape."""
         if self.settings.memory is None or len(video) == 1:
             return len(video)
-        shape = tuple(video.shape[1:])
-        if shape not in self._row_bytes:
-            first = prompts.take(torch.arange(len(prompts.text) // len(video)))
-            one = video[:1].detach().requires_grad_()
-            self._row_bytes[shape] = activation_bytes(lambda: self._scores(one, first), self.model)
-        return max(1, self.settings.memory // max(1, self._row_bytes[shape]))
+        first = prompts.take(torch.arange(len(prompts.text) // len(video)))
+        kind = (video.shape[1:], video.dtype, first.embeds.shape)
+        if kind not in self._row_bytes:
+            one = video[:1].detach().clone().requires_grad_()
+            self._row_bytes[kind] = activation_bytes(lambda: self._scores(one, first), self.model)
+        return max(1, self.settings.memory // max(1, self._row_bytes[kind]))
 
     def _check(self, video: Tensor, prompts: PromptBatch, grid: Grid | None, need: Collection[str]) -> None:
         if not NEEDS.issuperset(need):

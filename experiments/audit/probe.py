@@ -7,7 +7,8 @@ same clips undamaged as a control: an object draws saliency to its own half with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,27 +19,31 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...envs.worlds.camera import blurred
-from ...envs.worlds.grammar import Clause
+from ...envs.worlds.exploits import ground
+from ...envs.worlds.scene import SIDE
 from ...models.prompts import PromptBatch
 from ...rewards.perplexity import temporal_weight
-from ...rewards.stream_reward import StreamReward
+from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..jobs import one_thread
 from ..plots import enlarge, film_strip, overlay, png
-from ..results import pick_device, write_results
+from ..pretrain.data import FRAMES_PER_CHUNK
+from ..results import command_line, pick_device, write_results
 from ..tables import Column, markdown_table, number
-from .clips import VISIBLE, Audited, real_clips
+from .clips import VISIBLE, Audited, changed, real_clips
 
+HALF = SIDE // 2
+FIRST, SECOND, BOTH = slice(0, HALF), slice(HALF, SIDE), slice(0, SIDE)
 REGIONS: dict[str, tuple[slice, slice]] = {
-    "lower half": (slice(16, 32), slice(0, 32)),
-    "upper half": (slice(0, 16), slice(0, 32)),
-    "left half": (slice(0, 32), slice(0, 16)),
-    "right half": (slice(0, 32), slice(16, 32)),
-    "upper left": (slice(0, 16), slice(0, 16)),
-    "upper right": (slice(0, 16), slice(16, 32)),
-    "lower left": (slice(16, 32), slice(0, 16)),
-    "lower right": (slice(16, 32), slice(16, 32)),
+    "lower half": (SECOND, BOTH),
+    "upper half": (FIRST, BOTH),
+    "left half": (BOTH, FIRST),
+    "right half": (BOTH, SECOND),
+    "upper left": (FIRST, FIRST),
+    "upper right": (FIRST, SECOND),
+    "lower left": (SECOND, FIRST),
+    "lower right": (SECOND, SECOND),
 }
-"""Rows and columns of a 32x32 picture."""
+"""Rows and columns of a picture."""
 Damage = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -85,45 +90,90 @@ def colour_shift(video: Tensor, amount: Tensor, noise: Tensor) -> Tensor:
 DAMAGES: dict[str, Damage] = {"blur": blur, "noise": grain, "freeze": freeze, "colour shift": colour_shift}
 
 COLUMNS = (
+    Column("saliency of", "all axes fused, or one alone", lambda row: row["axes"]),
     Column("damage", "what grows from frame to frame", lambda row: row["damage"]),
-    Column("regions", "where", lambda row: row["region"]),
-    Column("clips", "those whose object the region touches in every frame", number("clips", "d")),
+    Column("region", "all: a clip counts once in every region that it qualifies for", lambda row: row["region"]),
+    Column("clips", "object touched in every frame, damage to be seen in the last", number("clips", "d")),
     Column("inside", "share of clips with more saliency inside than the region's area", number("inside", ".2f")),
     Column("drawn", "share of clips whose damage moves saliency into the region", number("drawn", ".2f")),
-    Column("rising", "share of clips whose temporal weights rise with every frame", number("rising", ".2f")),
-    Column("rising, undamaged", "the same of the undamaged clips; chance is 1/24", number("control", ".2f")),
-    Column("all of it", "share of clips inside and rising: the published probe", number("holds", ".2f")),
-    Column("weights", "temporal weight of each frame, mean over clips", lambda row: row["weights"]),
+    Column("rising", "share of clips whose mean saliency rises with every frame", number("rising", ".2f")),
+    Column("rising, undamaged", "the same of the undamaged clips", number("control", ".2f")),
+    Column("chance", "of frames in random order to rise", number("chance", ".2f")),
+    Column("holds", "share of clips inside and rising: the published probe", number("holds", ".2f")),
+    Column("weights", "temporal weight of each frame (floored), mean over clips", lambda row: row["weights"]),
 )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What N probed clips showed, all bool [N] but weights: temporal weights [N, F]."""
+
+    inside: Tensor
+    drawn: Tensor
+    rising: Tensor
+    control: Tensor
+    weights: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Found]) -> Found:
+        """All of them as one."""
+        return cls(*(torch.cat([vars(part)[name] for part in parts]) for name in cls.__match_args__))
+
+    def row(self, **labels: str) -> dict[str, Any]:
+        """Shares and mean weights, for results.json."""
+        marks = {"inside": self.inside, "drawn": self.drawn, "rising": self.rising, "control": self.control}
+        marks["holds"] = self.inside & self.rising
+        shares = {name: float(mark.float().mean()) if len(mark) else None for name, mark in marks.items()}
+        means = self.weights.mean(dim=0).tolist() if len(self.weights) else []
+        weights = " ".join(f"{weight:.2f}" for weight in means)
+        chance = 1 / math.factorial(self.weights.shape[1])
+        return {"kind": "probe", **labels, "clips": len(self.inside), **shares, "chance": chance, "weights": weights}
 
 
 def run(config: Config) -> None:
     """Probe every damage in every region, print the table, write results.json and probe.png."""
+    if not 3 <= config.frames <= 2 * FRAMES_PER_CHUNK:
+        raise ValueError(f"frames must be 3 to {2 * FRAMES_PER_CHUNK}, which one prompt holds for, not {config.frames}")
     device = pick_device(config.device)
     audited = Audited.load(config.weights, device)
     clips = real_clips(config.clips, config.split, config.seed)
     video = clips.frames(torch.arange(config.clips))[:, : config.frames].to(device)
-    told = [row[0] for row in clips.clauses]
+    prompts = audited.prompts([row[0] for row in clips.clauses], device)
+    vq = StreamReward(audited.reward.model, RewardSettings(axes=("VQ",)))
     with one_thread():
-        rows = probe(audited, video, told, config.seed)
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "probe.png").write_bytes(png(figure(audited, video, told, config.seed)))
-    print(report(rows))
-    print(f"figure: {config.out / 'probe.png'}")
-    print(f"results: {write_results(config.out, 'reelgym audit probe', [config.seed], config, rows, device)}")
+        rows = probe(audited.reward, video, prompts, config.seed, "all") + probe(vq, video, prompts, config.seed, "VQ")
+        picture = png(figure(audited.reward, video, prompts))
+    command = command_line(["reelgym", "audit", "probe"], config)
+    written = write_results(config.out, command, [config.seed], config, rows, device)
+    (config.out / "probe.png").write_bytes(picture)
+    print(f"{report(rows)}\nfigure: {config.out / 'probe.png'}\nresults: {written}")
 
 
-def probe(audited: Audited, video: Tensor, told: list[Clause], seed: int) -> list[dict[str, Any]]:
-    """One row for every damage and region, and one for every damage over all regions."""
+def probe(reward: StreamReward, video: Tensor, prompts: PromptBatch, seed: int, axes: str) -> list[dict[str, Any]]:
+    """One row for every damage and region, and one for every damage over all regions; axes: what the rows are of."""
     noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(seed)).to(video.device)
-    whole = audited.prompts(told, video.device)
-    clean = look(audited.reward, video, whole)
+    clean = look(reward, video, prompts)
     rows = []
     for name, damage in DAMAGES.items():
-        found = [_region(audited, name, damage, region, video, noise, whole, clean) for region in REGIONS]
-        rows += [_row(name, region, part) for region, part in zip(REGIONS, found, strict=True)]
-        rows.append(_row(name, "all", torch.cat(found)))
+        found = []
+        for region in REGIONS:
+            hurt = damaged(video, damage, region, noise)
+            chosen = (touched(video, region) & changed(video[:, -1:], hurt[:, -1:])).nonzero().flatten()
+            saliency = look(reward, hurt[chosen], prompts.take(chosen)) if len(chosen) else clean[:0]
+            found.append(compared(saliency, clean[chosen], region))
+            rows.append(found[-1].row(axes=axes, damage=name, region=region))
+        rows.append(Found.joined(found).row(axes=axes, damage=name, region="all"))
     return rows
+
+
+def compared(saliency: Tensor, clean: Tensor, region: str) -> Found:
+    """Saliency [N, F, H, W] of clips damaged in a region, beside that of the same clips undamaged."""
+    rows, columns = REGIONS[region]
+    area = torch.zeros(SIDE, SIDE)
+    area[rows, columns] = 1
+    inside, before = share_inside(saliency, region), share_inside(clean, region)
+    rising, control = (s.mean(dim=(-1, -2)).diff(dim=1).gt(0).all(dim=1) for s in (saliency, clean))
+    return Found(inside > area.mean().to(inside), inside > before, rising, control, temporal_weight(saliency))
 
 
 def look(reward: StreamReward, video: Tensor, prompts: PromptBatch) -> Tensor:
@@ -148,34 +198,8 @@ def damaged(video: Tensor, damage: Damage, region: str, noise: Tensor) -> Tensor
 def touched(video: Tensor, region: str) -> Tensor:
     """[B]: whether the object of video is in the region, by at least part, in every frame."""
     rows, columns = REGIONS[region]
-    ground = video.movedim(2, 1).flatten(2).median(dim=-1).values[:, None, :, None, None]
-    seen = (video - ground).abs().amax(dim=2) > 4 * VISIBLE
+    seen = (video - ground(video)).abs().amax(dim=2) > 4 * VISIBLE
     return seen[..., rows, columns].flatten(2).any(dim=-1).all(dim=-1)
-
-
-def _region(
-    audited: Audited,
-    name: str,
-    damage: Damage,
-    region: str,
-    video: Tensor,
-    noise: Tensor,
-    prompts: PromptBatch,
-    clean: Tensor,
-) -> Tensor:
-    """What was found in each clip that the damage shows in, [N, 5 + F]: whether the share inside exceeds the area's and
-    the undamaged clip's, whether weights rise, whether the undamaged clip's do, inside and rising, and the weights."""
-    hurt = damaged(video, damage, region, noise)
-    shown = touched(video, region) & ((hurt - video)[:, -1].abs().flatten(1).amax(1) > VISIBLE)
-    chosen = shown.nonzero().flatten()
-    saliency = look(audited.reward, hurt[chosen], prompts.take(chosen)) if len(chosen) else clean[:0]
-    inside, before = (share_inside(s, region) for s in (saliency, clean[chosen]))
-    rows, columns = REGIONS[region]
-    area = saliency[:1, :1, rows, columns].numel() / max(1, saliency[:1, :1].numel())
-    weights = temporal_weight(saliency)
-    rises, control = (w.diff(dim=1).gt(0).all(dim=1) for w in (weights, temporal_weight(clean[chosen])))
-    marks = [inside > area, inside > before, rises, control, rises & (inside > area)]
-    return torch.cat([torch.stack(marks, dim=1).float(), weights], dim=1)
 
 
 def share_inside(saliency: Tensor, region: str) -> Tensor:
@@ -184,29 +208,23 @@ def share_inside(saliency: Tensor, region: str) -> Tensor:
     return saliency[..., rows, columns].flatten(1).sum(1) / saliency.flatten(1).sum(1).clamp_min(1e-12)
 
 
-def _row(damage: str, region: str, found: Tensor) -> dict[str, Any]:
-    means = found.mean(dim=0).tolist() if len(found) else [None] * found.shape[1]
-    marks = dict(zip(("inside", "drawn", "rising", "control", "holds"), means, strict=False))
-    weights = " ".join("-" if weight is None else f"{weight:.2f}" for weight in means[5:])
-    return {"kind": "probe", "damage": damage, "region": region, "clips": len(found), **marks, "weights": weights}
-
-
 def report(rows: list[dict[str, Any]]) -> str:
-    """All regions together, and the published one, as Markdown."""
-    shown = [row for row in rows if row["region"] in ("all", "lower half")]
-    return markdown_table(COLUMNS, shown)
+    """The published region and all of them as Markdown, every other region folded away."""
+    short = [row for row in rows if row["region"] in ("lower half", "all")]
+    rest = [row for row in rows if row["region"] not in ("lower half", "all")]
+    folded = f"<details><summary>Every other region</summary>\n\n{markdown_table(COLUMNS, rest)}\n\n</details>"
+    return f"{markdown_table(COLUMNS, short)}\n\n{folded}"
 
 
-def figure(audited: Audited, video: Tensor, told: list[Clause], seed: int, scale: int = 5) -> np.ndarray:
+def figure(reward: StreamReward, video: Tensor, prompts: PromptBatch, scale: int = 5) -> np.ndarray:
     """The published probe on the first clip whose object stays in the lower half: frames, damaged frames, saliency over
     them, and the temporal weight under each. uint8 [H, W, 3]."""
     chosen = touched(video, "lower half").nonzero().flatten()[:1]
     if not len(chosen):
         raise ValueError(f"none of {len(video)} clips has its object in the lower half: probe more clips")
-    prompts = audited.prompts(told, video.device).take(chosen)
-    clean = video[chosen]
+    clean, prompts = video[chosen], prompts.take(chosen)
     hurt = damaged(clean, blur, "lower half", torch.zeros_like(clean))
-    saliency = look(audited.reward, hurt, prompts)
+    saliency = look(reward, hurt, prompts)
     frames = [(clip[0].movedim(1, -1) * 255).round().byte().cpu().numpy() for clip in (clean, hurt)]
     strips = [film_strip(part) for part in (*frames, overlay(frames[1], saliency[0].cpu().numpy()))]
     picture = enlarge(np.concatenate([np.pad(strip, ((0, 1), (0, 0), (0, 0))) for strip in strips]), scale)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...envs.windows import Clock, clip_prompts, clip_reward
 from ...envs.worlds.exploits import EXPLOITS
+from ...envs.worlds.grammar import Clause
 from ...envs.worlds.oracle import judge
 from ...models.generator import stream
 from ...models.prompts import PromptBatch
@@ -25,7 +26,7 @@ from ...rewards.reliability import BalanceConfig, BalanceState, balance
 from ...rewards.stream_reward import RewardSignal, StreamReward
 from ..jobs import one_thread
 from ..pretrain.data import CHUNKS, FRAMES_PER_CHUNK, Clips
-from ..results import pick_device, write_results
+from ..results import command_line, pick_device, write_results
 from ..tables import Column, markdown_table, number
 from .ascent import ascend, starts
 from .clips import Audited, changed, colours, real_clips
@@ -67,10 +68,12 @@ EXPLOIT_COLUMNS = (
     Column("pairs", "clips on which it is to be seen", number("pairs", "d")),
     *(Column(axis, f"share ranked below the true clip by {axis}", number(axis, ".2f")) for axis in ("VQ", "MQ", "TA")),
     Column("reward", "share ranked below the true clip by the reward, the mean of the axes", number("below", ".3f")),
-    Column("oracle", "mean oracle total of the gamed clips; 1.00 for the true ones", number("oracle", ".2f")),
+    Column("oracle", "mean oracle total of the gamed clips", number("oracle", ".2f")),
+    Column("of true ones", "mean oracle total of the true clips that they were made from", number("truth", ".2f")),
 )
 ASCENT_COLUMNS = (
-    Column("ascent from", "where the pixels began", lambda row: row["start"]),
+    Column("ascent from", "where it began; latents: through the codec, as a generator could", lambda row: row["start"]),
+    Column("in training", "whether the reward met its like when it was trained", lambda row: row["trained"]),
     Column("clips", "", number("pairs", "d")),
     Column("reward before", "mean reward", number("before", ".2f")),
     Column("reward after", "mean reward", number("after", ".2f")),
@@ -102,20 +105,23 @@ def run(config: Config) -> None:
         rows += ascent_rows(audited, clips, config, device)
         rows += bound_rows(student_scores(audited, clips, config, device))
     print(report(rows))
-    print(f"results: {write_results(config.out, 'reelgym audit reward', [config.seed], config, rows, device)}")
+    command = command_line(["reelgym", "audit", "reward"], config)
+    print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
 
 
 def exploit_rows(audited: Audited, clips: Clips, config: Config, device: torch.device) -> list[dict[str, Any]]:
-    """One row for every exploit and strength, and one for all held-out ones of a strength."""
+    """One row for every exploit and strength."""
     video, rgb = clips.frames(torch.arange(len(clips.clauses))), colours([row[-1] for row in clips.clauses])
-    real = score(audited, video, clips, device)
+    real = score(audited, video, clips.clauses, device)
+    truth = judge(video, clips.clauses, FRAMES_PER_CHUNK).total
     rows: list[dict[str, Any]] = []
     for name, exploit in EXPLOITS.items():
         for strength in config.strengths:
             gamed = exploit(video, rgb, torch.full((len(video),), strength))
             seen = changed(video, gamed)
-            found = score(audited, gamed, clips, device)
-            axes = (found.scores < real.scores)[seen].float().mean(dim=0).tolist()
+            found = score(audited, gamed, clips.clauses, device)
+            oracle = judge(gamed, clips.clauses, FRAMES_PER_CHUNK).total
+            axes = [_mean(column[seen]) for column in (found.scores < real.scores).unbind(dim=1)]
             rows.append(
                 {
                     "kind": "exploit",
@@ -124,30 +130,37 @@ def exploit_rows(audited: Audited, clips: Clips, config: Config, device: torch.d
                     "strength": strength,
                     "pairs": int(seen.sum()),
                     **dict(zip(audited.reward.axes, axes, strict=True)),
-                    "below": float((found.reward < real.reward)[seen].float().mean()),
-                    "oracle": float(judge(gamed, clips.clauses, FRAMES_PER_CHUNK).total[seen].mean()),
+                    "below": _mean((found.reward < real.reward)[seen]),
+                    "oracle": _mean(oracle[seen]),
+                    "truth": _mean(truth[seen]),
                 }
             )
     return rows
 
 
+def _mean(values: Tensor) -> float | None:
+    """Their mean; None where there are none."""
+    return float(values.float().mean()) if len(values) else None
+
+
 def ascent_rows(audited: Audited, clips: Clips, config: Config, device: torch.device) -> list[dict[str, Any]]:
     """One row for every start: the reward and the oracle before and after pixel ascent on the reward."""
-    count = min(config.climbers, len(clips.clauses))
-    few = Clips(clips.video[:count], clips.clauses[:count], clips.scene)
-    video = few.frames(torch.arange(count)).to(device)
-    reward, prompts = clip_reward(audited.reward, audited.codec, Clock()), prompts_of(audited, few, device)
+    clauses = clips.clauses[: config.climbers]
+    video = clips.frames(torch.arange(len(clauses))).to(device)
+    reward, prompts = clip_reward(audited.reward, audited.codec, Clock()), prompts_of(audited, clauses, device)
     real = reward(video, prompts).reward
     rows = []
     for name, start in starts(video, config.seed).items():
-        end = ascend(reward, start, prompts, config.steps, config.rate)
+        codec = audited.codec if name == "latents" else None
+        end = ascend(reward, start, prompts, config.steps, config.rate, codec)
         before, after = reward(start, prompts).reward, reward(end, prompts).reward
-        verdicts = [judge(clip.cpu(), few.clauses, FRAMES_PER_CHUNK).total.mean() for clip in (start, end)]
+        verdicts = [judge(clip.cpu(), clauses, FRAMES_PER_CHUNK).total.mean() for clip in (start, end)]
         rows.append(
             {
                 "kind": "ascent",
                 "start": name,
-                "pairs": count,
+                "trained": "no" if codec else "shorter ones",
+                "pairs": len(clauses),
                 "before": float(before.mean()),
                 "after": float(after.mean()),
                 "real": float(real.mean()),
@@ -159,13 +172,15 @@ def ascent_rows(audited: Audited, clips: Clips, config: Config, device: torch.de
     return rows
 
 
+@torch.no_grad()
 def student_scores(audited: Audited, clips: Clips, config: Config, device: torch.device) -> Tensor:
     """z-scores [B, A] of the student's clips: what reliability weighs in training."""
     student = load_tiny("student", config.weights and config.weights / "student", device)
-    prompts = prompts_of(audited, clips, device)
-    embeds = prompts.embeds.unflatten(0, (-1, CHUNKS))
-    made = stream(build_generator(student, audited.codec), embeds, stream_keys(config.seed, len(embeds), device))
-    return clip_reward(audited.reward, audited.codec, Clock())(audited.codec.decode(made), prompts).scores
+    generator, keys = build_generator(student, audited.codec), stream_keys(config.seed, len(clips.clauses), device)
+    embeds = prompts_of(audited, clips.clauses, device).embeds.unflatten(0, (-1, CHUNKS))
+    rows = torch.arange(len(embeds)).split(BATCH)
+    video = torch.cat([audited.codec.decode(stream(generator, embeds[part], keys[part])).cpu() for part in rows])
+    return score(audited, video, clips.clauses, device).scores
 
 
 def bound_rows(scores: Tensor) -> list[dict[str, Any]]:
@@ -189,17 +204,17 @@ def bound_rows(scores: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def prompts_of(audited: Audited, clips: Clips, device: torch.device) -> PromptBatch:
+def prompts_of(audited: Audited, clauses: list[tuple[Clause, ...]], device: torch.device) -> PromptBatch:
     """The prompts of every chunk of every clip, as `clip_reward` wants them."""
-    texts = [[str(clause) for clause in row] for row in clips.clauses]
+    texts = [[str(clause) for clause in row] for row in clauses]
     embeds = torch.stack([audited.encoder.encode(row) for row in texts]).to(device)
     return clip_prompts(embeds, texts)
 
 
-def score(audited: Audited, video: Tensor, clips: Clips, device: torch.device) -> RewardSignal:
+def score(audited: Audited, video: Tensor, clauses: list[tuple[Clause, ...]], device: torch.device) -> RewardSignal:
     """The environment's return of whole clips, on the CPU."""
     reward: StreamReward = clip_reward(audited.reward, audited.codec, Clock())
-    prompts = prompts_of(audited, clips, device)
+    prompts = prompts_of(audited, clauses, device)
     places = torch.arange(len(prompts.text)).view(len(video), -1)
     parts = [
         reward(video[rows].to(device), prompts.take(places[rows].flatten()))
@@ -220,8 +235,11 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     """Exploits met in training and held out, apart: over all pairs, and which miss the bar."""
     lines = []
     for trained, name in (("no", "held out"), ("yes", "met in training")):
-        chosen = [row for row in rows if row["trained"] == trained]
+        chosen = [row for row in rows if row["trained"] == trained and row["pairs"]]
         pairs = sum(row["pairs"] for row in chosen)
+        if not pairs:
+            lines.append(f"Exploits {name}: none is to be seen on these clips.")
+            continue
         share = sum(row["below"] * row["pairs"] for row in chosen) / pairs
         low = [row for row in chosen if row["below"] < BAR]
         below = [f"{row['exploit']} at {row['strength']:g} ({row['below']:.3f})" for row in low]

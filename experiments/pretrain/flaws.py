@@ -15,7 +15,7 @@ from torch import Tensor
 from ...envs.worlds.fakes import at_time
 from ...envs.worlds.grammar import SHAPES
 from ...envs.worlds.render import render
-from ...envs.worlds.scene import BACKGROUND, RGB, SIDE, Scene, margin
+from ...envs.worlds.scene import RGB, SIDE, Scene, margin
 
 
 def cut(scene: Scene, start: int, end: int) -> Scene:
@@ -135,18 +135,10 @@ def cast(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generat
     return torch.lerp(video, torch.where(faded, grey, video * tint), strength[:, None, None, None, None])
 
 
-def litter(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """The object of another clip of the batch is there as well."""
-    other = video.roll(1, dims=0)
-    shows = (other - BACKGROUND).abs().sum(2, keepdim=True) > (video - BACKGROUND).abs().sum(2, keepdim=True)
-    return torch.where(shows, torch.lerp(video, other, strength[:, None, None, None, None]), video)
-
-
 PIXEL_FLAWS: dict[str, tuple[Callable[[Scene, Tensor, Tensor, torch.Generator], Tensor], tuple[int, ...]]] = {
     "wrong_shape": (wrong_shape, (2,)),
     "soft": (soft, (0,)),
     "blotches": (blotches, (0,)),
     "exposure": (exposure, (0, 2)),
     "cast": (cast, (0, 2)),
-    "litter": (litter, (0, 2)),
 }

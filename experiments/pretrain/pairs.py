@@ -71,7 +71,7 @@ def train_pairs(recipe: PairsRecipe, pairs_csv: Path, out: Path) -> tuple[TinyRe
     torch.manual_seed(recipe.schedule.seed)
     model, seconds = pretrain("reward", TinyReward(encoder.dim), loss, recipe.schedule, out)
     model.eval()
-    model.calibrate(score_looks(model, encoder, pairs.videos, list(dict.fromkeys(looks(pairs, split.train)))))
+    model.calibrate(look_windows(model, encoder, pairs.videos, list(dict.fromkeys(looks(pairs, split.train))))[0])
     quality = measure(model, encoder, pairs, split.validation)
     return model, {**quality, "seconds": seconds}, described(recipe, pairs, split, encoder, sha256)
 
@@ -132,18 +132,25 @@ def looks(pairs: Pairs, rows: Sequence[int]) -> list[Look]:
 
 
 @torch.no_grad()
-def score_looks(model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[Look]) -> Tensor:
-    """Raw scores [K, A] of K videos under their prompts: the mean over a video's windows."""
+def look_windows(
+    model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[Look]
+) -> tuple[Tensor, Tensor]:
+    """Raw scores [P, A] of all windows of K videos under their prompts, and whose each is: int64 [P] in 0..K-1."""
     parts = [(place, start) for place, look in enumerate(wanted) for start in window_starts(len(videos[look[0]]))]
-    total, count = torch.zeros(len(wanted), len(AXES)), torch.zeros(len(wanted), 1)
+    found = []
     for first in range(0, len(parts), BATCH):
         batch = parts[first : first + BATCH]
-        places = torch.tensor([place for place, _ in batch])
         windows = [videos[wanted[place][0]][start : start + WINDOW] for place, start in batch]
         embeds = encoder.encode([wanted[place][1] for place, _ in batch])
-        total.index_add_(0, places, score_windows(model, windows, embeds))
-        count.index_add_(0, places, torch.ones(len(batch), 1))
-    return total / count
+        found.append(score_windows(model, windows, embeds))
+    return torch.cat(found), torch.tensor([place for place, _ in parts])
+
+
+def score_looks(model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[Look]) -> Tensor:
+    """Raw scores [K, A] of K videos under their prompts: the mean over a video's windows."""
+    scores, places = look_windows(model, encoder, videos, wanted)
+    total = torch.zeros(len(wanted), len(AXES)).index_add_(0, places, scores)
+    return total / torch.bincount(places, minlength=len(wanted))[:, None]
 
 
 def measure(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Sequence[int]) -> dict[str, float]:

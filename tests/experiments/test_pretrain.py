@@ -11,12 +11,16 @@ from torch import nn
 from reelgym.checkpoint import CheckpointError
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.grammar import GRAMMARS, parse
+from reelgym.experiments.pretrain import flawed
 from reelgym.experiments.pretrain import reward as rewards
 from reelgym.experiments.pretrain import student as students
 from reelgym.experiments.pretrain import teacher as teachers
 from reelgym.experiments.pretrain.data import make_clips
+from reelgym.experiments.pretrain.flaws import PIXEL_FLAWS
 from reelgym.experiments.pretrain.loop import Pretraining, Schedule, pretrain
+from reelgym.experiments.pretrain.retouched import gamed
 from reelgym.models import tiny
+from reelgym.models.reward_net import TinyReward
 
 SCHEDULE = Schedule(steps=6, batch=4, learning_rate=1e-2, matrix_rate=1e-2, checkpoint_every=2)
 
@@ -82,7 +86,7 @@ def test_misreading_exchanges_as_many_words_as_asked():
     clause, grammar = parse("a red circle moves left fast")[0], GRAMMARS["plain"]
     for seed in range(20):
         for words in range(4):
-            other = rewards.misread(clause, grammar, random.Random(seed), words)
+            other = flawed.misread(clause, grammar, random.Random(seed), words)
             motion = (other.motion, other.direction) != (clause.motion, clause.direction)
             assert (other.shape != clause.shape) + (other.colour != clause.colour) + motion == words
             parse(str(other))
@@ -90,8 +94,8 @@ def test_misreading_exchanges_as_many_words_as_asked():
 
 def test_words_that_hold():
     clause = parse("a red circle moves left fast")[0]
-    assert rewards.words_that_hold(parse("an orange circle moves left")[0], clause) == [-1, 0, 1, 1, 1]
-    assert rewards.words_that_hold(parse("a red square rests")[0], clause) == [-1, 1, 0, 0]
+    assert flawed.words_that_hold(parse("an orange circle moves left")[0], clause) == [-1, 0, 1, 1, 1]
+    assert flawed.words_that_hold(parse("a red square rests")[0], clause) == [-1, 1, 0, 0]
 
 
 def test_word_loss_ignores_what_is_unknown():
@@ -108,34 +112,63 @@ def test_pair_loss_prefers_the_better_clip():
     assert rewards.pair_loss(good, worth) < rewards.pair_loss(bad, worth)
 
 
-def test_worth_says_what_was_done_to_a_window():
-    recipe = rewards.RewardRecipe(clips=16, clean=1.0)
+def flawed_clips(clean):
+    seen = [name for name in FAKES if name not in rewards.UNSEEN.values()]
     encoder = teachers.word_encoder("plain")
-    seen = tuple(name for name in FAKES if name not in rewards.UNSEEN.values())
-    clean = rewards.FlawedClips(recipe, encoder, "train", seen).draw(8, 2, torch.Generator().manual_seed(0))
+    return flawed.FlawedClips(encoder, clips=16, grammar="plain", split="train", seed=20, clean=clean, fakes=seen)
+
+
+def test_worth_says_what_was_done_to_a_window():
+    clean = flawed_clips(1.0).draw(8, 2, torch.Generator().manual_seed(0))
     assert (clean.worth == 1).all() and clean.video.shape == (8, 6, 3, 32, 32)
     assert ((clean.true >= 0).sum((1, 2)) > 0).all()
-    flawed = rewards.FlawedClips(replace(recipe, clean=0.0), encoder, "train", seen)
-    batch = flawed.draw(64, 2, torch.Generator().manual_seed(0))
+    clips = flawed_clips(0.0)
+    batch = clips.draw(64, 2, torch.Generator().manual_seed(0))
     assert (batch.worth < 1).any(0).all() and batch.worth.min() >= 0 and batch.worth.isfinite().all()
-    again = flawed.draw(64, 2, torch.Generator().manual_seed(0))
+    again = clips.draw(64, 2, torch.Generator().manual_seed(0))
     assert torch.equal(batch.video, again.video) and torch.equal(batch.embeds, again.embeds)
+
+
+def test_gamed_windows_climb_and_lose_their_worth():
+    torch.manual_seed(0)
+    clips = flawed_clips(1.0)
+    batch, model = clips.draw(48, 2, torch.Generator().manual_seed(0)), TinyReward(clips.encoder.dim, width=16)
+    after = gamed(model, batch, torch.Generator().manual_seed(1))
+    moved = (after.video - batch.video).abs().flatten(1).amax(1)
+    assert after.video.min() >= 0 and after.video.max() <= 1 and not after.video.requires_grad
+    assert (after.true == -1).all() and (batch.true >= 0).any()
+    near = (moved < 0.15) & (after.worth[:, 0] > 0)
+    assert near.any() and (after.worth[near] < 1).all()
+    assert (after.worth[moved > 0.25] == 0).all() and (moved > 0.25).any()
+    (slope,) = torch.autograd.grad(model(batch.video.requires_grad_(), batch.embeds[:, 0]).sum(), batch.video)
+    climbed = ((after.video - batch.video.detach()) * slope)[near]
+    assert (climbed.flatten(1).sum(1) > 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["exposure", "cast"])
+def test_pixel_flaws_change_nothing_at_strength_zero(name):
+    paint, _ = PIXEL_FLAWS[name]
+    video = torch.rand(4, 3, 3, 32, 32)
+    for strength, change in ((0.0, False), (1.0, True)):
+        found = paint(None, video, torch.full((4,), strength), torch.Generator().manual_seed(0))
+        assert found.min() >= 0 and found.max() <= 1
+        assert ((found - video).abs().flatten(1).amax(1) > 0.05).all() == change
 
 
 def test_the_worth_of_a_path():
     steps = torch.arange(6.0)[None, :, None]
     true = torch.cat([steps, torch.zeros_like(steps)], -1)
-    assert [float(worth) for worth in rewards.path_worth(true, true + 3)] == [1, 1]
-    even, course = rewards.path_worth(true, 0.5 * true)
+    assert [float(worth) for worth in flawed.path_worth(true, true + 3)] == [1, 1]
+    even, course = flawed.path_worth(true, 0.5 * true)
     assert even == pytest.approx(1) and course < 0.6
-    even, course = rewards.path_worth(true, true.flip(1))
+    even, course = flawed.path_worth(true, true.flip(1))
     assert even == pytest.approx(1) and course < 0.2
     shaken = true.clone()
     shaken[:, ::2, 1] += 0.5
-    assert rewards.path_worth(true, shaken)[0] < 0.6
+    assert flawed.path_worth(true, shaken)[0] < 0.6
     rests = torch.zeros(1, 6, 2)
-    assert [float(worth) for worth in rewards.path_worth(rests, rests)] == [1, 1]
-    assert rewards.path_worth(rests, true)[0] < 0.5
+    assert [float(worth) for worth in flawed.path_worth(rests, rests)] == [1, 1]
+    assert flawed.path_worth(rests, true)[0] < 0.5
 
 
 def test_every_recipe_runs(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,10 @@ def test_a_detectors_verdict() -> None:
     assert torch.allclose(reward(VIDEO, PROMPTS).scores, detector(VIDEO).detach())
     assert not any(p.requires_grad for p in detector.parameters())
     assert reward(VIDEO, PROMPTS, need={"gradient"}).gradient.abs().sum() > 0
-    assert set(detector_reward(detector).state_dict()) >= {"detector.head.weight"}
+    assert set(detector_reward(detector).state_dict()) >= {"function.detector.head.weight"}
+    twin = copy.deepcopy(detector_reward(detector))
+    twin.function.detector.head.weight.zero_()
+    assert not torch.equal(StreamReward(twin)(VIDEO, PROMPTS).scores, reward(VIDEO, PROMPTS).scores)
 
 
 def test_an_ensemble_is_the_mean_less_its_spread() -> None:

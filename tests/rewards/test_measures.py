@@ -63,6 +63,11 @@ def test_calibration() -> None:
     assert torch.allclose(z.mean(0), torch.zeros(2), atol=1e-4) and torch.allclose(z.std(0), torch.ones(2), atol=1e-4)
 
 
+def test_one_clip_has_no_spread() -> None:
+    with pytest.raises(ValueError, match="2 clips or more"):
+        MeasureReward(("motion",)).calibrate(torch.rand(1, 4, 3, 8, 8))
+
+
 def test_unknown_measures() -> None:
     for axes in (("beauty",), ()):
         with pytest.raises(ValueError, match="choose from sharpness, flicker"):

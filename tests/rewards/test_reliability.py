@@ -117,5 +117,7 @@ def test_balance_is_pure_and_carries_no_gradient() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="even number of steps, not 5"):
         BalanceConfig(window=5)
+    with pytest.raises(ValueError, match="hold NaN"):
+        balance(torch.tensor([[0.0, float("nan"), 1.0]]), BalanceState.open(3, SMALL), SMALL)
     with pytest.raises(ValueError, match="open a new state"):
         balance(torch.zeros(1, 2), BalanceState.open(3, SMALL), SMALL)

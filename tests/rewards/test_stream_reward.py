@@ -169,7 +169,7 @@ def test_what_overshoots_is_scored_as_it_would_be_shown_and_keeps_its_gradient()
     assert (gradient != 0).all()
 
 
-@pytest.mark.parametrize("need", [{"scores"}, {"gradient"}, {"perplexity", "gradient"}])
+@pytest.mark.parametrize("need", [{"gradient"}, {"perplexity", "gradient"}])
 def test_a_memory_budget_splits_the_batch_and_changes_nothing(tiny: StreamReward, need: set[str]) -> None:
     video, grid = torch.rand(5, 4, 3, 32, 32), Grid(torch.arange(4), 8, 8)
     whole = tiny(video, batch(5), grid, need=need)
@@ -186,22 +186,46 @@ def test_a_memory_budget_splits_the_batch_and_changes_nothing(tiny: StreamReward
     seen.clear()
     hook = tiny.model.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     assert limited(video.clone().requires_grad_(), batch(5)).scores.requires_grad
+    limited(video, batch(5))
     hook.remove()
-    assert seen == [5]
+    assert seen == [5, 5]
 
 
 def test_a_memory_budget_splits_the_prompts_of_whole_clips() -> None:
     model, video = Counting(), torch.rand(3, 3, 3, 4, 4)
     read: list[tuple[str, ...]] = []
     model.score = lambda video, prompts: read.append(prompts.text) or torch.ones(len(video), 3)
-    StreamReward(model, RewardSettings(memory=1))(video, batch(6))
-    assert read[1:] == [batch(6).text[:2], batch(6).text[2:4], batch(6).text[4:]]
+    reward = StreamReward(model, RewardSettings(memory=1))
+    with pytest.raises(ValueError, match="no score of VQ, MQ, TA depends on the pixels"):
+        reward(video, batch(6), need={"gradient"})
+    model.score = lambda video, prompts: read.append(prompts.text) or video.mean((1, 3, 4))
+    read.clear()
+    reward(video, batch(6), need={"gradient"})
+    assert read == [batch(6).text[:2], batch(6).text[2:4], batch(6).text[4:]]
 
 
 def test_activation_bytes_leave_weights_out() -> None:
     layer, x = nn.Linear(64, 64), torch.rand(2, 8, 64, requires_grad=True)
     assert activation_bytes(lambda: layer(x).exp(), layer) == 2 * 8 * 64 * 4 * 2  # the input, and what exp keeps
     assert activation_bytes(lambda: layer(x[:1].detach().requires_grad_()).sum(), layer.requires_grad_(False)) == 0
+
+
+def test_activation_bytes_of_one_row_of_many(tiny: StreamReward) -> None:
+    class Square(nn.Module):
+        axes, min_frames, mean, std = ("x",), 1, torch.zeros(1), torch.ones(1)
+
+        def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
+            return video.square().mean(dim=(1, 2, 3, 4))[:, None]
+
+    reward = StreamReward(Square(), RewardSettings(memory=2 * 3 * 3 * 4 * 4 * 4))
+    assert reward._rows(torch.rand(6, 3, 3, 4, 4), batch(6)) == 2
+
+
+def test_the_callers_autocast_is_kept(tiny: StreamReward) -> None:
+    video = torch.rand(1, 4, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = tiny(video, batch(1)).scores
+    assert cast.dtype == torch.float32 and not torch.equal(cast, tiny(video, batch(1)).scores)
 
 
 def test_autocast_scores_in_float32(tiny: StreamReward) -> None:
