@@ -37,26 +37,12 @@ def smooth_minimum(parts: Tensor) -> Tensor:
     return count.log() - torch.logsumexp(-parts, dim=-1, keepdim=True)
 
 
-class PlaceNorm(nn.Module):
-    """Scales the channels of each place to mean square 1, whatever other places hold. [*, C, H, W] to the same."""
+class Residual(nn.Module):
+    """Two 3x3 convolutions around a group norm each, added to the input. [*, C, H, W] to the same."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (x.square().mean(dim=-3, keepdim=True) + 1e-4).rsqrt() * self.weight[:, None, None]
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions after a norm each, added to the input. [*, C, H, W] to the same.
-
-    local: the norm keeps places apart; else it is a group norm over the picture.
-    """
-
-    def __init__(self, channels: int, local: bool = False) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(PlaceNorm(channels) if local else nn.GroupNorm(4, channels) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(4, channels) for _ in range(2))
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,27 +147,6 @@ class FrameEncoder(nn.Module):
         return (maps @ place).flatten(1), (maps @ fine.flatten(2).transpose(1, 2)).flatten(1)
 
 
-class LookEncoder(nn.Module):
-    """How good every place of every frame looks, by itself: no frame knows another, no place those far from it."""
-
-    def __init__(self, fine: int = 16, coarse: int = 32) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, fine, 4, stride=2, padding=1),
-            Residual(fine, local=True),
-            nn.Conv2d(fine, coarse, 4, stride=2, padding=1),
-            Residual(coarse, local=True),
-            PlaceNorm(coarse),
-            nn.SiLU(),
-            nn.Conv2d(coarse, 1, 1),
-        )
-
-    def forward(self, video: Tensor) -> Tensor:
-        """video [B, F, 3, H, W] in [0, 1]. Returns a logit per cell, [B, F * H/4 * W/4]."""
-        cells: Tensor = self.layers((video * 2 - 1).flatten(0, 1))
-        return cells.reshape(len(video), -1)
-
-
 def _differences(points: Tensor) -> tuple[Tensor, Tensor]:
     """First and second differences in time of points [B, F, P], zero where undefined, scaled to about one."""
     zero = torch.zeros_like(points[:, :1])
@@ -193,10 +158,9 @@ def _differences(points: Tensor) -> tuple[Tensor, Tensor]:
 class TinyReward(nn.Module):
     """Scores of clips of 3 or more frames at the resolution of the tiny tier, on three axes.
 
-    Each axis is a smooth minimum: VQ over the cells of all frames, MQ over frames that know of each other, TA over the
-    prompt's words, which attend to the frames, then to frames and cells. So a score is as good as its worst part, and
-    its gradient points there. VQ and MQ never see the prompt. Frame positions count from the end, where the prompt
-    holds. Buffers mean, std [3]: raw score statistics for z-scores (`calibrate`).
+    VQ and MQ are read without the prompt; TA by the prompt's words, which attend to the frames, then to frames and
+    cells: one wrong word spoils the prompt. Frame positions count from the end, where the prompt holds. Buffers mean,
+    std [3]: raw score statistics for z-scores (`calibrate`).
     """
 
     axes = AXES
@@ -208,11 +172,12 @@ class TinyReward(nn.Module):
         super().__init__()
         self.text_dim = text_dim
         self.width = width
-        self.looks = LookEncoder()
         self.encoder = FrameEncoder(width)
         self.time_blocks = nn.ModuleList(Block(width) for _ in range(2))
         self.norm, self.norm_cells = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.motion_head, self.agreement_head = _head(width), _head(width)
+        self.queries = nn.Parameter(torch.randn(2, width) * 0.02)
+        self.pool = Attention(width)
+        self.heads = nn.ModuleList(_head(width) for _ in AXES)
         self.words = nn.Linear(text_dim, width)
         self.register = nn.Parameter(torch.randn(1, width) * 0.02)
         self.align_blocks = nn.ModuleList(Block(width, cross=True) for _ in range(2))
@@ -239,8 +204,8 @@ class TinyReward(nn.Module):
         for block in self.time_blocks:
             frames = block(frames)
         frames = self.norm(frames)
-        steps = self.motion_head(frames).squeeze(-1)
-        quality = torch.cat([smooth_minimum(self.looks(video)), smooth_minimum(steps)], dim=-1)
+        pooled = self.pool(self.queries.expand(len(video), -1, -1), frames)
+        quality = torch.cat([self.heads[i](pooled[:, i]) for i in range(2)], dim=-1)
         seen = torch.cat([frames, (self.norm_cells(cells) + when[:, None, None]).flatten(1, 3)], dim=1)
         memories = [memory.repeat_interleave(embeds.shape[1], dim=0) for memory in (frames, seen)]
         return quality, self._agreement(memories, embeds.flatten(0, 1)).unflatten(0, embeds.shape[:2])
@@ -265,7 +230,7 @@ class TinyReward(nn.Module):
         x = words
         for block, memory in zip(self.align_blocks, memories, strict=True):
             x = block(x, keep, memory)
-        return self.agreement_head((x - words) * self.gate(words)).squeeze(-1).masked_fill(~keep, PADDED)
+        return self.heads[2]((x - words) * self.gate(words)).squeeze(-1).masked_fill(~keep, PADDED)
 
     def _check(self, video: Tensor, embeds: Tensor) -> None:
         if video.shape[1] < self.min_frames:

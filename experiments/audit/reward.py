@@ -43,7 +43,7 @@ class Config:
     """True clips, each gamed in every way."""
     strengths: tuple[float, ...] = (0.5, 1.0)
     """Of the exploits; 1 is the worst."""
-    climbers: int = 24
+    climbers: int = 16
     """Clips that climb the reward's gradient, from each start."""
     steps: int = 100
     """Steps of pixel ascent."""

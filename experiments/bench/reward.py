@@ -27,7 +27,7 @@ from ..results import command_line, pick_device, write_results
 from ..tables import Column, markdown_table, number
 
 NEED = frozenset({"scores", "perplexity"})
-TOWERS = {"tiny": ("looks", "encoder"), "qwen": ("backbone.visual",)}
+TOWERS = {"tiny": ("encoder",), "qwen": ("backbone.visual",)}
 PROMPT = "a red circle moves left fast"
 
 

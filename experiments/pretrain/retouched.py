@@ -14,9 +14,9 @@ from .flawed import Batch
 
 REPAINTED = 0.3
 """Largest noise level that a window is repainted from."""
-CLIMB = 5
+CLIMB = 3
 """Steps of pixel ascent that a gamed window has taken."""
-FARTHEST, SPOILT = 0.5, 0.2
+FARTHEST, SPOILT = 0.3, 0.2
 """How far they may carry a pixel, of a range of 1, and how far leaves the window worth nothing."""
 
 

@@ -46,7 +46,7 @@ class RewardRecipe:
     gamed: float = 0.25
     """Share of a batch whose pixels have climbed the reward's own gradient: a flaw like any other."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=1500, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
+        default_factory=lambda: Schedule(steps=1300, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
     )
     """Training length."""
 
