@@ -217,7 +217,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def figure(reward: StreamReward, video: Tensor, prompts: PromptBatch, scale: int = 5) -> np.ndarray:
-    """The published probe on the first clip whose object stays in the lower half: frames, damaged frames, saliency over
+    """The published probe on the first clip whose object reaches into the lower half: frames, damaged frames, saliency over
     them, and the temporal weight under each. uint8 [H, W, 3]."""
     chosen = touched(video, "lower half").nonzero().flatten()[:1]
     if not len(chosen):
