@@ -217,8 +217,8 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def figure(reward: StreamReward, video: Tensor, prompts: PromptBatch, scale: int = 5) -> np.ndarray:
-    """The published probe on the first clip whose object reaches into the lower half: frames, damaged frames, saliency over
-    them, and the temporal weight under each. uint8 [H, W, 3]."""
+    """The published probe on the first clip whose object reaches into the lower half: frames, damaged frames, saliency
+    over them, and the temporal weight under each. uint8 [H, W, 3]."""
     chosen = touched(video, "lower half").nonzero().flatten()[:1]
     if not len(chosen):
         raise ValueError(f"none of {len(video)} clips has its object in the lower half: probe more clips")
