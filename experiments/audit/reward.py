@@ -6,6 +6,7 @@ clip that it was made from, under the same prompt. The oracle, which the reward 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,8 @@ class Config:
     """Of the exploits; 1 is the worst."""
     climbers: int = 16
     """Clips that climb the reward's gradient, from each start."""
-    steps: int = 100
-    """Steps of pixel ascent."""
+    steps: tuple[int, ...] = (4, 100)
+    """Steps of ascent: as few as the reward met in training, and many."""
     rate: float = 0.02
     """How far a step may carry a pixel, of a range of 1."""
     split: Literal["train", "validation", "test"] = "test"
@@ -73,7 +74,7 @@ EXPLOIT_COLUMNS = (
 )
 ASCENT_COLUMNS = (
     Column("ascent from", "where it began; latents: through the codec, as a generator could", lambda row: row["start"]),
-    Column("in training", "whether the reward met its like when it was trained", lambda row: row["trained"]),
+    Column("steps", "in training: a few, in pixels", number("steps", "d")),
     Column("clips", "", number("pairs", "d")),
     Column("reward before", "mean reward", number("before", ".2f")),
     Column("reward after", "mean reward", number("after", ".2f")),
@@ -144,22 +145,23 @@ def _mean(values: Tensor) -> float | None:
 
 
 def ascent_rows(audited: Audited, clips: Clips, config: Config, device: torch.device) -> list[dict[str, Any]]:
-    """One row for every start: the reward and the oracle before and after pixel ascent on the reward."""
+    """One row for every start and number of steps: reward and oracle before and after ascent on the reward."""
     clauses = clips.clauses[: config.climbers]
     video = clips.frames(torch.arange(len(clauses))).to(device)
     reward, prompts = clip_reward(audited.reward, audited.codec, Clock()), prompts_of(audited, clauses, device)
     real = reward(video, prompts).reward
     rows = []
-    for name, start in starts(video, config.seed).items():
+    begun = starts(video, config.seed)
+    for steps, (name, start) in itertools.product(config.steps, begun.items()):
         codec = audited.codec if name == "latents" else None
-        end = ascend(reward, start, prompts, config.steps, config.rate, codec)
+        end = ascend(reward, start, prompts, steps, config.rate, codec)
         before, after = reward(start, prompts).reward, reward(end, prompts).reward
         verdicts = [judge(clip.cpu(), clauses, FRAMES_PER_CHUNK).total.mean() for clip in (start, end)]
         rows.append(
             {
                 "kind": "ascent",
                 "start": name,
-                "trained": "no" if codec else "shorter ones",
+                "steps": steps,
                 "pairs": len(clauses),
                 "before": float(before.mean()),
                 "after": float(after.mean()),
