@@ -143,7 +143,8 @@ def look_windows(
         windows = [videos[wanted[place][0]][start : start + WINDOW] for place, start in batch]
         embeds = encoder.encode([wanted[place][1] for place, _ in batch])
         found.append(score_windows(model, windows, embeds))
-    return torch.cat(found), torch.tensor([place for place, _ in parts])
+    scores = torch.cat(found) if found else torch.zeros(0, len(AXES))
+    return scores, torch.tensor([place for place, _ in parts], dtype=torch.long)
 
 
 def score_looks(model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[Look]) -> Tensor:

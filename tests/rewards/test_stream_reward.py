@@ -217,7 +217,7 @@ def test_activation_bytes_of_one_row_of_many(tiny: StreamReward) -> None:
         def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
             return video.square().mean(dim=(1, 2, 3, 4))[:, None]
 
-    reward = StreamReward(Square(), RewardSettings(memory=2 * 3 * 3 * 4 * 4 * 4))
+    reward = StreamReward(Square(), RewardSettings(memory=5 * 3 * 3 * 4 * 4 * 2))
     assert reward._rows(torch.rand(6, 3, 3, 4, 4), batch(6)) == 2
 
 
