@@ -32,7 +32,7 @@ def distillation(rate: float, weighted: bool) -> DistillConfig:
 
 
 def recipes() -> dict[str, object]:
-    """Every method's recipe, at the rate that an earlier search of `standard` chose; its next one tries rates around it."""
+    """Every method's recipe, at the rate that an earlier search of `standard` chose; later ones look around it."""
     return {
         "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=3.3e-5), batch=24),
         "dmd": distillation(3.3e-5, weighted=False),
