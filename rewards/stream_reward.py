@@ -76,8 +76,8 @@ class RewardSettings:
     autocast: torch.dtype | None = None
     """Run the model under torch.autocast in this type; None: as the caller has it. Scores come back in float32."""
     batched: bool | None = None
-    """All axes in one vector-Jacobian product, or one after the other; None: batched on CUDA only (on a CPU it took
-    twice as long)."""
+    """All axes in one vector-Jacobian product, or one after the other; None: batched on CUDA only, a CPU
+    gains nothing by it."""
     check: bool | None = None
     """Look at pixel values for NaN and range; None: on the CPU only, since on a GPU it waits for the device."""
 

@@ -17,8 +17,6 @@ from ...rewards.stream_reward import StreamReward
 from ..pretrain.data import Clips, make_clips
 
 GRAMMAR = "plain"
-VISIBLE = 0.05
-"""Least change of some pixel by which an edit counts as one."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,3 @@ def real_clips(count: int, split: str, seed: int) -> Clips:
 def colours(clauses: list[Clause]) -> Tensor:
     """The colour that each clause names, [B, 3] in [0, 1]."""
     return torch.tensor([RGB[COLOURS.index(clause.colour)] for clause in clauses])
-
-
-def changed(before: Tensor, after: Tensor) -> Tensor:
-    """[B]: whether the edit of videos [B, F, 3, H, W] is to be seen."""
-    return (after - before).abs().flatten(1).amax(1) > VISIBLE

@@ -27,9 +27,10 @@ from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..jobs import one_thread
 from ..plots import enlarge, film_strip, overlay, png
 from ..pretrain.data import FRAMES_PER_CHUNK
+from ..pretrain.reward_measure import VISIBLE, changed
 from ..results import command_line, pick_device, write_results
 from ..tables import Column, markdown_table, number
-from .clips import VISIBLE, Audited, changed, real_clips
+from .clips import Audited, real_clips
 
 HALF = SIDE // 2
 FIRST, SECOND, BOTH = slice(0, HALF), slice(HALF, SIDE), slice(0, SIDE)

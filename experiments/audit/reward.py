@@ -27,10 +27,11 @@ from ...rewards.reliability import BalanceConfig, BalanceState, balance
 from ...rewards.stream_reward import RewardSignal, StreamReward
 from ..jobs import one_thread
 from ..pretrain.data import CHUNKS, FRAMES_PER_CHUNK, Clips
+from ..pretrain.reward_measure import changed
 from ..results import command_line, pick_device, write_results
 from ..tables import Column, markdown_table, number
 from .ascent import ascend, starts
-from .clips import Audited, changed, colours, real_clips
+from .clips import Audited, colours, real_clips
 
 BAR = 0.95
 BATCH = 32

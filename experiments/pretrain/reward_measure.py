@@ -1,6 +1,7 @@
 """How good a reward model is: does it see flaws of families that it never met, and does it rank as the oracle ranks?"""
 
 import torch
+from torch import Tensor
 
 from ...envs.windows import Clock, WindowedModel, clip_prompts
 from ...envs.worlds.fakes import FAKES
@@ -17,7 +18,12 @@ from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
 UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
 """Families of fakes, one for each axis, that are left out of the reward's training."""
 VISIBLE = 0.05
-"""Least change of some pixel by which a fake counts as one."""
+"""Least change of some pixel by which an edit counts as one."""
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """[B]: whether the edit of videos [B, F, 3, H, W] is to be seen."""
+    return (after - before).abs().flatten(1).amax(1) > VISIBLE
 
 
 @torch.no_grad()
@@ -33,7 +39,7 @@ def unseen_accuracy(reward: TinyReward, encoder: WordEncoder, grammar: str, coun
         hits = []
         for strength in (0.4, 0.7, 1.0):
             fake = FAKES[name](clips.scene, torch.full((count,), strength), torch.Generator().manual_seed(3))
-            differs = (fake - video).abs().flatten(1).amax(1) > VISIBLE
+            differs = changed(video, fake)
             hits.append((real[:, place] > reward(fake, embeds)[:, place])[differs].float())
         figures[f"accuracy_{axis}"] = float(torch.cat(hits).mean())
     return figures

@@ -9,7 +9,8 @@ from torch import Tensor
 from reelgym.experiments import cli
 from reelgym.experiments.audit import probe, reward
 from reelgym.experiments.audit.ascent import ascend, starts
-from reelgym.experiments.audit.clips import changed, real_clips
+from reelgym.experiments.audit.clips import real_clips
+from reelgym.experiments.pretrain.reward_measure import changed
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.tiny import load_tiny
 from reelgym.rewards.compose import CallableReward
