@@ -54,12 +54,8 @@ def prompt_columns(embeds: Tensor, texts: Sequence[Sequence[str]]) -> tuple[Prom
     return tuple(PromptBatch(tuple(column), embeds[:, chunk]) for chunk, column in enumerate(columns))
 
 
-def chunk_of_frame(codec: Codec, clock: Clock, frames: int) -> list[int]:
-    """For each of `frames` video frames from the start of a clip, the chunk that it belongs to."""
-    return _chunks(codec.grid(frames), clock)
-
-
-def _chunks(grid: Grid, clock: Clock) -> list[int]:
+def chunk_of_frame(grid: Grid, clock: Clock) -> list[int]:
+    """For each video frame of a clip's grid, the chunk that it belongs to."""
     return [int(latent) // clock.frames_per_chunk for latent in grid.latent_of_frame.tolist()]
 
 
@@ -90,7 +86,7 @@ class WindowedModel(nn.Module):
 
     def windows(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """Raw scores [B, n, A] of every window."""
-        chunks = _chunks(self.grid_of(video.shape[1]), self.clock)
+        chunks = chunk_of_frame(self.grid_of(video.shape[1]), self.clock)
         spans: dict[int, list[tuple[int, int]]] = {}
         for chunk in range(self.clock.chunks):
             first, end = chunks.index(self.clock.window(chunk)[0]), len(chunks) - chunks[::-1].index(chunk)

@@ -14,6 +14,11 @@ class UnknownWordError(ValueError):
     """A prompt has a word outside the vocabulary; the message names the nearest words."""
 
 
+def split_words(text: str) -> list[str]:
+    """Lower-case words; commas and semicolons stand alone."""
+    return text.lower().replace(";", " ; ").replace(",", " , ").split()
+
+
 class WordEncoder:
     """One-hot word and one-hot position per token, of mean square 1; zero-padded, the empty prompt is zeros.
 
@@ -34,7 +39,7 @@ class WordEncoder:
 
     def words(self, text: str) -> list[str]:
         """Lower-case words; commas and semicolons stand alone. Raises UnknownWordError, ValueError if too long."""
-        words = text.lower().replace(";", " ; ").replace(",", " , ").split()
+        words = split_words(text)
         for word in words:
             if word not in self._index:
                 raise UnknownWordError(self._unknown(word))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from ...models.prompts import WordEncoder
+from ...models.prompts import WordEncoder, split_words
 from ...models.reward_net import AXES, TinyReward
 from ...models.tiny import TEXT_LEN
 from ...video import VideoError, read_video
@@ -143,7 +143,7 @@ def load_pairs(path: Path, rows: Sequence[Row], fps: float, size: int) -> Pairs:
 
 def word_encoder(prompts: Sequence[str]) -> WordEncoder:
     """An encoder of the words of these prompts, as long as the longest of them (at least TEXT_LEN words)."""
-    split = [prompt.lower().replace(";", " ; ").replace(",", " , ").split() for prompt in prompts]
+    split = [split_words(prompt) for prompt in prompts]
     vocab = sorted({word for words in split for word in words})
     return WordEncoder(vocab, max([TEXT_LEN, *(len(words) for words in split)]))
 
