@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 import gymnasium
 
-if TYPE_CHECKING:
-    from .stream_gen import StreamGenVectorEnv
-    from .stream_gen_single import StreamGenEnv
+KINDS = {
+    "reelgym/StreamGen-v0": "stream_gen",
+    "reelgym/StreamSteer-v0": "stream_steer",
+}
+"""Every id, and its kind: the module that holds it, and the function KIND_parts of presets.py for its arguments."""
 
 
 def register_envs() -> None:
     """Register every environment of this package; doing it again changes nothing."""
-    if "reelgym/StreamGen-v0" not in gymnasium.registry:
-        gymnasium.register(
-            "reelgym/StreamGen-v0",
-            entry_point=f"{__name__}:stream_gen_env",
-            vector_entry_point=f"{__name__}:stream_gen_vector_env",
-        )
+    for name, kind in KINDS.items():
+        if name not in gymnasium.registry:
+            gymnasium.register(
+                name,
+                entry_point=f"{__name__}:single_env",
+                vector_entry_point=f"{__name__}:vector_env",
+                kwargs={"kind": kind},
+            )
 
 
-def stream_gen_env(preset: str = "tiny", **kwargs: Any) -> StreamGenEnv:
-    """What `gymnasium.make("reelgym/StreamGen-v0", ...)` calls; see `stream_gen_parts` and StreamGenEnv."""
-    from .presets import stream_gen_parts
-    from .stream_gen_single import StreamGenEnv
+def vector_env(kind: str, num_envs: int = 1, preset: str = "tiny", **kwargs: Any) -> Any:
+    """What `gymnasium.make_vec(ID, ...)` calls: the vector environment over what `preset` stands for (presets.py)."""
+    parts = getattr(import_module(".presets", __package__), f"{kind}_parts")
+    name = "".join(word.capitalize() for word in kind.split("_")) + "VectorEnv"
+    return getattr(import_module(f".{kind}", __package__), name)(num_envs, **parts(preset, **kwargs))
 
-    return StreamGenEnv(**stream_gen_parts(preset, **kwargs))
 
+def single_env(kind: str, preset: str = "tiny", **kwargs: Any) -> Any:
+    """What `gymnasium.make(ID, ...)` calls: the numpy view of one environment."""
+    from .single import SingleEnv
 
-def stream_gen_vector_env(num_envs: int = 1, preset: str = "tiny", **kwargs: Any) -> StreamGenVectorEnv:
-    """What `gymnasium.make_vec("reelgym/StreamGen-v0", ...)` calls; see `stream_gen_parts` and StreamGenVectorEnv."""
-    from .presets import stream_gen_parts
-    from .stream_gen import StreamGenVectorEnv
-
-    return StreamGenVectorEnv(num_envs, **stream_gen_parts(preset, **kwargs))
+    return SingleEnv(vector_env(kind, 1, preset, autoreset_mode="Disabled", **kwargs))

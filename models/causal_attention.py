@@ -26,7 +26,7 @@ class CallContext:
 
     query_turn: rotation of the queries, see `rotary_turn`.
     key_turn: rotation of the cached keys and of the new ones.
-    bias: [S, K + S] added to the attention logits (0 or -inf), or None.
+    bias: [S, K + S], or [B, 1, 1, K + S], added to the attention logits (0 or -inf), or None.
     cache: the K tokens that came before, or None.
     new: where layer i puts its new (unrotated key, value) under i, or None. Writing the same again is harmless, so
       gradient checkpointing may run a layer twice.
@@ -169,3 +169,14 @@ def causal_bias(
     seen = seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
     with torch.inference_mode(False), torch.no_grad():
         return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf")).to(device)
+
+
+def past_bias(past: Tensor, cached: int, new: int, tokens: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, 1, K + S]: -inf at the tokens of all but the newest past[i] of `cached` frames, for each row i.
+
+    `new` frames follow, all seen; a frame has `tokens` tokens.
+    """
+    frame = torch.arange(cached + new, device=past.device).repeat_interleave(tokens)
+    hidden = frame < cached - past[:, None]
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=past.device)
+    return bias.masked_fill_(hidden, float("-inf"))[:, None, None]

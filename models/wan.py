@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .cache import CacheConfig, KVCache, appended, evicted
-from .causal_attention import THETA, CallContext, CrossAttention, Rope, SelfAttention, causal_bias, rotary_turn
+from .causal_attention import (
+    THETA,
+    CallContext,
+    CrossAttention,
+    Rope,
+    SelfAttention,
+    causal_bias,
+    past_bias,
+    rotary_turn,
+)
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -69,6 +78,7 @@ class CausalWan(nn.Module):
         mask: Literal["none", "causal"] | None = None,
         clean: Tensor | None = None,
         clean_sigma: float = 0.0,
+        past: Tensor | None = None,
     ) -> Tensor:
         """Velocity (noise minus clean) of noisy latents x [B, F, C, h, w]; same shape.
 
@@ -79,10 +89,11 @@ class CausalWan(nn.Module):
             start_frame: absolute index of the first frame; by default the one after the cache.
             mask: "causal": a chunk of x sees no later chunk, and what the cache window lets it see of earlier ones.
             clean: [B, F, C, h, w]: teacher forcing, see `teacher_forcing`.
+            past: int64 [B], how many frames of the cache, the newest, each row sees; by default all.
         """
         frames = self._frames(x, cache, start_frame)
         if clean is None and mask != "causal":
-            return self._run(x, sigma, embeds, self._context(x, frames, cache))
+            return self._run(x, sigma, embeds, self._context(x, frames, cache, past=past))
         if cache is not None:
             raise ValueError("a causal mask covers a whole clip: pass it without a cache")
         self._check_maskable(len(frames))
@@ -126,6 +137,7 @@ class CausalWan(nn.Module):
         cache: KVCache | None,
         mask: str | None = None,
         new: dict[int, tuple[Tensor, Tensor]] | None = None,
+        past: Tensor | None = None,
     ) -> CallContext:
         h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
         keys = frames if cache is None else cache.frames + frames
@@ -139,6 +151,8 @@ class CausalWan(nn.Module):
         if mask is not None:
             sight = (self.frames_per_chunk, self.cache_config.sink_frames, self.cache_config.window_frames)
             bias = causal_bias(len(frames), h * w, sight, mask == "forcing", self.dtype, x.device)
+        elif past is not None and cache is not None:
+            bias = past_bias(past, len(cache.frames), len(frames), h * w, self.dtype)
         return CallContext(turn, key_turn, bias, cache, new)
 
     @property

@@ -1,0 +1,146 @@
+"""What the stream environments share: clips that grow chunk by chunk, and the reward of their windows (contract 11).
+
+N streams, n chunks a clip, f latent frames a chunk, W latent frames a window, L words, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.codec import Codec
+from ..models.prompts import PromptBatch
+from ..rewards.stream_reward import RewardSignal
+from .prompt_source import Draw, Texts
+from .windows import Clock, prompt_columns
+
+
+class Reward(Protocol):
+    """What an environment asks of a reward; StreamReward is one."""
+
+    @property
+    def min_frames(self) -> int:
+        """The shortest video, in frames, that it scores."""
+        ...
+
+    def __call__(self, video: Tensor, prompts: PromptBatch, *, need: Collection[str]) -> RewardSignal:
+        """video [N, F, 3, H, W] in [0, 1] and N prompts; `need` is {"scores"}; `.reward` [N] is read, and `.scores`
+        [N, A] where the reward has `axes`, the A names of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClipState:
+    """Where N clips stand; nothing in it is ever written in place.
+
+    latents: [N, W, C, h, w], the last frames, zeros before the start.   position: chunks done, 0 to n.
+    video: decoded chunks of the window, oldest first, each [N, F, 3, H, W] in [0, 1].
+    prompts: n batches of N prompts.   texts: N rows of n prompts.   decode: the codec's state.
+    scores: [N, A], what the newest window scored, zeros before the first.
+    """
+
+    latents: Tensor
+    position: int
+    video: tuple[Tensor, ...]
+    prompts: tuple[PromptBatch, ...]
+    texts: Texts
+    decode: Any
+    scores: Tensor
+
+    @property
+    def prompt(self) -> PromptBatch:
+        """The prompts of the chunk to come; of the last chunk when none comes."""
+        return self.prompts[min(self.position, len(self.prompts) - 1)]
+
+    def take(self, rows: Tensor) -> ClipState:
+        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
+        rows = rows.to(self.latents.device)
+        return replace(
+            self,
+            latents=self.latents[rows],
+            video=tuple(chunk[rows] for chunk in self.video),
+            prompts=tuple(batch.take(rows) for batch in self.prompts),
+            texts=tuple(self.texts[row] for row in rows.tolist()),
+            decode=self.decode.take(rows),
+            scores=self.scores[rows],
+        )
+
+
+class Clips:
+    """How clips begin, grow and are judged; all of it pure.
+
+    codec: see models.codec.Codec. reward: see Reward. prompts: draws embeddings and texts; its `encode`, where it has
+    one, serves scripts that are given, and its `opening(batch, step)`, where it has one, is the video of the first
+    chunks [batch, F, 3, H, W], which the world gives and the agent does not make. clock: how a clip is cut.
+    """
+
+    def __init__(self, codec: Codec, reward: Reward, prompts: Draw, clock: Clock, device: torch.device) -> None:
+        self.codec, self.reward, self.prompts, self.clock, self.device = codec, reward, prompts, clock, device
+        self.axes: tuple[str, ...] = tuple(getattr(reward, "axes", ("reward",)))
+        grid = codec.grid(1)
+        self.latent = (codec.channels, grid.h, grid.w)
+        embeds, _ = prompts(1, 0)
+        self.prompt_shape = tuple(embeds.shape[2:])
+        with torch.no_grad():
+            self.image = tuple(codec.decode(torch.zeros(1, 1, *self.latent, device=device)).shape[-2:])
+
+    @torch.no_grad()
+    def begin(self, count: int, random: np.random.Generator, scripts: Sequence[Any] | None = None) -> ClipState:
+        """`count` new clips, of `scripts` (a script, or n prompts, each) or of scripts drawn."""
+        step = int(random.integers(2**31))
+        embeds, texts = self.prompts(count, step) if scripts is None else self._encoded(scripts)
+        if embeds.shape[:2] != (count, self.clock.chunks):
+            came = f"prompts of shape {tuple(embeds.shape)} came"
+            raise ValueError(f"{came} for {count} clips of {self.clock.chunks} chunks")
+        embeds = embeds.to(self.device, non_blocking=True)
+        state = ClipState(
+            latents=torch.zeros(count, self.clock.window_frames, *self.latent, device=self.device),
+            position=0,
+            video=(),
+            prompts=prompt_columns(embeds, texts),
+            texts=texts,
+            decode=self.codec.open(),
+            scores=torch.zeros(count, len(self.axes), device=self.device),
+        )
+        opening = getattr(self.prompts, "opening", None)
+        if opening is not None and scripts is None:
+            given = self.codec.encode(opening(count, step).to(self.device))
+            for chunk in given.split(self.clock.frames_per_chunk, 1):
+                state = self.append(state, chunk)
+        return state
+
+    def append(self, state: ClipState, chunk: Tensor) -> ClipState:
+        """The clips after the chunk's latents [N, f, C, h, w]."""
+        video, decode = self.codec.decode_stream(chunk, state.decode)
+        return replace(
+            state,
+            latents=torch.cat((state.latents[:, chunk.shape[1] :], chunk), 1),
+            position=state.position + 1,
+            video=(*state.video, video)[-self.clock.window_chunks :],
+            decode=decode,
+        )
+
+    def judge(self, state: ClipState) -> tuple[ClipState, Tensor]:
+        """The state with its newest window's scores, and that window's reward over n: [N]."""
+        video = torch.cat(state.video, 1)
+        if video.shape[1] < self.reward.min_frames:
+            return state, torch.zeros(len(video), device=self.device)
+        signal = self.reward(video, state.prompts[state.position - 1], need={"scores"})
+        scores = signal.scores if len(self.axes) > 1 else signal.reward[:, None]
+        return replace(state, scores=scores), signal.reward / self.clock.chunks
+
+    def over(self, state: ClipState) -> bool:
+        """Whether the clips are complete."""
+        return state.position == self.clock.chunks
+
+    def _encoded(self, scripts: Sequence[Any]) -> tuple[Tensor, Texts]:
+        encode = getattr(self.prompts, "encode", None)
+        if encode is None:
+            raise ValueError("options['scripts'] needs a prompt source with encode(scripts), such as ScriptPrompts")
+        embeds, texts = encode(scripts)
+        return embeds, texts

@@ -1,0 +1,72 @@
+"""One environment with numpy in and out: the view of any vector environment at N = 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from torch import Tensor
+
+from .vector import METADATA, TensorVectorEnv
+
+PLURAL = {"script": "scripts", "key": "keys"}
+"""Options of one environment, and what a vector of them calls a list of such."""
+
+
+class SingleEnv(gymnasium.Env[Any, Any]):
+    """Row 0 of `vector`, whose num_envs is 1 and whose autoreset_mode is DISABLED.
+
+    `reset(options=...)` takes `script` and `key` where the vector takes `scripts` and `keys`.
+    """
+
+    metadata = METADATA
+
+    def __init__(self, vector: TensorVectorEnv[Any]) -> None:
+        if vector.num_envs != 1:
+            raise ValueError(f"the single view is of one environment, not of {vector.num_envs}")
+        self.vector = vector
+        self.render_mode = vector.render_mode
+        self.action_space, self.observation_space = vector.single_action_space, vector.single_observation_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        super().reset(seed=seed)
+        if seed is not None or self.vector._np_random is None:
+            self.vector.np_random = self.np_random
+        many = {PLURAL.get(name, name): [value] for name, value in (options or {}).items()}
+        observation, info = self.vector.reset(options=many)
+        return self._numpy(observation), _first(info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One step; gymnasium.error.InvalidAction for an action that does not fit its space."""
+        observation, reward, terminated, truncated, info = self.vector.step(torch.as_tensor(np.asarray(action))[None])
+        return self._numpy(observation), float(reward), bool(terminated), bool(truncated), _first(info)
+
+    def render(self) -> Any:
+        """uint8 [H, W, 3] (rgb_array) or a list of them (rgb_array_list)."""
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _numpy(self, observation: Tensor | dict[str, Tensor]) -> Any:
+        if isinstance(observation, Tensor):
+            return observation[0].cpu().numpy()
+        spaces = self.observation_space
+        return {
+            name: np.int64(value[0]) if isinstance(spaces[name], Discrete) else value[0].cpu().numpy()  # type: ignore[index]
+            for name, value in observation.items()
+        }
+
+
+def _first(info: dict[str, Any]) -> dict[str, Any]:
+    """Row 0 of a vector's info, without the masks."""
+    return {name: _plain(value[0]) for name, value in info.items() if not name.startswith("_")}
+
+
+def _plain(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value

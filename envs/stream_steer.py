@@ -1,0 +1,218 @@
+"""`reelgym/StreamSteer-v0`: an agent steers a frozen generator, chunk after chunk, and pays for its network's passes.
+
+N streams, n chunks a clip, f latent frames a chunk, S denoising steps, K directions of noise, A axes of the reward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from ..models.codec import Codec
+from ..models.generator import Generator, StreamState
+from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
+from ..noise import normal, stream_keys
+from .clips import Clips, ClipState, Reward
+from .prompt_source import Draw
+from .vector import TensorVectorEnv
+from .windows import TINY, Clock
+
+LIMIT = 64.0
+"""Bound of the observation's space; nothing is clipped to it."""
+
+
+@dataclass(frozen=True)
+class SteerSettings:
+    """What an agent may do, and what it pays."""
+
+    price: float = 0.05
+    """Taken off a chunk's quality for every pass of a stream through the network, in units of the reward (standard
+    deviations of the reward model's reference clips)."""
+    directions: int = 4
+    """K, directions of the noise that an action leads."""
+    reach: float = 2.0
+    """Standard deviations at which a fully led component is set."""
+    guidance: float = 1.0
+    """Weight of classifier-free guidance above 1 at the end of its range."""
+    pool: int = 2
+    """Side of the grid that latents are averaged to in the observation."""
+
+    def __post_init__(self) -> None:
+        if self.price < 0 or self.directions < 0 or self.pool < 1:
+            raise ValueError(f"price and directions are at least 0 and pool at least 1, not {self}")
+
+
+@dataclass(frozen=True)
+class SteerState:
+    """clip: where the clips stand.   stream: the generator's cache and keys.   age: [N], chunks since the prompt
+    changed.   evaluations: [N], passes that the newest chunk cost.   action: [N, K + 3], the newest, zeros at first."""
+
+    clip: ClipState
+    stream: StreamState
+    age: Tensor
+    evaluations: Tensor
+    action: Tensor
+
+    def take(self, rows: Tensor) -> SteerState:
+        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
+        rows = rows.to(self.age.device)
+        return SteerState(
+            self.clip.take(rows), self.stream.take(rows), self.age[rows], self.evaluations[rows], self.action[rows]
+        )
+
+
+class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
+    """N streams in lockstep of one frozen generator; the environment owns its cache (contract 4).
+
+    Action [N, K + 3], each number in [-1, 1]:
+        0 .. K - 1: leads of the next chunk's noise along the K smoothest directions (models.steering.led_noise); 0
+            leaves a component to chance.
+        K, guidance: up to 0 none; above, its weight rises from 1 to 1 + settings.guidance, and predictions cost twice.
+        K + 1, steps: the range is cut into S equal parts, for 1 to S predictions.
+        K + 2, past: cut into as many parts as there are chunks that the cache may hold, for 1 to all of them read.
+
+    Observation [N, M], one flat Box: `layout` says which columns are what. Reward [N]: that of the window which ends
+    with the chunk less `settings.price` for each pass that the chunk took (the one that writes the cache included), over n.
+    All streams end together after n chunks, terminated. Randomness: which prompts are drawn, and each stream's key,
+    from which all its noise follows. `info`: `text`, and `evaluations` [N] of the newest chunk.
+
+    Args:
+        num_envs: N.
+        codec, reward, prompts, clock: as in StreamGenVectorEnv.
+        generator: what is steered; its parameters are not changed.
+        settings: what an agent may do and pays.
+        others: autoreset_mode, render_mode and check, see TensorVectorEnv.
+    """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"scripts", "keys", "reset_mask"})
+
+    def __init__(
+        self,
+        num_envs: int,
+        codec: Codec,
+        reward: Reward,
+        prompts: Draw,
+        generator: Generator,
+        *,
+        clock: Clock = TINY,
+        settings: SteerSettings | None = None,
+        device: torch.device | str = "cpu",
+        **others: Any,
+    ) -> None:
+        self.settings = settings or SteerSettings()
+        self.clips = Clips(codec, reward, prompts, clock, torch.device(device))
+        self.generator, self.clock = generator, clock
+        shape = (generator.frames_per_chunk, *generator.latent_shape)
+        if shape != (clock.frames_per_chunk, *self.clips.latent):
+            found = (clock.frames_per_chunk, *self.clips.latent)
+            raise ValueError(f"the generator makes chunks of {shape}, clock and codec of {found}")
+        self.basis = noise_basis(self.settings.directions, shape).to(device)
+        window = generator.model.cache_config.window_frames
+        held = clock.clip_frames if window < 0 else min(window, clock.clip_frames)
+        self.most_past = max(1, held // clock.frames_per_chunk - 1)
+        size = self.settings.directions + 3
+        self.layout = self._layout(size)
+        observed = Box(-LIMIT, LIMIT, (max(part.stop for part in self.layout.values()),), np.float32)
+        super().__init__(num_envs, observed, Box(-1.0, 1.0, (size,), np.float32), device=device, **others)
+
+    def _layout(self, size: int) -> dict[str, slice]:
+        """latents: the newest chunk's first and last frame, averaged to pool x pool cells. prompt: of the chunk to
+        come, its embedding's mean over words. position: one-hot, chunks done. age: chunks since the prompt changed, over n;
+        0 where it has just changed. scores: of the newest window. action: the newest."""
+        sizes = {
+            "latents": 2 * self.clips.latent[0] * self.settings.pool**2,
+            "prompt": self.clips.prompt_shape[-1],
+            "position": self.clock.chunks + 1,
+            "age": 1,
+            "scores": len(self.clips.axes),
+            "action": size,
+        }
+        ends = np.cumsum(list(sizes.values())).tolist()
+        return {name: slice(end - width, end) for (name, width), end in zip(sizes.items(), ends, strict=True)}
+
+    def steering(self, actions: Tensor) -> tuple[Tensor, Steering]:
+        """What actions [N, K + 3] mean: leads of the noise [N, K], and the steering."""
+        leads, (guidance, steps, past) = actions[:, :-3], actions[:, -3:].unbind(1)
+        weight = 1 + self.settings.guidance * guidance.clamp(0, 1)
+        chosen = Steering(
+            1 + _part(steps, len(self.generator.sigmas)),
+            (1 + _part(past, self.most_past)) * self.clock.frames_per_chunk,
+            weight,
+        )
+        return leads.clamp(-1, 1), chosen
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Per stream, uint8 [H, W, 3]: the newest frame, or the list of the newest chunk's; black before the first."""
+        raise NotImplementedError
+
+    def _rows(self, state: SteerState) -> int:
+        return len(state.age)
+
+    def _ended(self, state: SteerState) -> bool:
+        return self.clips.over(state.clip)
+
+    @torch.no_grad()
+    def _begin(self, options: dict[str, Any]) -> SteerState:
+        clip = self.clips.begin(self.num_envs, self.np_random, options.get("scripts"))
+        keys = options.get("keys")
+        if keys is None:
+            keys = stream_keys(int(self.np_random.integers(2**62)), self.num_envs, self.device)
+        keys = torch.as_tensor(keys, dtype=torch.int64, device=self.device)
+        if keys.shape != (self.num_envs,):
+            raise ValueError(f"keys have shape {tuple(keys.shape)}, expected ({self.num_envs},): one integer a stream")
+        stream = StreamState.start(keys)
+        frames = self.clock.frames_per_chunk
+        for chunk in range(clip.position):  # what the world gives, the generator has to have read
+            given = clip.latents[:, (chunk - clip.position) * frames :][:, :frames]
+            cache = self.generator.model.write(given, clip.prompts[chunk].embeds, stream.cache)
+            stream = replace(stream, cache=cache, chunk=chunk + 1)
+        zeros = torch.zeros(self.num_envs, device=self.device)
+        action = torch.zeros(self.num_envs, self.settings.directions + 3, device=self.device)
+        return SteerState(clip, stream, zeros, zeros, action)
+
+    def _advance(self, state: SteerState, actions: Tensor) -> tuple[SteerState, Tensor, bool]:
+        leads, steering = self.steering(actions)
+        keys, chunk = state.stream.keys, state.stream.chunk
+        shape = (self.clock.frames_per_chunk, *self.clips.latent)
+        noise = torch.stack([normal(keys, chunk, step, shape) for step in range(len(self.generator.sigmas))], 1)
+        noise = led_noise(noise, self.basis, leads, self.settings.reach)
+        x0, stream = steered_chunk(self.generator, state.stream, state.clip.prompt.embeds, noise, steering)
+        clip, quality = self.clips.judge(self.clips.append(state.clip, x0))
+        before, after = state.clip.prompt.embeds, clip.prompt.embeds
+        same = (before == after).flatten(1).all(1)
+        age = torch.where(same, state.age + 1, 0)
+        evaluations = steering.evaluations.float()
+        reward = quality - self.settings.price * evaluations / self.clock.chunks
+        return SteerState(clip, stream, age, evaluations, actions), reward, self.clips.over(clip)
+
+    def _observe(self, state: SteerState) -> Tensor:
+        clip = state.clip
+        newest = clip.latents[:, -self.clock.frames_per_chunk :]
+        ends = torch.stack((newest[:, 0], newest[:, -1]), 1).flatten(1, 2)
+        position = torch.zeros(self.num_envs, self.clock.chunks + 1, device=self.device)
+        position[:, clip.position] = 1
+        parts = (
+            adaptive_avg_pool2d(ends, self.settings.pool).flatten(1),
+            clip.prompt.embeds.mean(1),
+            position,
+            state.age[:, None] / self.clock.chunks,
+            clip.scores,
+            state.action,
+        )
+        return torch.cat(parts, 1)
+
+    def _info(self, state: SteerState) -> dict[str, Any]:
+        everyone = np.ones(self.num_envs, dtype=bool)
+        text = np.array(state.clip.prompt.text, dtype=object)
+        return {"text": text, "_text": everyone, "evaluations": state.evaluations, "_evaluations": everyone}
+
+
+def _part(values: Tensor, parts: int) -> Tensor:
+    """The part, 0 to parts - 1, of [-1, 1] cut evenly, that each value lies in."""
+    return ((values + 1) / 2 * parts).long().clamp(0, parts - 1)

@@ -1,0 +1,227 @@
+"""The one implementation behind every environment: N of them as one transition over torch tensors on a device."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+METADATA: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 8}
+MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
+ROUNDING = 1e-4
+"""How far outside its Box an action may lie by rounding alone."""
+
+Observation = Tensor | dict[str, Tensor]
+StepResult = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
+
+
+class Takes(Protocol):
+    """A state of N rows."""
+
+    def take(self, rows: Tensor) -> Any:
+        """The rows [M] (int64), in that order; a row may occur several times (a fork)."""
+        ...
+
+
+State = TypeVar("State", bound=Takes)
+
+
+class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
+    """N environments in one: a state goes in, the next state comes out, and nothing is looped over in Python.
+
+    A subclass says how a state begins (`_begin`), goes on (`_advance`), and looks (`_observe`, `_info`). Its states are
+    frozen dataclasses of tensors with `take(rows)`, never written in place. Where `_advance` returns a bool as `ended`,
+    all rows end together (lockstep), and a reset begins all of them; where it returns a tensor [N], rows end one by one
+    and `_renew` begins those that did.
+
+    Every step gives tensors on `device`; nothing in it waits for the device, unless `check` is on. Actions that do not
+    fit their space raise gymnasium.error.InvalidAction, a step before the first reset or after the end
+    gymnasium.error.ResetNeeded, an unknown option ValueError.
+
+    Args:
+        num_envs: N.
+        observation_space, action_space: of one environment.
+        autoreset_mode: SAME_STEP (a new episode begins in the step that ends the old one, whose last observation is
+            `info["final_obs"]`) or DISABLED.
+        render_mode: None, "rgb_array" or "rgb_array_list".
+        check: look at values of actions for NaN and range, and, where rows end one by one under DISABLED, whether one
+            has ended; None: on the CPU only, since on a GPU looking waits for the device.
+    """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"reset_mask"})
+    """What `reset(options=...)` may hold."""
+    BOUNDED: ClassVar[bool] = True
+    """Whether an action outside its Box is refused."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        device: torch.device | str = "cpu",
+        check: bool | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        mode = AutoresetMode(autoreset_mode)
+        if mode not in MODES:
+            raise ValueError(f"autoreset_mode is SAME_STEP or DISABLED, not {mode.name}")
+        if render_mode not in (None, *METADATA["render_modes"]):
+            raise ValueError(f"unknown render_mode {render_mode!r}; use one of {METADATA['render_modes']}")
+        self.mode, self.render_mode, self.device = mode, render_mode, torch.device(device)
+        self.check = self.device.type == "cpu" if check is None else check
+        self.metadata = {**METADATA, "autoreset_mode": mode}
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self._state: State | None = None
+        self._over: bool | Tensor = False
+        self._size(num_envs)
+
+    def _size(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._integers = not isinstance(self.single_action_space, Box)
+        self._action_shape = torch.Size(self.action_space.shape or ())
+
+    @property
+    def state(self) -> State:
+        """Where the rows stand; assign what `state.take(rows)` gave, of num_envs rows, to branch."""
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step() or state")
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        if self._rows(state) != self.num_envs:
+            raise ValueError(f"a state of {self._rows(state)} rows does not fit num_envs={self.num_envs}")
+        self._state, self._over = state, self._ended(state)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin episodes. options: those that the environment names, and `reset_mask`, bool [N], the rows to begin."""
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = sorted(set(options) - self.OPTIONS)
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}: reset takes {', '.join(sorted(self.OPTIONS))}")
+        mask = options.get("reset_mask")
+        self._state = self._begin(options) if mask is None else self._begin_some(self._mask(mask), options)
+        self._over = self._ended(self._state)
+        return self._observe(self._state), self._info(self._state)
+
+    def step(self, actions: Tensor) -> StepResult:
+        """Advance every row. Returns observation, reward [N], terminated bool [N], truncated bool [N], info."""
+        state = self.state
+        if self._over is True or (self._over is not False and self.check and bool(self._over.any())):
+            raise gymnasium.error.ResetNeeded("an episode has ended: call reset()")
+        actions = self._checked(actions)
+        with torch.no_grad():
+            state, reward, ended = self._advance(state, actions)
+            observation, info = self._observe(state), self._info(state)
+            if isinstance(ended, Tensor):
+                terminated, again = ended, True
+            else:
+                terminated = torch.full((self.num_envs,), ended, dtype=torch.bool, device=self.device)
+                again = ended
+            self._over = ended if self.mode is AutoresetMode.DISABLED else False
+            if again and self.mode is AutoresetMode.SAME_STEP:
+                final = {"final_obs": observation, "final_info": info}
+                state = self._renew(state, terminated)
+                observation, info = self._observe(state), self._info(state)
+                info |= final | {"_final_obs": terminated, "_final_info": terminated}
+        self._state = state
+        return observation, reward, terminated, torch.zeros_like(terminated), info
+
+    def fork(self, rows: Tensor) -> Any:
+        """Another environment whose rows continue this one's at rows [M] (int64), sharing all that is not state."""
+        branch = copy.copy(self)
+        branch._np_random = copy.deepcopy(self._np_random)
+        branch._size(len(rows))
+        branch.state = self.state.take(rows)
+        return branch
+
+    def _checked(self, actions: Any) -> Tensor:
+        """The actions as a tensor on the device; InvalidAction where they do not fit the space."""
+        if not isinstance(actions, Tensor):
+            try:
+                actions = torch.as_tensor(actions)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise gymnasium.error.InvalidAction(f"actions cannot be read as a tensor ({error})") from error
+        if actions.shape != self._action_shape:
+            expected = tuple(self._action_shape)
+            raise gymnasium.error.InvalidAction(f"actions have shape {tuple(actions.shape)}, expected {expected}")
+        if self._integers == (actions.is_floating_point() or actions.dtype in (torch.bool, torch.complex64)):
+            kind = "integers" if self._integers else "floating point"
+            raise gymnasium.error.InvalidAction(f"actions are {actions.dtype}, expected {kind}")
+        actions = actions.to(self.device, torch.int64 if self._integers else torch.float32)
+        if self.check:
+            self._check_values(actions)
+        return actions
+
+    def _check_values(self, actions: Tensor) -> None:
+        low, high = (float(end) for end in actions.detach().aminmax())
+        if low != low or high != high:
+            raise gymnasium.error.InvalidAction("actions hold NaN: a policy has diverged")
+        space = self.single_action_space
+        if isinstance(space, Discrete):
+            least, most, slack = int(space.start), int(space.start + space.n) - 1, 0.0
+        elif isinstance(space, Box):
+            if not self.BOUNDED:
+                if low == -np.inf or high == np.inf:
+                    raise gymnasium.error.InvalidAction("actions hold infinity: a policy has diverged")
+                return
+            least, most, slack = float(space.low.min()), float(space.high.max()), ROUNDING
+        else:
+            return
+        if low < least - slack or high > most + slack:
+            spans = f"{low:g} to {high:g}, the space in {least:g} to {most:g}"
+            raise gymnasium.error.InvalidAction(f"actions lie in {spans}: clip them")
+
+    def _mask(self, mask: Any) -> Tensor:
+        mask = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask has shape {tuple(mask.shape)}, expected ({self.num_envs},)")
+        return mask
+
+    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> State:
+        """Begin the rows of mask [N]; in lockstep all of them or none."""
+        if not bool(mask.all()):
+            raise ValueError("streams advance in lockstep: reset_mask must be all True, or left out")
+        return self._begin(options)
+
+    def _rows(self, state: State) -> int:
+        """N of a state."""
+        raise NotImplementedError
+
+    def _begin(self, options: dict[str, Any]) -> State:
+        """N new episodes."""
+        raise NotImplementedError
+
+    def _advance(self, state: State, actions: Tensor) -> tuple[State, Tensor, bool | Tensor]:
+        """The next state, the reward [N], and whether the episodes have ended."""
+        raise NotImplementedError
+
+    def _renew(self, state: State, ended: Tensor) -> State:
+        """The state with new episodes where ended [N]; in lockstep that is everywhere."""
+        return self._begin({})
+
+    def _ended(self, state: State) -> bool | Tensor:
+        """Whether a state that is given, or begun, is at its end."""
+        return False
+
+    def _observe(self, state: State) -> Any:
+        """What the agents see: tensors [N, ...]."""
+        raise NotImplementedError
+
+    def _info(self, state: State) -> dict[str, Any]:
+        """A new dictionary."""
+        return {}
