@@ -78,8 +78,8 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         K + 2, past: cut into as many parts as there are chunks that the cache may hold, for 1 to all of them read.
 
     Observation [N, M], one flat Box: `layout` says which columns are what. Reward [N]: that of the window which ends
-    with the chunk less `settings.price` for each pass that the chunk took (the one that writes the cache included), over n.
-    All streams end together after n chunks, terminated. Randomness: which prompts are drawn, and each stream's key,
+    with the chunk, less `settings.price` for each pass that the chunk took (the one that writes the cache included);
+    both over n. All streams end together after n chunks, terminated. Randomness: which prompts are drawn, and each stream's key,
     from which all its noise follows. `info`: `text`, and `evaluations` [N] of the newest chunk.
 
     Args:
@@ -123,8 +123,8 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
 
     def _layout(self, size: int) -> dict[str, slice]:
         """latents: the newest chunk's first and last frame, averaged to pool x pool cells. prompt: of the chunk to
-        come, its embedding's mean over words. position: one-hot, chunks done. age: chunks since the prompt changed, over n;
-        0 where it has just changed. scores: of the newest window. action: the newest."""
+        come, its embedding's mean over words. position: one-hot, chunks done. age: chunks since the prompt
+        changed, over n; 0 where it has just changed. scores: of the newest window. action: the newest."""
         sizes = {
             "latents": 2 * self.clips.latent[0] * self.settings.pool**2,
             "prompt": self.clips.prompt_shape[-1],

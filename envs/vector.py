@@ -173,7 +173,7 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             raise gymnasium.error.InvalidAction("actions hold NaN: a policy has diverged")
         space = self.single_action_space
         if isinstance(space, Discrete):
-            least, most, slack = int(space.start), int(space.start + space.n) - 1, 0.0
+            least, most, slack = float(space.start), float(space.start + space.n - 1), 0.0
         elif isinstance(space, Box):
             if not self.BOUNDED:
                 if low == -np.inf or high == np.inf:

@@ -57,8 +57,8 @@ def kernel_score(x_next: Tensor, x0: Tensor, next_sigma: float | Tensor) -> Tens
     return (1 - level) * (x_next.float() - (1 - level) * x0.float()) / level**2
 
 
-def guided(unconditional: Tensor, conditional: Tensor, weight: float) -> Tensor:
-    """Classifier-free guidance: u + w (c - u)."""
+def guided(unconditional: Tensor, conditional: Tensor, weight: float | Tensor) -> Tensor:
+    """Classifier-free guidance: u + w (c - u); w is a number, or a tensor that broadcasts."""
     return unconditional + weight * (conditional - unconditional)
 
 

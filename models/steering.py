@@ -86,8 +86,8 @@ def steered_chunk(
     """The next chunk x0 [B, f, C, h, w] of every stream, and the state after it.
 
     embeds [B, L, D]; noise [B, S, f, C, h, w], initial noise and then that of each re-noising. A row's result depends
-    on nothing but that row. At S steps, guidance 1 and the whole past it equals `generate_chunk`. On the CPU only streams
-    that still need a prediction take part in one; on a GPU all do, since to look who does would wait for the device.
+    on nothing but that row. At S steps, guidance 1 and the whole past it equals `generate_chunk`. On the CPU only
+    streams that still need a prediction take part in one; on a GPU all do: to look who does would wait for the device.
     """
     levels = schedules(generator.sigmas).to(noise)[steering.steps - 1]
     x = noise[:, 0]
