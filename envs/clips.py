@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..models.codec import Codec
 from ..models.prompts import PromptBatch
-from ..rewards.stream_reward import RewardSignal
+from ..rewards.stream_reward import RewardSignal, StreamReward
+from .draw import View, overlay, to_pixels
 from .prompt_source import Draw, Texts
 from .windows import Clock, prompt_columns
 
@@ -137,6 +138,37 @@ class Clips:
     def over(self, state: ClipState) -> bool:
         """Whether the clips are complete."""
         return state.position == self.clock.chunks
+
+    def view(self, state: ClipState) -> View:
+        """What `render` shows of the newest chunk; its perplexity map is computed here, and in no step."""
+        count = len(state.latents)
+        frames = to_pixels(state.video[-1] if state.video else torch.zeros(count, 0, 3, *self.image))
+        panels = {f"chunk {state.position} of {self.clock.chunks}": frames}
+        if isinstance(self.reward, StreamReward):
+            weights = self.perplexity(state).cpu().numpy()
+            pairs = zip(frames, weights, strict=True)
+            panels["perplexity"] = np.stack([overlay(*pair) for pair in pairs]) if frames.size else frames
+        bars = dict(zip(self.axes, state.scores.unbind(1), strict=True))
+        return View(panels, bars, prompts=state.prompts[max(0, state.position - 1)].text)
+
+    def perplexity(self, state: ClipState) -> Tensor:
+        """The newest window's perplexity at each frame of the newest chunk, [N, F, h, w]; zeros while the reward has
+        none to give: the window is too short, or no score depends on the pixels by a gradient."""
+        grid, newest = self.codec.grid(1), state.video[-1].shape[1] if state.video else 0
+        video = torch.cat(state.video, 1) if state.video else None
+        if video is not None and isinstance(self.reward, StreamReward) and video.shape[1] >= self.reward.min_frames:
+            latents = self.clock.frames_per_chunk * len(state.video)
+            # a causal codec's first latent has fewer frames than the others
+            grids = (self.codec.grid(video.shape[1], start) for start in range(2))
+            grid = next(grid for grid in grids if grid.latent_frames == latents)
+            try:
+                prompts = state.prompts[state.position - 1]
+                signal = self.reward(video, prompts, grid, need={"scores", "perplexity"})
+            except ValueError:
+                signal = None
+            if signal is not None and signal.perplexity is not None:
+                return signal.perplexity[:, grid.latent_of_frame[-newest:]]
+        return torch.zeros(len(state.latents), newest, grid.h, grid.w, device=self.device)
 
     def _encoded(self, scripts: Sequence[Any]) -> tuple[Tensor, Texts]:
         encode = getattr(self.prompts, "encode", None)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from .vector import METADATA, TensorVectorEnv
 
-PLURAL = {"script": "scripts", "key": "keys"}
+PLURAL = {"script": "scripts", "key": "keys", "clip": "clips"}
 """Options of one environment, and what a vector of them calls a list of such."""
 
 
 class SingleEnv(gymnasium.Env[Any, Any]):
     """Row 0 of `vector`, whose num_envs is 1 and whose autoreset_mode is DISABLED.
 
-    `reset(options=...)` takes `script` and `key` where the vector takes `scripts` and `keys`.
+    `reset(options=...)` takes `script`, `key` and `clip` where the vector takes `scripts`, `keys` and `clips`.
     """
 
     metadata = METADATA
@@ -29,6 +29,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
             raise ValueError(f"the single view is of one environment, not of {vector.num_envs}")
         self.vector = vector
         self.render_mode = vector.render_mode
+        self.metadata = {name: value for name, value in vector.metadata.items() if name != "autoreset_mode"}
         self.action_space, self.observation_space = vector.single_action_space, vector.single_observation_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -46,7 +47,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         return self._numpy(observation), float(reward), bool(terminated), bool(truncated), _first(info)
 
     def render(self) -> Any:
-        """uint8 [H, W, 3] (rgb_array) or a list of them (rgb_array_list)."""
+        """A canvas, uint8 [H, W, 3] (rgb_array), or a list of them (rgb_array_list): see TensorVectorEnv."""
         frames = self.vector.render()
         return None if frames is None else frames[0]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..models.codec import Codec
 from .clips import Clips, ClipState, Reward
+from .draw import View
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
 from .windows import TINY, Clock
@@ -66,14 +67,6 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         acted = Box(-LIMIT, LIMIT, (clock.frames_per_chunk, *self.clips.latent), np.float32)
         super().__init__(num_envs, observed, acted, device=device, **others)
 
-    def render(self) -> tuple[Any, ...] | None:
-        """Per stream, uint8 [H, W, 3]: the newest frame, or the list of the newest chunk's; black before the first."""
-        if self.render_mode is None:
-            return None
-        video = self.state.video[-1] if self.state.video else torch.zeros(self.num_envs, 1, 3, *self.clips.image)
-        pixels = (video * 255).round().clamp(0, 255).to(torch.uint8).movedim(2, -1).cpu().numpy()
-        return tuple(clip[-1] if self.render_mode == "rgb_array" else list(clip) for clip in pixels)
-
     def _rows(self, state: ClipState) -> int:
         return len(state.latents)
 
@@ -90,6 +83,9 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
     def _observe(self, state: ClipState) -> dict[str, Tensor]:
         position = torch.full((self.num_envs,), state.position, dtype=torch.int64, device=self.device)
         return {"latents": state.latents.clone(), "prompt": state.prompt.embeds.clone(), "position": position}
+
+    def _view(self, state: ClipState) -> View:
+        return self.clips.view(state)
 
     def _info(self, state: ClipState) -> dict[str, Any]:
         return {"text": np.array(state.prompt.text, dtype=object), "_text": np.ones(self.num_envs, dtype=bool)}

@@ -19,6 +19,7 @@ from ..models.generator import Generator, StreamState
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
 from ..noise import normal, stream_keys
 from .clips import Clips, ClipState, Reward
+from .draw import View
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
 from .windows import TINY, Clock
@@ -79,8 +80,8 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
 
     Observation [N, M], one flat Box: `layout` says which columns are what. Reward [N]: that of the window which ends
     with the chunk, less `settings.price` for each pass that the chunk took (the one that writes the cache included);
-    both over n. All streams end together after n chunks, terminated. Randomness: which prompts are drawn, and each stream's key,
-    from which all its noise follows. `info`: `text`, and `evaluations` [N] of the newest chunk.
+    both over n. All streams end together after n chunks, terminated. Randomness: which prompts are drawn, and each
+    stream's key, from which all its noise follows. `info`: `text`, and `evaluations` [N] of the newest chunk.
 
     Args:
         num_envs: N.
@@ -147,10 +148,6 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         )
         return leads.clamp(-1, 1), chosen
 
-    def render(self) -> tuple[Any, ...] | None:
-        """Per stream, uint8 [H, W, 3]: the newest frame, or the list of the newest chunk's; black before the first."""
-        raise NotImplementedError
-
     def _rows(self, state: SteerState) -> int:
         return len(state.age)
 
@@ -207,6 +204,12 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         )
         return torch.cat(parts, 1)
 
+    def _view(self, state: SteerState) -> View:
+        leads, steering = self.steering(state.action)
+        columns = (state.evaluations, steering.steps, steering.past, steering.guidance, leads)
+        notes = [_note(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        return replace(self.clips.view(state.clip), notes=tuple(zip(*notes, strict=True)))
+
     def _info(self, state: SteerState) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, dtype=bool)
         text = np.array(state.clip.prompt.text, dtype=object)
@@ -216,3 +219,11 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
 def _part(values: Tensor, parts: int) -> Tensor:
     """The part, 0 to parts - 1, of [-1, 1] cut evenly, that each value lies in."""
     return ((values + 1) / 2 * parts).long().clamp(0, parts - 1)
+
+
+def _note(evaluations: float, steps: int, past: int, guidance: float, leads: list[float]) -> tuple[str, str]:
+    """Two lines on how a chunk was steered; empty before the first."""
+    if not evaluations:
+        return "", ""
+    how = f"{evaluations:.0f} passes: {steps} steps, past {past}, guidance {guidance:.2f}"
+    return how, " ".join(("noise led by", *(f"{lead:+.2f}" for lead in leads)))

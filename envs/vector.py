@@ -13,7 +13,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-METADATA: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 8}
+from .draw import View, all_canvases, newest_canvases
+
+FPS = {"rgb_array": 3, "rgb_array_list": 8}
+"""Pictures a second at which a recording plays: of all frames, the world's own; of one a step, about as fast, where a
+chunk has three frames."""
+METADATA: dict[str, Any] = {"render_modes": list(FPS), "render_fps": FPS["rgb_array_list"]}
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 ROUNDING = 1e-4
 """How far outside its Box an action may lie by rounding alone."""
@@ -80,7 +85,8 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             raise ValueError(f"unknown render_mode {render_mode!r}; use one of {METADATA['render_modes']}")
         self.mode, self.render_mode, self.device = mode, render_mode, torch.device(device)
         self.check = self.device.type == "cpu" if check is None else check
-        self.metadata = {**METADATA, "autoreset_mode": mode}
+        fps = METADATA["render_fps"] if render_mode is None else FPS[render_mode]
+        self.metadata = {**METADATA, "render_fps": fps, "autoreset_mode": mode}
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self._state: State | None = None
         self._over: bool | Tensor = False
@@ -140,6 +146,14 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
                 info |= final | {"_final_obs": terminated, "_final_info": terminated}
         self._state = state
         return observation, reward, terminated, torch.zeros_like(terminated), info
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Of each row a canvas, uint8 [H, W, 3], of the newest frame ("rgb_array"), black before the first; or a list
+        of those of the newest chunk's frames ("rgb_array_list"). All canvases of an environment have one size."""
+        if self.render_mode is None:
+            return None
+        view = self._view(self.state)
+        return newest_canvases(view) if self.render_mode == "rgb_array" else all_canvases(view)
 
     def fork(self, rows: Tensor) -> Any:
         """Another environment whose rows continue this one's at rows [M] (int64), sharing all that is not state."""
@@ -220,6 +234,10 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
 
     def _observe(self, state: State) -> Any:
         """What the agents see: tensors [N, ...]."""
+        raise NotImplementedError
+
+    def _view(self, state: State) -> View:
+        """What `render` draws."""
         raise NotImplementedError
 
     def _info(self, state: State) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .plots import enlarge, film_strip
+from ..envs.draw import enlarge
+from .plots import film_strip
 from .report import Media
 
 

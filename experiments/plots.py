@@ -1,4 +1,4 @@
-"""Pictures for reports: line charts as inline SVG, clips as animated WebP, film strips, weights laid over frames."""
+"""Pictures for reports: line charts as inline SVG, clips as animated WebP, film strips."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 from textwrap import wrap
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-Frames = NDArray[np.uint8]
+from ..envs.draw import Frames, enlarge
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 40
@@ -103,23 +102,9 @@ def animation(frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None
     return buffer.getvalue()
 
 
-def enlarge(frames: Frames, scale: int) -> Frames:
-    """Nearest-neighbour enlargement of [..., H, W, 3]."""
-    return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
-
-
 def film_strip(frames: Frames, gap: int = 1) -> Frames:
     """The frames of uint8 [F, H, W, 3] in a row: [H, F * (W + gap) - gap, 3]."""
     return side_by_side(list(frames[:, None]), gap)[0][0]
-
-
-def overlay(frames: Frames, weights: NDArray[Any]) -> Frames:
-    """Lay weights [F, h, w] over uint8 frames [F, H, W, 3]: grey where the weight is low, orange where it is high."""
-    up = frames.shape[1] // weights.shape[1]
-    heat = np.clip(weights / max(float(weights.max()), 1e-6), 0, 1).repeat(up, axis=1).repeat(up, axis=2)[..., None]
-    grey = frames.mean(axis=-1, keepdims=True) * 0.6
-    mixed = (1 - heat) * grey + heat * (0.35 * grey + 0.65 * np.array([255.0, 122.0, 26.0]))
-    return mixed.clip(0, 255).astype(np.uint8)
 
 
 def contact_sheet(rows: Sequence[Sequence[Frames]], heads: Sequence[str], scale: int = 3, gap: int = 6) -> Frames:

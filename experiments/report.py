@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import has_checkpoint, load_checkpoint
-from .plots import Line, animation, contact_sheet, data_uri, film_strip, line_chart, overlay, png, side_by_side
+from ..envs.draw import overlay
+from .plots import Line, animation, contact_sheet, data_uri, film_strip, line_chart, png, side_by_side
 from .tables import (
     CONTRAST_COLUMNS,
     METHOD_COLUMNS,

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ...envs.draw import enlarge, overlay
 from ...envs.worlds.camera import blurred
 from ...envs.worlds.exploits import ground
 from ...envs.worlds.scene import SIDE
@@ -25,7 +26,7 @@ from ...models.prompts import PromptBatch
 from ...rewards.perplexity import temporal_weight
 from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..jobs import one_thread
-from ..plots import enlarge, film_strip, overlay, png
+from ..plots import film_strip, png
 from ..pretrain.data import FRAMES_PER_CHUNK
 from ..pretrain.reward_measure import VISIBLE, changed
 from ..results import command_line, pick_device, write_results

@@ -11,6 +11,8 @@ import reelgym  # noqa: F401
 from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.windows import Clock, clip_prompts, clip_reward
+from reelgym.rewards.compose import CallableReward
+from reelgym.rewards.stream_reward import RewardSignal, StreamReward
 
 ROWS = torch.tensor([2, 0, 2])
 
@@ -140,19 +142,61 @@ def test_the_return_is_the_clips_reward(codec, reward, prompts, clock):
     torch.testing.assert_close(signal.reward, total)
 
 
-def test_render(codec, reward, prompts):
+def test_render_draws_the_newest_frame_and_what_it_earned(codec, reward, prompts):
     env = make(codec, reward, prompts, render_mode="rgb_array")
     env.reset(seed=0)
-    assert all(frame.shape == (8, 8, 3) and not frame.any() for frame in env.render())
+    before = env.render()
+    assert len(before) == 3 and all(canvas.dtype == np.uint8 for canvas in before)
+    assert all(not side % 2 for side in before[0].shape[:2]) and not before[0][23:183, 8:168].any()
     action = torch.zeros(3, 3, 4, 4, 4)
     action[:, -1, 0] = 2.0
     env.step(action)
-    assert env.render()[0].dtype == np.uint8 and env.render()[0][0, 0].tolist() == [255, 128, 128]
-    film = make(codec, reward, prompts, render_mode="rgb_array_list")
-    film.reset(seed=0)
-    film.step(action)
-    assert len(film.render()[0]) == 3
+    after = env.render()
+    assert after[0].shape == before[0].shape
+    assert (after[0][23:183, 8:168] == [255, 128, 128]).all()  # 8 pixels enlarged to 160, from the margin and a title
     assert make(codec, reward, prompts).render() is None
+
+
+def test_render_as_a_list_has_every_frame_once(codec, reward, prompts):
+    env = make(codec, reward, prompts, render_mode="rgb_array_list")
+    env.reset(seed=0)
+    assert env.render() == ([], [], [])
+    env.step(torch.zeros(3, 3, 4, 4, 4))
+    assert [len(canvases) for canvases in env.render()] == [3, 3, 3]
+    assert env.metadata["render_fps"] == 8
+
+
+def test_perplexity_is_of_the_window_and_asked_for_by_render_alone(codec, reward, prompts, monkeypatch):
+    asked, signal = [], reward._signal
+    monkeypatch.setattr(reward, "_signal", lambda *args: asked.append(args[3]) or signal(*args))
+    env = make(codec, reward, prompts, render_mode="rgb_array")
+    env.reset(seed=0)
+    for action in chunks(3)[:2]:
+        env.step(action)
+    assert asked == [{"scores"}] * 2
+    weights = env.clips.perplexity(env.state)
+    video = torch.cat(env.state.video, 1)
+    whole = reward(video, env.state.prompts[1], codec.grid(6), need={"perplexity"}).perplexity
+    assert torch.equal(weights, whole[:, 3:])
+    env.render()
+    assert asked[-1] == {"scores", "perplexity"}
+
+
+def test_a_reward_without_gradients_is_drawn_without_a_map(codec, prompts):
+    class Dim:
+        min_frames = 3
+
+        def __call__(self, video, prompts, *, need):
+            return RewardSignal(video.mean((1, 2, 3, 4))[:, None], video.mean((1, 2, 3, 4)))
+
+    env = make(codec, Dim(), prompts, render_mode="rgb_array")
+    env.reset(seed=0)
+    assert len(env.clips.view(env.state).panels) == 1 and env.render()[0].shape[1] == 240
+    flat = make(codec, StreamReward(CallableReward(lambda video, prompts: video.detach().mean((1, 2, 3, 4)), ["dim"])),
+                prompts)  # fmt: skip
+    flat.reset(seed=0)
+    flat.step(chunks(3)[0])
+    assert not flat.clips.perplexity(flat.state).any()
 
 
 def test_the_single_environment_passes_the_checker(codec, reward, prompts):

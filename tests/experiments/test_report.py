@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from reelgym.checkpoint import save_checkpoint
-from reelgym.experiments.plots import Line, animation, film_strip, line_chart, overlay, side_by_side, ticks
+from reelgym.envs.draw import overlay
+from reelgym.experiments.plots import Line, animation, film_strip, line_chart, side_by_side, ticks
 from reelgym.experiments.report import report_html, summary_markdown, summary_text, write_picture, write_report
 
 METHODS = {"truth": "ground truth", "start": "starting student", "dmd": "DMD <b>"}
