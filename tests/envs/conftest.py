@@ -1,0 +1,92 @@
+"""What tests of environments share: a walk of which every step can be told from every other, and an untrained stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from reelgym.envs.vector import TensorVectorEnv
+from reelgym.envs.worlds.grammar import GRAMMARS
+from reelgym.models.prompts import WordEncoder
+from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, save_tiny
+
+
+@dataclass(frozen=True)
+class WalkState:
+    """place, steps, episode: [N]."""
+
+    place: Tensor
+    steps: Tensor
+    episode: Tensor
+
+    def take(self, rows: Tensor) -> WalkState:
+        return WalkState(self.place[rows], self.steps[rows], self.episode[rows])
+
+
+class Walk(TensorVectorEnv[WalkState]):
+    """Row i ends after `lengths[i]` steps, or all after `lengths`. Observation: place, which begins at chance and to
+    which the action is added, steps, episode and row. Reward: the place, and a hundredth of the row."""
+
+    def __init__(self, num_envs: int, lengths: int | list[int] = 3, discrete: bool = False, **others: Any) -> None:
+        acted = Discrete(3) if discrete else Box(-1.0, 1.0, (1,), np.float32)
+        super().__init__(num_envs, Box(-64.0, 64.0, (4,), np.float32), acted, **others)
+        self.lengths = lengths if isinstance(lengths, int) else torch.tensor(lengths)
+        self.rows = torch.arange(num_envs)
+
+    def _rows(self, state: WalkState) -> int:
+        return len(state.place)
+
+    def _begin(self, options: dict[str, Any]) -> WalkState:
+        zeros = torch.zeros(self.num_envs, dtype=torch.int64)
+        return WalkState(torch.as_tensor(self.np_random.random(self.num_envs, np.float32)), zeros, zeros)
+
+    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> WalkState:
+        return super()._begin_some(mask, options) if isinstance(self.lengths, int) else self._renew(self.state, mask)
+
+    def _renew(self, state: WalkState, ended: Tensor) -> WalkState:
+        new = self._begin({})
+        merged = (torch.where(ended, new.place, state.place), torch.where(ended, 0, state.steps))
+        return WalkState(*merged, state.episode + ended)
+
+    def _advance(self, state: WalkState, actions: Tensor) -> tuple[WalkState, Tensor, bool | Tensor]:
+        place = state.place + actions.reshape(self.num_envs)
+        state = replace(state, place=place, steps=state.steps + 1)
+        return state, place + self.rows / 100, self._ended(state)
+
+    def _ended(self, state: WalkState) -> bool | Tensor:
+        return bool(state.steps[0] == self.lengths) if isinstance(self.lengths, int) else state.steps >= self.lengths
+
+    def _observe(self, state: WalkState) -> Tensor:
+        return torch.stack((state.place, state.steps, state.episode, self.rows), 1).float()
+
+    def _info(self, state: WalkState) -> dict[str, Any]:
+        return {"steps": state.steps, "_steps": np.ones(self.num_envs, bool)}
+
+    def _view(self, state: WalkState) -> Any:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def walk() -> Callable[..., Walk]:
+    return Walk
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an untrained stack: codec, student and reward."""
+    folder = tmp_path_factory.mktemp("stack")
+    vocab = GRAMMARS["plain"].vocabulary()
+    torch.manual_seed(0)
+    save_tiny(folder / "codec", build_codec(), {})
+    text_dim = WordEncoder(vocab, TEXT_LEN).dim
+    reward = build_reward(text_dim)
+    save_tiny(folder / "student", build_wan(text_dim), {"vocab": list(vocab)})
+    save_tiny(folder / "reward", reward, {"vocab": list(vocab), "recipe": {"grammar": "plain"}})
+    return str(folder)
