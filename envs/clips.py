@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from ..models.codec import Codec
@@ -19,6 +20,9 @@ from ..rewards.stream_reward import RewardSignal, StreamReward
 from .draw import View, overlay, to_pixels
 from .prompt_source import Draw, Texts
 from .windows import Clock, prompt_columns
+
+LIMIT = 64.0
+"""Bound of latents and prompts in the spaces; nothing is clipped to it."""
 
 
 class Reward(Protocol):
@@ -87,6 +91,12 @@ class Clips:
         self.latent = (codec.channels, grid.h, grid.w)
         embeds, _ = prompts(1, 0)
         self.prompt_shape = tuple(embeds.shape[2:])
+        self.chunk = Box(-LIMIT, LIMIT, (clock.frames_per_chunk, *self.latent), np.float32)
+        self.spaces: dict[str, Space[Any]] = {
+            "latents": Box(-LIMIT, LIMIT, (clock.window_frames, *self.latent), np.float32),
+            "prompt": Box(-LIMIT, LIMIT, self.prompt_shape, np.float32),
+            "position": Discrete(clock.chunks + 1),
+        }
         with torch.no_grad():
             self.image = tuple(codec.decode(torch.zeros(1, 1, *self.latent, device=device)).shape[-2:])
 
@@ -138,6 +148,16 @@ class Clips:
     def over(self, state: ClipState) -> bool:
         """Whether the clips are complete."""
         return state.position == self.clock.chunks
+
+    def observe(self, state: ClipState) -> dict[str, Tensor]:
+        """What an agent that makes latents sees, as `spaces` say: window, prompt to come, chunks done."""
+        position = torch.full((len(state.latents),), state.position, dtype=torch.int64, device=self.device)
+        return {"latents": state.latents.clone(), "prompt": state.prompt.embeds.clone(), "position": position}
+
+    def info(self, state: ClipState) -> dict[str, Any]:
+        """`text`: the prompts of the chunk to come."""
+        text = np.array(state.prompt.text, dtype=object)
+        return {"text": text, "_text": np.ones(len(text), dtype=bool)}
 
     def view(self, state: ClipState) -> View:
         """What `render` shows of the newest chunk; its perplexity map is computed here, and in no step."""

@@ -29,7 +29,8 @@ BACK, INK, FAINT, LOW, HIGH = (24, 24, 27), (235, 235, 235), (70, 70, 76), (214,
 class View:
     """What is to be seen of N rows; everything but the pixels' and the words' content is the same in every step.
 
-    panels: pictures by their titles, uint8 [N, F, H, W, 3] each; F is 0 while there is none.
+    panels: pictures by their titles, uint8 [N, F, H, W, 3] each; F is 0 where there is none, and the last frame stays
+        where another panel has more.
     bars: numbers [N] by their names, in standard deviations.   notes: lines of N texts each.   prompts: N texts.
     """
 
@@ -65,7 +66,7 @@ def newest_canvases(view: View) -> tuple[Frames, ...]:
 
 def all_canvases(view: View) -> tuple[list[Frames], ...]:
     """Of each row, the canvases of all its frames; an empty list where there is none."""
-    frames = range(next(iter(view.panels.values())).shape[1])
+    frames = range(max(panel.shape[1] for panel in view.panels.values()))
     return tuple([_with_pictures(page, view, row, frame) for frame in frames] for row, page in enumerate(_pages(view)))
 
 
@@ -119,8 +120,8 @@ def _bar(pen: ImageDraw.ImageDraw, corner: tuple[int, int], room: int, name: str
 def _with_pictures(page: Frames, view: View, row: int, frame: int) -> Frames:
     canvas, (height, width, _) = page.copy(), _sizes(view)
     for place, panel in enumerate(view.panels.values()):
-        x, y = MARGIN + place * (width + MARGIN), MARGIN + LINE
-        large = enlarge(panel[row, frame], height // panel.shape[2]) if panel.shape[1] else 0
+        x, y, frames = MARGIN + place * (width + MARGIN), MARGIN + LINE, panel.shape[1]
+        large = enlarge(panel[row, min(frame, frames - 1)], height // panel.shape[2]) if frames else 0
         canvas[y : y + height, x : x + width] = large
     return canvas
 

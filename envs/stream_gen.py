@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Dict
 from torch import Tensor
 
 from ..models.codec import Codec
@@ -18,9 +17,6 @@ from .draw import View
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
 from .windows import TINY, Clock
-
-LIMIT = 64.0
-"""Bound of latents in the spaces; nothing is clipped to it."""
 
 
 class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
@@ -57,15 +53,7 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
     ) -> None:
         self.clips = Clips(codec, reward, prompts, clock, torch.device(device))
         self.codec, self.reward, self.prompts, self.clock = codec, reward, prompts, clock
-        observed = Dict(
-            {
-                "latents": Box(-LIMIT, LIMIT, (clock.window_frames, *self.clips.latent), np.float32),
-                "prompt": Box(-LIMIT, LIMIT, self.clips.prompt_shape, np.float32),
-                "position": Discrete(clock.chunks + 1),
-            }
-        )
-        acted = Box(-LIMIT, LIMIT, (clock.frames_per_chunk, *self.clips.latent), np.float32)
-        super().__init__(num_envs, observed, acted, device=device, **others)
+        super().__init__(num_envs, Dict(self.clips.spaces), self.clips.chunk, device=device, **others)
 
     def _rows(self, state: ClipState) -> int:
         return len(state.latents)
@@ -81,11 +69,10 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         return state, reward, self.clips.over(state)
 
     def _observe(self, state: ClipState) -> dict[str, Tensor]:
-        position = torch.full((self.num_envs,), state.position, dtype=torch.int64, device=self.device)
-        return {"latents": state.latents.clone(), "prompt": state.prompt.embeds.clone(), "position": position}
+        return self.clips.observe(state)
 
     def _view(self, state: ClipState) -> View:
         return self.clips.view(state)
 
     def _info(self, state: ClipState) -> dict[str, Any]:
-        return {"text": np.array(state.prompt.text, dtype=object), "_text": np.ones(self.num_envs, dtype=bool)}
+        return self.clips.info(state)

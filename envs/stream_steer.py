@@ -17,15 +17,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..models.codec import Codec
 from ..models.generator import Generator, StreamState
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
-from ..noise import normal, stream_keys
-from .clips import Clips, ClipState, Reward
+from ..noise import normal
+from .clips import LIMIT, Clips, ClipState, Reward
 from .draw import View
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
 from .windows import TINY, Clock
-
-LIMIT = 64.0
-"""Bound of the observation's space; nothing is clipped to it."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +154,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
     @torch.no_grad()
     def _begin(self, options: dict[str, Any]) -> SteerState:
         clip = self.clips.begin(self.num_envs, self.np_random, options.get("scripts"))
-        keys = options.get("keys")
-        if keys is None:
-            keys = stream_keys(int(self.np_random.integers(2**62)), self.num_envs, self.device)
-        keys = torch.as_tensor(keys, dtype=torch.int64, device=self.device)
-        if keys.shape != (self.num_envs,):
-            raise ValueError(f"keys have shape {tuple(keys.shape)}, expected ({self.num_envs},): one integer a stream")
-        stream = StreamState.start(keys)
+        stream = StreamState.start(self._keys(options))
         frames = self.clock.frames_per_chunk
         for chunk in range(clip.position):  # what the world gives, the generator has to have read
             given = clip.latents[:, (chunk - clip.position) * frames :][:, :frames]
@@ -212,8 +203,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
 
     def _info(self, state: SteerState) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, dtype=bool)
-        text = np.array(state.clip.prompt.text, dtype=object)
-        return {"text": text, "_text": everyone, "evaluations": state.evaluations, "_evaluations": everyone}
+        return {**self.clips.info(state.clip), "evaluations": state.evaluations, "_evaluations": everyone}
 
 
 def _part(values: Tensor, parts: int) -> Tensor:

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from ..noise import stream_keys
 from .draw import View, all_canvases, newest_canvases
 
 FPS = {"rgb_array": 3, "rgb_array_list": 8}
@@ -199,6 +200,16 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         if low < least - slack or high > most + slack:
             spans = f"{low:g} to {high:g}, the space in {least:g} to {most:g}"
             raise gymnasium.error.InvalidAction(f"actions lie in {spans}: clip them")
+
+    def _keys(self, options: dict[str, Any]) -> Tensor:
+        """Keys of the rows' noise, int64 [N]: those of the options, else drawn."""
+        keys = options.get("keys")
+        if keys is None:
+            return stream_keys(int(self.np_random.integers(2**62)), self.num_envs, self.device)
+        keys = torch.as_tensor(keys, dtype=torch.int64, device=self.device)
+        if keys.shape != (self.num_envs,):
+            raise ValueError(f"keys have shape {tuple(keys.shape)}, expected ({self.num_envs},): one integer a stream")
+        return keys
 
     def _mask(self, mask: Any) -> Tensor:
         mask = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
