@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import torch
 
 from ..models.tiny import WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..rewards.stream_reward import StreamReward
+from .detect_bank import Bank, Source, build_bank
 from .prompt_source import world_prompts
+from .stream_denoise import SIGMAS
 from .windows import TINY
 
 PRESETS = {"tiny": WEIGHTS}
+DETECTS = {"settings", "autoreset_mode", "render_mode", "check"}
+"""What StreamDetectVectorEnv takes that is not about its bank."""
 
 
 def stream_gen_parts(
@@ -45,6 +50,18 @@ def stream_gen_parts(
     return parts
 
 
+def stream_denoise_parts(
+    preset: str | Path = "tiny", *, max_episode_steps: int | None = None, **given: Any
+) -> dict[str, Any]:
+    """Arguments of StreamDenoiseVectorEnv: those of `stream_gen_parts`; max_episode_steps counts denoising steps."""
+    if max_episode_steps is not None:
+        steps = len(given.get("sigmas", SIGMAS))
+        if max_episode_steps < steps or max_episode_steps % steps:
+            raise ValueError(f"max_episode_steps={max_episode_steps} is no multiple of the {steps} steps of a chunk")
+        given["chunks"] = max_episode_steps // steps
+    return stream_gen_parts(preset, **given)
+
+
 def stream_steer_parts(preset: str | Path = "tiny", **given: Any) -> dict[str, Any]:
     """Arguments of StreamSteerVectorEnv: those of `stream_gen_parts`, and generator, from the folder's `student`."""
     parts = stream_gen_parts(preset, **given)
@@ -52,6 +69,42 @@ def stream_steer_parts(preset: str | Path = "tiny", **given: Any) -> dict[str, A
         student = load_tiny("student", stack_folder(preset) / "student", parts["device"]).requires_grad_(False)
         parts["generator"] = build_generator(student, parts["codec"])
     return parts
+
+
+def stream_detect_parts(
+    preset: str | Path = "tiny",
+    *,
+    bank: Bank | None = None,
+    max_episode_steps: int | None = None,
+    device: torch.device | str = "cpu",
+    **given: Any,
+) -> dict[str, Any]:
+    """Arguments of StreamDetectVectorEnv: bank and device; what it does not know itself goes to `build_bank`.
+
+    The generated clips are of the folder's `student`. max_episode_steps: chunks of a clip. Asked for again in the same
+    process, a bank is not built again.
+    """
+    parts = {name: given.pop(name) for name in DETECTS & set(given)}
+    if bank is None:
+        if max_episode_steps:
+            given.setdefault("chunks", max_episode_steps)
+        frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        folder = stack_folder(preset)
+        bank = _bank(folder, (folder / "student" / "checkpoint.json").read_text(), torch.device(device), **frozen)
+    elif given:
+        raise ValueError(f"{', '.join(sorted(given))}: of a bank to be built, where one is given")
+    return {"bank": bank, "device": device, **parts}
+
+
+@lru_cache(maxsize=4)
+def _bank(folder: Path, student: str, device: torch.device, **given: Any) -> Bank:
+    """A bank with clips of a folder's student, whose manifest tells one student from another."""
+    if given.get("generated") == 0:
+        return build_bank(device=device, **given)
+    codec = load_tiny("codec", folder / "codec", device)
+    model = load_tiny("student", folder / "student", device).requires_grad_(False)
+    source = Source(build_generator(model, codec), codec, load_encoder("student", folder / "student"))
+    return build_bank(source=source, device=device, **given)
 
 
 def stack_folder(preset: str | Path) -> Path:

@@ -9,7 +9,9 @@ import gymnasium
 
 KINDS = {
     "reelgym/StreamGen-v0": "stream_gen",
+    "reelgym/StreamDenoise-v0": "stream_denoise",
     "reelgym/StreamSteer-v0": "stream_steer",
+    "reelgym/StreamDetect-v0": "stream_detect",
 }
 """Every id, and its kind: the module that holds it, and the function KIND_parts of presets.py for its arguments."""
 

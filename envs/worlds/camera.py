@@ -14,16 +14,17 @@ class Camera:
     """Ranges (low, high) from which every clip's own parameters are drawn.
 
     blur: standard deviation of the lens in pixels   gain: factor on brightness   noise: standard deviation of the
-    sensor   bits: depth of what is stored
+    sensor   tint: factor on each colour channel   bits: depth of what is stored
     """
 
     blur: tuple[float, float] = (0.0, 0.0)
     gain: tuple[float, float] = (1.0, 1.0)
     noise: tuple[float, float] = (0.0, 0.0)
+    tint: tuple[float, float] = (1.0, 1.0)
     bits: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("blur", "gain", "noise"):
+        for name in ("blur", "gain", "noise", "tint"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ValueError(f"camera {name} needs 0 <= low <= high, got {(low, high)}")
@@ -35,11 +36,12 @@ CAMERAS = {
     "clean": Camera(),
     "phone": Camera(blur=(0.0, 0.3), gain=(0.95, 1.03), noise=(0.0, 0.015)),
     "webcam": Camera(blur=(0.1, 0.4), gain=(0.97, 1.05), noise=(0.005, 0.02), bits=7),
+    "tinted": Camera(blur=(0.0, 0.3), noise=(0.0, 0.015), tint=(0.5, 1.1)),
 }
 
 
 def shoot(video: Tensor, camera: Camera, generator: torch.Generator | None = None) -> Tensor:
-    """Film video [B, F, C, H, W] in [0, 1]: lens, gain, sensor noise, rounding; parameters drawn per clip.
+    """Film video [B, F, C, H, W] in [0, 1]: lens, gain, tint, sensor noise, rounding; parameters drawn per clip.
 
     The generator lives on the CPU, so that one seed gives one film on every device.
     """
@@ -50,6 +52,10 @@ def shoot(video: Tensor, camera: Camera, generator: torch.Generator | None = Non
     if camera.blur[1] > 0:
         film = blurred(film, blur[:, None].expand(video.shape[:2]))
     film = film * gain[:, None, None, None, None]
+    if camera.tint != (1.0, 1.0):
+        low, high = camera.tint
+        tint = low + (high - low) * torch.rand(len(video), video.shape[2], generator=generator).to(video.device)
+        film = film * tint[:, None, :, None, None]
     if camera.noise[1] > 0:
         grain = torch.randn(video.shape, generator=generator).to(video.device)
         film = film + grain * noise[:, None, None, None, None]

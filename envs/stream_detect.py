@@ -1,0 +1,188 @@
+"""`reelgym/StreamDetect-v0`: real or fake? A stream shows chunk after chunk, and waiting for more of it costs.
+
+N streams, M clips in the bank, n chunks a clip, f frames a chunk, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+
+from ..noise import fold, stream_keys, uniform
+from .detect_bank import Bank
+from .draw import View
+from .vector import TensorVectorEnv
+
+WAIT, REAL, FAKE = range(3)
+WORDS = ("", ": real", ": fake")
+UNTOLD = -1
+"""`info["label"]` and `info["family"]` while the verdict is out."""
+
+
+@dataclass(frozen=True)
+class DetectSettings:
+    """What an agent sees, and what it pays."""
+
+    wait_cost: float = 0.05
+    """Of one more chunk; a verdict is worth 1 or -1."""
+    window: int = 2
+    """Chunks in an observation, the newest last."""
+    pool: int = 2
+    """Side of the squares of pixels that an observation averages, rounded to 8 bit like what the camera stores."""
+
+    def __post_init__(self) -> None:
+        if self.wait_cost < 0 or min(self.window, self.pool) < 1:
+            raise ValueError(f"wait_cost is at least 0, window and pool are at least 1, not {self}")
+
+
+@dataclass(frozen=True)
+class DetectState:
+    """clip: int64 [N], of the bank.   seen: int64 [N], chunks shown, 1 to n.   verdict: int64 [N], the newest action.
+    over: bool [N], whether the episode has ended.   keys: int64 [N], what the next clips are drawn with."""
+
+    clip: Tensor
+    seen: Tensor
+    verdict: Tensor
+    over: Tensor
+    keys: Tensor
+
+    def take(self, rows: Tensor) -> DetectState:
+        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
+        rows = rows.to(self.clip.device)
+        return DetectState(*(value[rows] for value in vars(self).values()))
+
+    def where(self, mask: Tensor, other: DetectState) -> DetectState:
+        """The rows of `other` where mask [N], these elsewhere."""
+        pairs = zip(vars(other).values(), vars(self).values(), strict=True)
+        return DetectState(*(torch.where(mask, new, old) for new, old in pairs))
+
+
+class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
+    """N streams of a bank of clips, each of which ends when its agent has decided.
+
+    State: the clip, the chunks shown so far, and the key that draws the next clip.
+    Observation [N, K]: one flat Box of the last chunks' pixels and how many were shown; see `layout`. Whether the clip
+        is real shows in its pixels alone: the process is partially observed, and each chunk tells more.
+    Action [N]: 0 wait, 1 it is real, 2 it is fake.
+    Transition: waiting shows the next chunk. A reset draws one clip of the bank at random and shows its first chunk.
+    Reward [N]: 1 for a right verdict, -1 for a wrong one, less `wait_cost` for waiting; -1 for waiting when no chunk is
+        left, which is a wrong verdict.
+    End: a verdict, or waiting when no chunk is left; terminated, row by row. Nothing is truncated.
+
+    All randomness follows from each row's key. A new episode of the same row (SAME_STEP) follows from its key too, so
+    that a row goes on alike in any batch. Under DISABLED, `reset_mask` begins the rows that it names; where nobody
+    looks (`check`), a row that has ended stays as it is and earns 0.
+
+    `reset(options=...)`: `clips` int64 [N], those of the bank to show first; `keys` int64 [N]; `reset_mask`.
+    `info`: `label` (1 fake, 0 real) and `family` (of `bank.names`), int64 [N], once the verdict is given (under
+    SAME_STEP in `final_info`), and -1 before.
+
+    Args:
+        num_envs: N.
+        bank: the clips; moved to `device`.
+        settings: what an agent sees and pays.
+        others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
+
+    Attributes:
+        layout: which columns of an observation are what. `clip`: the pixels; `position`: one-hot, chunks shown.
+        clip_shape: (window * f, C, H / pool, W / pool), what the columns of `clip` unflatten to, oldest frame first,
+            zeros before the first chunk.
+    """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"clips", "keys", "reset_mask"})
+
+    def __init__(
+        self,
+        num_envs: int,
+        bank: Bank,
+        *,
+        settings: DetectSettings | None = None,
+        device: torch.device | str = "cpu",
+        **others: Any,
+    ) -> None:
+        self.bank, self.settings = bank.to(device), settings or DetectSettings()
+        _, self.chunks, frames, channels, height, width = bank.video.shape
+        if height % self.settings.pool or width % self.settings.pool:
+            raise ValueError(f"pool {self.settings.pool} does not divide frames of {height} x {width}")
+        pooled = (height // self.settings.pool, width // self.settings.pool)
+        self.clip_shape = (self.settings.window * frames, channels, *pooled)
+        small = avg_pool2d(self.bank.video.flatten(0, 2).float(), self.settings.pool).round().to(torch.uint8)
+        # in front, the chunks before the first: black
+        self.pixels = pad(small.view(len(bank), self.chunks, -1), (0, 0, self.settings.window - 1, 0))
+        size = int(np.prod(self.clip_shape))
+        self.layout = {"clip": slice(0, size), "position": slice(size, size + self.chunks)}
+        observed = Box(0.0, 1.0, (size + self.chunks,), np.float32)
+        super().__init__(num_envs, observed, Discrete(3), device=device, **others)
+
+    def _rows(self, state: DetectState) -> int:
+        return len(state.clip)
+
+    def _ended(self, state: DetectState) -> Tensor:
+        return state.over
+
+    def _drawn(self, keys: Tensor) -> DetectState:
+        """New episodes of keys [N]."""
+        clip = (uniform(keys, 0, 0, (1,))[:, 0] * len(self.bank)).long()
+        zeros = torch.zeros_like(clip)
+        return DetectState(clip, zeros + 1, zeros, zeros.bool(), keys)
+
+    def _begin(self, options: dict[str, Any]) -> DetectState:
+        keys = stream_keys(int(self.np_random.integers(2**62)), self.num_envs, self.device)
+        state = self._drawn(self._integers_of(options, "keys", keys))
+        clip = self._integers_of(options, "clips", state.clip)
+        if clip is not state.clip and bool(((clip < 0) | (clip >= len(self.bank))).any()):
+            raise ValueError(f"clips lie in 0 .. {len(self.bank) - 1}, not {clip.tolist()}")
+        return replace(state, clip=clip)
+
+    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> DetectState:
+        if self._state is None and not bool(mask.all()):
+            raise gymnasium.error.ResetNeeded("the first reset begins every row: leave out reset_mask")
+        begun = self._begin(options)
+        return begun if self._state is None else self._state.where(mask, begun)
+
+    def _renew(self, state: DetectState, ended: Tensor) -> DetectState:
+        return state.where(ended, self._drawn(fold(state.keys, 1)))
+
+    def _advance(self, state: DetectState, actions: Tensor) -> tuple[DetectState, Tensor, Tensor]:
+        waits, last = actions == WAIT, state.seen == self.chunks
+        right = (actions == FAKE) == self.bank.label[state.clip]
+        verdict = torch.where(right & ~waits, 1.0, -1.0)
+        reward = torch.where(waits & ~last, -self.settings.wait_cost, verdict)
+        over = ~waits | last
+        after = replace(state, seen=state.seen + (~over).long(), verdict=actions, over=over)
+        return after.where(state.over, state), reward.masked_fill(state.over, 0.0), over | state.over
+
+    def _observe(self, state: DetectState) -> Tensor:
+        shown = state.seen[:, None] - 1 + torch.arange(self.settings.window, device=self.device)
+        pixels = self.pixels[state.clip[:, None], shown].flatten(1) / 255
+        position = torch.arange(1, self.chunks + 1, device=self.device) == state.seen[:, None]
+        return torch.cat((pixels, position.float()), 1)
+
+    def _view(self, state: DetectState) -> View:
+        pixels = self.bank.video[state.clip, state.seen - 1].movedim(-3, -1).cpu().numpy()
+        columns = (state.clip, state.seen, state.verdict, state.over, self.bank.family[state.clip])
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
+        said = [f"chunk {seen} of {self.chunks}{WORDS[verdict]}" for _, seen, verdict, _, _ in rows]
+        told = [f"it is {self.bank.names[family]}" if over else "" for *_, over, family in rows]
+        prompts = [self.bank.texts[clip][seen - 1] for clip, seen, *_ in rows]
+        return View({"newest chunk": pixels}, notes=(said, told), prompts=prompts)
+
+    def _info(self, state: DetectState) -> dict[str, Any]:
+        label = torch.where(state.over, self.bank.label[state.clip].long(), UNTOLD)
+        family = torch.where(state.over, self.bank.family[state.clip], UNTOLD)
+        return {"label": label, "_label": state.over, "family": family, "_family": state.over}
+
+    def _integers_of(self, options: dict[str, Any], name: str, default: Tensor) -> Tensor:
+        if options.get(name) is None:
+            return default
+        values = torch.as_tensor(options[name], dtype=torch.int64, device=self.device)
+        if values.shape != (self.num_envs,):
+            raise ValueError(f"{name} have shape {tuple(values.shape)}, expected ({self.num_envs},): one a stream")
+        return values
