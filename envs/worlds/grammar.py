@@ -7,6 +7,7 @@ with ``; then``. What is left out takes the middle value: medium size, medium sp
 import difflib
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -175,11 +176,19 @@ def split_of(script: Script) -> str:
 
 
 def sample_scripts(
-    count: int, *, split: str, seed: int, grammar: Grammar, clauses: int | None = None, distinct: bool = False
+    count: int,
+    *,
+    split: str,
+    seed: int,
+    grammar: Grammar,
+    clauses: int | None = None,
+    distinct: bool = False,
+    bend: Callable[[Script], Script | None] | None = None,
 ) -> list[Script]:
     """Draw `count` scripts of one split; outside training, half of them hold an unseen triple.
 
     `clauses` fixes the number of clauses (long streams); else it is drawn from the grammar. `distinct`: none twice.
+    `bend` changes each drawn script, or drops it (None).
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"unknown split '{split}'; use train, validation or test")
@@ -187,8 +196,9 @@ def sample_scripts(
     scripts: list[Script] = []
     while len(scripts) < count:
         unseen = split != "train" and len(scripts) % 2 == 0
-        script = _draw_script(draw, grammar, clauses or draw.choice(grammar.clauses))
-        if distinct and script in scripts:
+        drawn = _draw_script(draw, grammar, clauses or draw.choice(grammar.clauses))
+        script = bend(drawn) if bend else drawn
+        if script is None or (distinct and script in scripts):
             continue
         if split_of(script) == split and unseen == any(clause.held_out for clause in script):
             scripts.append(script)

@@ -48,14 +48,20 @@ class LongScores:
 
 
 def judge(
-    video: Tensor, chunk_clauses: Sequence[Sequence[Clause]], frames_per_chunk: int, *, fresh: bool = True
+    video: Tensor,
+    chunk_clauses: Sequence[Sequence[Clause]],
+    frames_per_chunk: int,
+    *,
+    fresh: bool = True,
+    given: int = 0,
 ) -> OracleScores:
     """Score videos [B, F, 3, 32, 32] in [0, 1] against the clauses [B][chunks] that hold during their chunks.
 
-    `fresh` says that each clip begins its clause; pass False for a window cut out of a longer stream.
+    `fresh` says that each clip begins its clause; pass False for a window cut out of a longer stream. The first `given`
+    frames are looked at, since a clip has to go on from them, and do not count.
     """
     frames, weight = _frame_scores(video, chunk_clauses, frames_per_chunk, fresh)
-    return _average(frames, weight)
+    return _average(frames[:, given:], weight[:, given:])
 
 
 def judge_long(
