@@ -89,15 +89,21 @@ def side_by_side(clips: Sequence[Frames], gap: int = 2) -> tuple[Frames, NDArray
     return spread, drawn
 
 
-def animation(frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None) -> bytes:
-    """Lossless endless WebP of uint8 [F, H, W, 3] at its own size; columns outside drawn[W] are transparent."""
+def animation(
+    frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None, quality: int | None = None
+) -> bytes:
+    """Endless WebP of uint8 [F, H, W, 3] at its own size; columns outside drawn[W] are transparent.
+
+    quality: 0 to 100, of the lossy coding; None: lossless.
+    """
     alpha = np.full(frames.shape[:3], 255, np.uint8) if drawn is None else np.zeros(frames.shape[:3], np.uint8)
     if drawn is not None:
         alpha[:, :, drawn] = 255
     pictures = [Image.fromarray(np.dstack([frame, mask])) for frame, mask in zip(frames, alpha, strict=True)]
     buffer = io.BytesIO()
+    coding = {"lossless": True} if quality is None else {"quality": quality}
     pictures[0].save(
-        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, lossless=True
+        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **coding
     )
     return buffer.getvalue()
 

@@ -1,0 +1,141 @@
+"""The moving pictures of docs/envs: `python -m reelgym.experiments.gallery` plays each environment and records it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from ..agents.rollout import GeneratorPolicy
+from ..envs.draw import Frames
+from ..envs.stream_detect import FAKE, WAIT
+from ..envs.vector import FPS
+from ..noise import stream_keys
+from .methods import Stack
+from .plots import animation
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = "a green square moves right fast ; then a magenta circle moves up fast"
+WAITS = 2
+QUALITY = 80
+HOLD = 6
+"""Frames for which a list's last canvas stays."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Without options the pictures of the docs are made again."""
+
+    out: Path = ROOT / "docs" / "images" / "envs"
+    """Folder of the pictures, one an environment."""
+    seed: int = 0
+    """Of the generator's noise and of the clips to be judged."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status of `python -m reelgym.experiments.gallery`: 0, or 1 and one line."""
+    try:
+        run(tyro.cli(Config, prog="python -m reelgym.experiments.gallery", args=args))
+    except (OSError, ValueError) as error:
+        print(f"gallery: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(config: Config) -> None:
+    """Write OUT/NAME.webp of every environment; prints the paths."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    for film in (stream_gen, stream_denoise, stream_steer, stream_detect):
+        frames, fps = film(config.seed)
+        path = config.out / f"{film.__name__}.webp"
+        path.write_bytes(animation(frames, fps, quality=QUALITY))
+        print(path)
+
+
+def stream_gen(seed: int) -> tuple[Frames, float]:
+    """The shipped student makes a clip."""
+    env, policy = _env("StreamGen"), GeneratorPolicy(Stack.load().start)
+    policy.reset(stream_keys(seed, 1))
+    return _held(_played(env, policy.act, seed, {"scripts": [SCRIPT]}))
+
+
+def stream_denoise(seed: int) -> tuple[Frames, float]:
+    """The same clip, one denoising step at a time."""
+    env, policy, keys = _env("StreamDenoise", "rgb_array"), GeneratorPolicy(Stack.load().start), stream_keys(seed, 1)
+    policy.reset(keys)
+    steps: list[Tensor] = []
+
+    def act(observation: dict[str, Tensor]) -> Tensor:
+        if not steps:
+            policy.act(observation)
+            steps.extend(transition.x_next for transition in policy.transitions)
+        return steps.pop(0)
+
+    return np.stack(list(_played(env, act, seed, {"scripts": [SCRIPT], "keys": keys}))), FPS["rgb_array"]
+
+
+def stream_steer(seed: int) -> tuple[Frames, float]:
+    """Constant settings: the first component of the noise led half the way, half the guidance, all steps and past."""
+    env = _env("StreamSteer")
+    action = torch.zeros(env.action_space.shape)
+    action[:, 0], action[:, -3], action[:, -2:] = 0.5, 0.5, 1.0
+    options = {"scripts": [SCRIPT], "keys": stream_keys(seed, 1)}
+    return _held(_played(env, lambda observation: action, seed, options))
+
+
+def stream_detect(seed: int) -> tuple[Frames, float]:
+    """Wait twice, then say that it is fake: once where it is, once where it is not."""
+    env = _env("StreamDetect", clips=64)
+    films = []
+    for label in (True, False):
+        clip = int((env.bank.label == label).nonzero()[0])
+        words = [FAKE] + [WAIT] * WAITS
+        films.append(_held(_played(env, partial(_said, words), seed, {"clips": [clip]}))[0])
+    return np.concatenate(films), FPS["rgb_array_list"]
+
+
+def _said(words: list[int], observation: Tensor) -> Tensor:
+    """The last word, which is taken away."""
+    return torch.tensor([words.pop()])
+
+
+def _env(name: str, mode: str = "rgb_array_list", **others: Any) -> Any:
+    """One stream over tensors."""
+    return gymnasium.make_vec(
+        f"reelgym/{name}-v0", num_envs=1, render_mode=mode, autoreset_mode="Disabled", split="test", **others
+    )
+
+
+def _played(env: Any, act: Callable[[Any], Tensor], seed: int, options: dict[str, Any]) -> Iterator[Frames]:
+    """The canvases of one episode, in order."""
+    observation, _ = env.reset(seed=seed, options=options)
+    yield from _shown(env)
+    ended = False
+    while not ended:
+        observation, _, terminated, _, _ = env.step(act(observation))
+        ended = bool(terminated.all())
+        yield from _shown(env)
+
+
+def _shown(env: Any) -> list[Frames]:
+    (shown,) = env.render()
+    return shown if isinstance(shown, list) else [shown]
+
+
+def _held(canvases: Iterator[Frames]) -> tuple[Frames, float]:
+    """All frames, the last one for longer, and their rate."""
+    frames = list(canvases)
+    return np.stack([*frames, *[frames[-1]] * HOLD]), FPS["rgb_array_list"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
