@@ -6,14 +6,14 @@ B streams, n chunks, f latent frames a chunk, S denoising steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..envs.prompt_source import Texts
 from ..envs.stream_gen import StreamGenVectorEnv
-from ..models.generator import Generator, StreamState, Transition, generate_chunk
+from ..models.generator import Generator, StreamState, Transition, generate_chunk, read_chunk
 from ..models.sampler import x0_from_v
 from ..models.wan import CausalWan
 
@@ -35,13 +35,28 @@ class GeneratorPolicy:
         self.state, self.transitions = StreamState.start(keys), ()
 
     def act(self, observation: dict[str, Tensor]) -> Tensor:
-        """The next chunk [B, f, C, h, w] for the prompts of StreamGen's observation."""
+        """The next chunk [B, f, C, h, w] for the prompts of StreamGen's observation.
+
+        At the first call, chunks that the clips have already are read, as far back as the window shows them; the
+        prompt at hand stands for theirs.
+        """
         if self.state is None:
             raise ValueError("call reset(keys) before act")
+        if self.state.chunk == 0:
+            self.state = self._opened(self.state, observation)
         chunk, self.transitions, self.state = generate_chunk(
             self.generator, self.state, observation["prompt"], exit_step=self.exit_step, grad=self.grad
         )
         return chunk
+
+    def _opened(self, state: StreamState, observation: dict[str, Tensor]) -> StreamState:
+        done, frames = int(observation["position"][0]), self.generator.frames_per_chunk
+        latents = observation["latents"]
+        seen = min(done, latents.shape[1] // frames)
+        state = replace(state, chunk=done - seen)
+        for chunk in latents[:, latents.shape[1] - seen * frames :].split(frames, 1) if seen else ():
+            state = read_chunk(self.generator, state, chunk, observation["prompt"])
+        return state
 
     def take(self, rows: Tensor) -> GeneratorPolicy:
         """A policy whose streams continue this one's at rows [M] (int64)."""

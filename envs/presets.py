@@ -12,9 +12,10 @@ import torch
 from ..models.tiny import WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..rewards.stream_reward import StreamReward
 from .detect_bank import Bank, Source, build_bank
-from .prompt_source import world_prompts
+from .prompt_source import slice_prompts, world_prompts
 from .stream_denoise import SIGMAS
 from .windows import TINY
+from .worlds.slices import slice_named
 
 PRESETS = {"tiny": WEIGHTS}
 DETECTS = {"settings", "autoreset_mode", "render_mode", "check"}
@@ -25,6 +26,7 @@ def stream_gen_parts(
     preset: str | Path = "tiny",
     *,
     grammar: str | None = None,
+    slice: str | None = None,
     split: str = "train",
     chunks: int | None = None,
     max_episode_steps: int | None = None,
@@ -34,11 +36,15 @@ def stream_gen_parts(
     """Arguments of StreamGenVectorEnv: codec, reward, prompts, clock and device.
 
     preset: "tiny", or a folder with a `codec` and a `reward` in it. grammar, split: of the prompts; by default the
-    grammar that the reward was trained on. chunks, or max_episode_steps: length of a clip. What is given as codec,
-    reward, prompts or clock is taken as it is. ValueError for a name that is no preset and no folder.
+    grammar that the reward was trained on. slice: an edge slice in its stead, whose first chunk the world gives.
+    chunks, or max_episode_steps: length of a clip. What is given as codec, reward, prompts or clock is taken as it is.
+    ValueError for a name that is no preset and no folder, for one that is no slice, and for prompts of two kinds.
     """
     folder = stack_folder(preset)
-    clock = given.pop("clock", replace(TINY, chunks=chunks or max_episode_steps or TINY.chunks))
+    if slice is not None and (grammar is not None or "prompts" in given):
+        raise ValueError(f"slice={slice!r} brings its own prompts: leave out grammar and prompts, or slice")
+    longer = slice_named(slice).length if slice else 1
+    clock = given.pop("clock", replace(TINY, chunks=chunks or max_episode_steps or longer * TINY.chunks))
     parts: dict[str, Any] = {"clock": clock, "device": device, **given}
     if "codec" not in parts:
         parts["codec"] = load_tiny("codec", folder / "codec", device)
@@ -46,7 +52,12 @@ def stream_gen_parts(
         parts["reward"] = StreamReward(load_tiny("reward", folder / "reward", device))
     if "prompts" not in parts:
         named = grammar or load_manifest("reward", folder / "reward")["recipe"]["grammar"]
-        parts["prompts"] = world_prompts(load_encoder("reward", folder / "reward"), clock.chunks, named, split)
+        encoder = load_encoder("reward", folder / "reward")
+        parts["prompts"] = (
+            slice_prompts(encoder, clock.chunks, clock.frames_per_chunk, slice, grammar=named, split=split)
+            if slice
+            else world_prompts(encoder, clock.chunks, named, split)
+        )
     return parts
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..models.prompts import WordEncoder
 from .worlds.grammar import GRAMMARS, chunk_prompts, sample_scripts, script_text
+from .worlds.render import render
+from .worlds.slices import heard, slice_named, slice_scene, slice_scripts
 
 Texts = tuple[tuple[str, ...], ...]
 """B rows of one prompt per chunk."""
@@ -55,6 +57,20 @@ class ScriptPrompts:
         return self._known[text]
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedPrompts(ScriptPrompts):
+    """Scripts of clips whose first chunk the world gives.
+
+    begin: `begin(count, seed)` -> video [count, F0, 3, H, W] in [0, 1] of that chunk, for the very scripts of `sample`.
+    """
+
+    begin: Callable[[int, int], Tensor]
+
+    def opening(self, batch: int, step: int) -> Tensor:
+        """The first chunk of the clips that the same call of `draw` asks for."""
+        return self.begin(batch, step)
+
+
 def world_prompts(encoder: WordEncoder, chunks: int, grammar: str = "plain", split: str = "train") -> ScriptPrompts:
     """Prompts of ShapeStream: scripts drawn from a grammar's split."""
     if grammar not in GRAMMARS:
@@ -65,3 +81,31 @@ def world_prompts(encoder: WordEncoder, chunks: int, grammar: str = "plain", spl
         return [script_text(script) for script in drawn]
 
     return ScriptPrompts(encoder, chunks, sample)
+
+
+def slice_prompts(
+    encoder: WordEncoder,
+    chunks: int,
+    frames_per_chunk: int,
+    name: str,
+    *,
+    grammar: str = "plain",
+    split: str = "train",
+) -> OpenedPrompts:
+    """An edge slice of ShapeStream: its scripts in the words of a grammar that the encoder knows, and how they begin.
+
+    frames_per_chunk counts frames of the video. ValueError for an unknown slice, and for clips of a single chunk.
+    """
+    slice_named(name)
+    if chunks < 2:
+        raise ValueError(f"the first chunk of a slice is given: a clip needs at least 2, not {chunks}")
+
+    def sample(count: int, seed: int) -> list[str]:
+        drawn = slice_scripts(name, count, split=split, seed=seed)
+        return [script_text(tuple(heard(clause, GRAMMARS[grammar]) for clause in script)) for script in drawn]
+
+    def begin(count: int, seed: int) -> Tensor:
+        drawn = slice_scripts(name, count, split=split, seed=seed)
+        return render(slice_scene(name, drawn, chunks, frames_per_chunk, seed).first(frames_per_chunk))
+
+    return OpenedPrompts(encoder=encoder, chunks=chunks, sample=sample, begin=begin)

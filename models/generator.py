@@ -100,15 +100,26 @@ def generate_chunk(
         x_next = x0.detach() if step == last else renoise(x0, draw(step + 1), next_sigma)
         transitions.append(Transition(x, sigmas[step], next_sigma, x_next, x0, state.cache))
         x = x_next
-    cache = generator.model.write(x, embeds, state.cache)
-    return x0, tuple(transitions), replace(state, cache=cache, chunk=state.chunk + 1)
+    return x0, tuple(transitions), read_chunk(generator, state, x, embeds)
+
+
+def read_chunk(generator: Generator, state: StreamState, x0: Tensor, embeds: Tensor) -> StreamState:
+    """The state after a clean chunk x0 [B, f, C, h, w] of these prompts [B, L, D], whoever made it."""
+    return replace(state, cache=generator.model.write(x0, embeds, state.cache), chunk=state.chunk + 1)
 
 
 @torch.no_grad()
-def stream(generator: Generator, embeds: Tensor, keys: Tensor) -> Tensor:
-    """Latents [B, n * f, C, h, w] of B new streams; embeds [B, n, L, D] holds the prompt of each chunk."""
+def stream(generator: Generator, embeds: Tensor, keys: Tensor, opening: Tensor | None = None) -> Tensor:
+    """Latents [B, n * f, C, h, w] of B new streams; embeds [B, n, L, D] holds the prompt of each chunk.
+
+    opening: latents [B, m * f, C, h, w] that the streams begin with; the generator reads them and goes on.
+    """
     state, chunks = StreamState.start(keys), []
-    for prompts in embeds.unbind(1):
-        x0, _, state = generate_chunk(generator, state, prompts)
+    given = () if opening is None else opening.split(generator.frames_per_chunk, 1)
+    for number, prompts in enumerate(embeds.unbind(1)):
+        if number < len(given):
+            x0, state = given[number], read_chunk(generator, state, given[number], prompts)
+        else:
+            x0, _, state = generate_chunk(generator, state, prompts)
         chunks.append(x0)
     return torch.cat(chunks, 1)

@@ -80,6 +80,11 @@ class Scene:
     light: Tensor
     occluder: Tensor
 
+    def first(self, frames: int) -> "Scene":
+        """The scene's first frames."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Scene(*(part[:, :frames] if part.dim() > 1 else part for part in parts))
+
 
 def orders(clauses: Sequence[Clause], device: torch.device | str = "cpu") -> Orders:
     """Clauses [B] as tensors."""
