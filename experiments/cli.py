@@ -17,6 +17,7 @@ COMMANDS = {
     "audit probe": "damage clips in a known place and see whether saliency finds it",
     "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",
     "bench reward": "time scores and saliency against the published procedure",
+    "bench envs": "time the environments: alone, with inference, with training, and doing nothing",
 }
 GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 

@@ -1,0 +1,118 @@
+"""Chunks a second of the tiny stack through StreamGen: the environment alone, with inference, with training.
+
+And what the environment adds to its generator: the bare denoising loop against the same loop through an environment
+whose codec and reward do nothing. Same prompts, same noise, and the latents of both must be equal.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...agents.policy_gradient import PolicyGradient, PolicyGradientConfig
+from ...agents.rollout import GeneratorPolicy, rollout
+from ...envs.stream_gen import StreamGenVectorEnv
+from ...models.codec import Codec, Grid
+from ...models.generator import stream
+from ...models.prompts import PromptBatch
+from ...noise import stream_keys
+from ...rewards.stream_reward import RewardSignal
+from ..methods import Stack
+from .turns import in_turns
+
+GROUP = 8
+TARGET = 0.95
+
+
+@dataclass(frozen=True)
+class NoCodec:
+    """The codec's shapes, and video that costs nothing."""
+
+    inner: Codec
+
+    @property
+    def channels(self) -> int:
+        """As the codec's."""
+        return self.inner.channels
+
+    def encode(self, video: Tensor) -> Tensor:
+        """As the codec."""
+        return self.inner.encode(video)
+
+    def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
+        """Black frames that share one number."""
+        grid = self.grid(latents.shape[1])
+        frames = len(grid.latent_of_frame)
+        return latents.new_zeros(()).expand(len(latents), frames, 3, 4 * grid.h, 4 * grid.w)
+
+    def open(self) -> Any:
+        """As the codec."""
+        return self.inner.open()
+
+    def decode_stream(self, latents: Tensor, state: Any, clamp: bool | None = None) -> tuple[Tensor, Any]:
+        """Black frames."""
+        return self.decode(latents), state
+
+    def grid(self, frames: int, start: int = 0) -> Grid:
+        """As the codec's."""
+        return self.inner.grid(frames, start)
+
+
+class NoReward:
+    """A reward of 0 for everything."""
+
+    min_frames = 1
+
+    def __call__(self, video: Tensor, prompts: PromptBatch, *, need: Collection[str]) -> RewardSignal:
+        zeros = video.new_zeros(len(video))
+        return RewardSignal(zeros[:, None], zeros, None, None)
+
+
+def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> dict[str, Any]:
+    """Chunks a second with `envs` streams: the fastest of `rounds` clips of each kind, all in turns, and of twice as
+    many of the two that are compared. training is left out with one stream, whose clip has no group to be above."""
+    device, policy = stack.device, GeneratorPolicy(stack.start)
+    embeds, texts = stack.prompts()(envs, seed)
+    embeds, keys = embeds.to(device), stream_keys(seed, envs, device)
+    full, hollow = _env(stack, stack.codec, stack.reward, envs), _env(stack, NoCodec(stack.codec), NoReward(), envs)
+    latents: dict[str, Tensor] = {}
+
+    def bare() -> None:
+        latents["bare"] = stream(stack.start, embeds, keys)
+
+    def generator() -> None:
+        latents["generator"] = rollout(hollow, policy, keys, texts).latents
+
+    def step() -> None:
+        full.reset(options={"scripts": texts})
+        for chunk in latents["bare"].split(full.clock.frames_per_chunk, 1):
+            full.step(chunk)
+
+    def inference() -> None:
+        rollout(full, policy, keys, texts)
+
+    works = {"bare": bare, "generator": generator, "step": step, "inference": inference}
+    if train and envs > 1:
+        works["training"] = _trainer(stack, envs, seed).update
+    if rounds > 1:  # else a clip takes so long that what happens once does not matter
+        in_turns(list(works.values()), 1, device)
+    seconds = in_turns([bare, generator], 2 * rounds, device)
+    seconds += in_turns(list(works.values())[2:], rounds, device)
+    chunks = envs * stack.clock.chunks
+    speed = {name: chunks / min(one) for name, one in zip(works, seconds, strict=True)}
+    row: dict[str, Any] = {"kind": "chunks", "envs": envs, "rounds": rounds, "training": None, **speed}
+    row |= {"ratio": speed["generator"] / speed["bare"], "target_ratio": TARGET}
+    return row | {"difference": float((latents["generator"] - latents["bare"]).abs().max())}
+
+
+def _env(stack: Stack, codec: Codec, reward: Any, envs: int) -> StreamGenVectorEnv:
+    settings: dict[str, Any] = {"clock": stack.clock, "device": stack.device, "autoreset_mode": "Disabled"}
+    return StreamGenVectorEnv(envs, codec, reward, stack.prompts(), **settings)
+
+
+def _trainer(stack: Stack, envs: int, seed: int) -> PolicyGradient:
+    """The policy gradient as it is set by default, on groups of up to GROUP clips of one prompt."""
+    group = next(size for size in range(min(GROUP, envs), 0, -1) if envs % size == 0)
+    recipe = PolicyGradientConfig(prompts=envs // group, group=group, seed=seed)
+    return PolicyGradient(recipe, stack.student(), stack.env(envs), stack.prompts())

@@ -1,0 +1,224 @@
+"""What a vector step costs when the environment does nothing: ours, and the vector environments that people use.
+
+The transition is one for all: a counter in 0 .. 255 rises by the action (0 .. 3), the reward is the action, and the
+observation is the counter's frame, 3x32x32 bytes out of a table of 256. Ours gathers the frames of all rows into a new
+tensor every step. A rival's single environment hands out a view of its frame, and its vector copies.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from ...envs.vector import TensorVectorEnv
+from .turns import in_turns
+
+SHAPE = (3, 32, 32)
+FRAMES = np.random.default_rng(0).integers(256, size=(256, *SHAPE), dtype=np.uint8)
+ACTIONS = Discrete(4)
+PICTURE = Box(0, 255, SHAPE, np.uint8)
+COUNTER = Box(0, 255, (), np.int64)
+
+
+@dataclass(frozen=True)
+class Count:
+    """count: int64 [N]."""
+
+    count: Tensor
+
+    def take(self, rows: Tensor) -> "Count":
+        """The rows [M]."""
+        return Count(self.count[rows])
+
+
+class CounterVectorEnv(TensorVectorEnv[Count]):
+    """The counter on our base. pictures: observe the frames, else the counters alone."""
+
+    def __init__(self, num_envs: int, *, pictures: bool = True, **others: Any) -> None:
+        super().__init__(num_envs, PICTURE if pictures else COUNTER, ACTIONS, **others)
+        self.pictures = pictures
+        self.frames = torch.from_numpy(FRAMES).to(self.device)
+        self.most = torch.tensor(255, device=self.device)
+
+    def _rows(self, state: Count) -> int:
+        return len(state.count)
+
+    def _begin(self, options: dict[str, Any]) -> Count:
+        return Count(torch.zeros(self.num_envs, dtype=torch.int64, device=self.device))
+
+    def _advance(self, state: Count, actions: Tensor) -> tuple[Count, Tensor, bool]:
+        return Count((state.count + actions) & self.most), actions.float(), False
+
+    def _observe(self, state: Count) -> Tensor:
+        return self.frames.index_select(0, state.count) if self.pictures else state.count.clone()
+
+
+class CounterEnv(gymnasium.Env[Any, Any]):
+    """The counter as one environment with numpy."""
+
+    observation_space, action_space = PICTURE, ACTIONS
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """The counter at 0."""
+        super().reset(seed=seed)
+        self.count = 0
+        return FRAMES[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The counter goes on."""
+        self.count = (self.count + int(action)) & 255
+        return FRAMES[self.count], float(action), False, False, {}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """name: a row of the table. open: makes the vector environment of N, reset. ours: fed with tensors if "tensor".
+    share: of the steps of the fastest that it runs. processes: whether it runs its environments in processes of their
+    own. target, target_more: microseconds at 64 environments, and more than at 1, that were set beforehand."""
+
+    name: str
+    open: Callable[[int, torch.device], Any]
+    tensors: bool = False
+    share: float = 1.0
+    processes: bool = False
+    target: float | None = None
+    target_more: float | None = None
+
+
+def _ours(num_envs: int, device: torch.device, **others: Any) -> CounterVectorEnv:
+    return CounterVectorEnv(num_envs, device=device, **others)
+
+
+def _sb3_adapter(num_envs: int, device: torch.device) -> Any:
+    from ...envs.adapters.sb3 import SB3VecEnv
+
+    return SB3VecEnv(_ours(num_envs, device))
+
+
+def _tianshou_adapter(num_envs: int, device: torch.device) -> Any:
+    from ...envs.adapters.tianshou import TianshouVectorEnv
+
+    return TianshouVectorEnv(_ours(num_envs, device, autoreset_mode="Disabled"))
+
+
+def _gymnasium(kind: str) -> Callable[[int, torch.device], Any]:
+    return lambda num_envs, _: getattr(gymnasium.vector, kind)([CounterEnv] * num_envs)
+
+
+def _sb3(num_envs: int, _: torch.device) -> Any:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    return DummyVecEnv([CounterEnv] * num_envs)
+
+
+def _sb3_processes(num_envs: int, _: torch.device) -> Any:
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    return SubprocVecEnv([CounterEnv] * num_envs, start_method="fork")  # its default imports torch in every process
+
+
+def _tianshou(num_envs: int, _: torch.device) -> Any:
+    from tianshou.env import DummyVectorEnv
+
+    return DummyVectorEnv([CounterEnv] * num_envs)
+
+
+SUBJECTS = (
+    Subject("reelgym", _ours, True, target=10, target_more=4),
+    Subject("reelgym, check=False", lambda n, device: _ours(n, device, check=False), True),
+    Subject("reelgym, no pictures", lambda n, device: _ours(n, device, pictures=False), True),
+    Subject("reelgym through SB3VecEnv", _sb3_adapter, target=16),
+    Subject("reelgym through TianshouVectorEnv", _tianshou_adapter),
+    Subject("Gymnasium SyncVectorEnv", _gymnasium("SyncVectorEnv"), share=0.25),
+    Subject("SB3 DummyVecEnv", _sb3, share=0.25),
+    Subject("Tianshou DummyVectorEnv", _tianshou, share=0.25),
+    Subject("Gymnasium AsyncVectorEnv", _gymnasium("AsyncVectorEnv"), share=0.05, processes=True),
+    Subject("SB3 SubprocVecEnv", _sb3_processes, share=0.05, processes=True),
+)
+
+
+def overhead_rows(many: int, steps: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per subject, in microseconds a vector step with one environment and with `many`, medians over rounds.
+
+    Those in this process take turns; those with processes of their own are measured one by one.
+    """
+    together = tuple(subject for subject in SUBJECTS if not subject.processes)
+    groups = (together, *((subject,) for subject in SUBJECTS if subject.processes))
+    found = {count: _merged(measured(group, count, steps, rounds, device) for group in groups) for count in (1, many)}
+    return [_row(subject, found[1][subject.name], found[many][subject.name], many) for subject in SUBJECTS]
+
+
+def _merged(parts: Iterator[dict[str, float | None]]) -> dict[str, float | None]:
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _row(subject: Subject, one: float | None, more: float | None, many: int) -> dict[str, Any]:
+    return {
+        "kind": "overhead",
+        "subject": subject.name,
+        "envs": many,
+        "us_1": one,
+        "us_many": more,
+        "us_more": None if one is None or more is None else more - one,
+        "target_us": subject.target,
+        "target_us_more": subject.target_more,
+    }
+
+
+def measured(
+    subjects: Sequence[Subject], num_envs: int, steps: int, rounds: int, device: torch.device
+) -> dict[str, float | None]:
+    """Microseconds a vector step of every subject by name, in turns; None for one that is not installed."""
+    with ExitStack() as stack:
+        opened = {}
+        for subject in subjects:
+            env = stack.enter_context(_opened(subject, num_envs, device))
+            if env is not None:
+                opened[subject] = env
+        counts = [max(1, int(steps * subject.share)) for subject in opened]
+        works = [
+            _steps(env, subject, num_envs, count, device)
+            for (subject, env), count in zip(opened.items(), counts, strict=True)
+        ]
+        in_turns(works, 1, device)
+        seconds = in_turns(works, rounds, device)
+    micros = [1e6 * statistics.median(one) / count for one, count in zip(seconds, counts, strict=True)]
+    named = dict(zip((subject.name for subject in opened), micros, strict=True))
+    return {subject.name: named.get(subject.name) for subject in subjects}
+
+
+@contextmanager
+def _opened(subject: Subject, num_envs: int, device: torch.device) -> Iterator[Any]:
+    """The vector environment, reset, and closed afterwards; None where its package is not installed."""
+    try:
+        env = subject.open(num_envs, device)
+    except ImportError:
+        yield None
+        return
+    try:
+        env.reset()
+        yield env
+    finally:
+        env.close()
+
+
+def _steps(env: Any, subject: Subject, num_envs: int, count: int, device: torch.device) -> Callable[[], None]:
+    drawn = np.random.default_rng(1).integers(int(ACTIONS.n), size=(16, num_envs))
+    actions: list[Any] = list(torch.from_numpy(drawn).to(device) if subject.tensors else drawn)
+
+    def work() -> None:
+        step = env.step
+        for place in range(count):
+            step(actions[place % 16])
+
+    return work
