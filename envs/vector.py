@@ -91,14 +91,17 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self._state: State | None = None
         self._over: bool | Tensor = False
+        self._integers = not isinstance(action_space, Box)
+        self._action_dtype = torch.int64 if self._integers else torch.float32
+        self._range = _range(action_space, self.BOUNDED)
         self._size(num_envs)
 
     def _size(self, num_envs: int) -> None:
         self.num_envs = num_envs
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self._integers = not isinstance(self.single_action_space, Box)
         self._action_shape = torch.Size(self.action_space.shape or ())
+        self._no_row = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
 
     @property
     def state(self) -> State:
@@ -130,15 +133,14 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         state = self.state
         if self._over is True or (self._over is not False and self.check and bool(self._over.any())):
             raise gymnasium.error.ResetNeeded("an episode has ended: call reset()")
-        actions = self._checked(actions)
         with torch.no_grad():
+            actions = self._checked(actions)
             state, reward, ended = self._advance(state, actions)
             observation, info = self._observe(state), self._info(state)
             if isinstance(ended, Tensor):
                 terminated, again = ended, True
             else:
-                terminated = torch.full((self.num_envs,), ended, dtype=torch.bool, device=self.device)
-                again = ended
+                terminated, again = (torch.ones_like if ended else torch.zeros_like)(self._no_row), ended
             self._over = ended if self.mode is AutoresetMode.DISABLED else False
             if again and self.mode is AutoresetMode.SAME_STEP:
                 final = {"final_obs": observation, "final_info": info}
@@ -168,38 +170,33 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         """The actions as a tensor on the device; InvalidAction where they do not fit the space."""
         if not isinstance(actions, Tensor):
             try:
-                actions = torch.as_tensor(actions)
+                actions = torch.from_numpy(actions) if isinstance(actions, np.ndarray) else torch.as_tensor(actions)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise gymnasium.error.InvalidAction(f"actions cannot be read as a tensor ({error})") from error
         if actions.shape != self._action_shape:
             expected = tuple(self._action_shape)
             raise gymnasium.error.InvalidAction(f"actions have shape {tuple(actions.shape)}, expected {expected}")
-        if self._integers == (actions.is_floating_point() or actions.dtype in (torch.bool, torch.complex64)):
-            kind = "integers" if self._integers else "floating point"
-            raise gymnasium.error.InvalidAction(f"actions are {actions.dtype}, expected {kind}")
-        actions = actions.to(self.device, torch.int64 if self._integers else torch.float32)
+        if actions.dtype is not self._action_dtype or actions.device != self.device:
+            if self._integers == (actions.is_floating_point() or actions.dtype in (torch.bool, torch.complex64)):
+                kind = "integers" if self._integers else "floating point"
+                raise gymnasium.error.InvalidAction(f"actions are {actions.dtype}, expected {kind}")
+            actions = actions.to(self.device, self._action_dtype)
         if self.check:
             self._check_values(actions)
         return actions
 
     def _check_values(self, actions: Tensor) -> None:
-        low, high = (float(end) for end in actions.detach().aminmax())
-        if low != low or high != high:
-            raise gymnasium.error.InvalidAction("actions hold NaN: a policy has diverged")
-        space = self.single_action_space
-        if isinstance(space, Discrete):
-            least, most, slack = float(space.start), float(space.start + space.n - 1), 0.0
-        elif isinstance(space, Box):
-            if not self.BOUNDED:
-                if low == -np.inf or high == np.inf:
-                    raise gymnasium.error.InvalidAction("actions hold infinity: a policy has diverged")
-                return
-            least, most, slack = float(space.low.min()), float(space.high.max()), ROUNDING
-        else:
+        lowest, highest = actions.aminmax()
+        low, high = lowest.item(), highest.item()
+        least, most, slack = self._range
+        if least - slack <= low and high <= most + slack:
             return
-        if low < least - slack or high > most + slack:
-            spans = f"{low:g} to {high:g}, the space in {least:g} to {most:g}"
-            raise gymnasium.error.InvalidAction(f"actions lie in {spans}: clip them")
+        if low != low:
+            raise gymnasium.error.InvalidAction("actions hold NaN: a policy has diverged")
+        if not self.BOUNDED:
+            raise gymnasium.error.InvalidAction("actions hold infinity: a policy has diverged")
+        spans = f"{low:g} to {high:g}, the space in {least:g} to {most:g}"
+        raise gymnasium.error.InvalidAction(f"actions lie in {spans}: clip them")
 
     def _keys(self, options: dict[str, Any]) -> Tensor:
         """Keys of the rows' noise, int64 [N]: those of the options, else drawn."""
@@ -254,3 +251,15 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
     def _info(self, state: State) -> dict[str, Any]:
         """A new dictionary."""
         return {}
+
+
+def _range(space: Space[Any], bounded: bool) -> tuple[float, float, float]:
+    """The least and the most that actions of the space may be, and by how much rounding may take them further."""
+    if isinstance(space, Discrete):
+        return float(space.start), float(space.start + space.n - 1), 0.0
+    if not isinstance(space, Box):
+        return -np.inf, np.inf, 0.0
+    if not bounded:
+        finite = np.finfo(np.float32)
+        return float(finite.min), float(finite.max), 0.0
+    return float(space.low.min()), float(space.high.max()), ROUNDING

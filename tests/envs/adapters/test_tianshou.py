@@ -99,9 +99,16 @@ def test_ppo_trains_on_a_steered_stream(codec, reward, prompts, generator, clock
     before = [parameter.clone() for parameter in algorithm.policy.parameters()]
     result = algorithm.run_training(
         OnPolicyTrainerParams(
-            training_collector=collector, max_epochs=2, epoch_num_steps=16, collection_step_num_env_steps=16,
-            update_step_num_repetitions=1, batch_size=8, test_in_training=False, verbose=False, show_progress=False,
-        )  # fmt: skip
+            training_collector=collector,
+            max_epochs=2,
+            epoch_num_steps=16,
+            collection_step_num_env_steps=16,
+            update_step_num_repetitions=1,
+            batch_size=8,
+            test_in_training=False,
+            verbose=False,
+            show_progress=False,
+        )
     )
     assert result.train_step == 32 and result.train_episode == 8
     assert not all(torch.equal(*pair) for pair in zip(before, algorithm.policy.parameters(), strict=True))
