@@ -93,8 +93,8 @@ def run(config: Config, root: Path = ROOT) -> None:
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """README.md and docs/*.md."""
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    """README.md and every page below docs/."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 def filled(text: str, root: Path = ROOT) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from reelgym.checkpoint import save_checkpoint
+from reelgym.envs.registration import KINDS
 from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.experiments import cli, readme
@@ -61,10 +62,11 @@ def test_a_command_parses(line, monkeypatch, capsys):
         return
     module = words[words.index("-m") + 1] if "-m" in words else "reelgym"
     args = words[words.index("-m") + 2 :] if "-m" in words else words[1:]
-    assert module in ("reelgym", "reelgym.experiments.readme")
-    name, program = "readme", readme
+    assert module in ("reelgym", "reelgym.experiments.readme", "reelgym.experiments.gallery")
+    name = module.removeprefix("reelgym.experiments.")
+    program = importlib.import_module(module) if module != "reelgym" else cli
     if module == "reelgym":
-        name, program = ".".join(args[: 2 if args[0] in cli.GROUPS else 1]), cli
+        name = ".".join(args[: 2 if args[0] in cli.GROUPS else 1])
     called = []
     monkeypatch.setattr(importlib.import_module(f"reelgym.experiments.{name}"), "run", called.append)
     assert program.main(args) == 0, capsys.readouterr().err
@@ -75,6 +77,19 @@ def test_links_lead_somewhere():
     for name, text in PAGES.items():
         for target in re.findall(r"\]\(([^)#]+)", text):
             assert target.startswith("http") or (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_environment_has_a_page_with_its_spaces(name):
+    text = PAGES[f"docs/envs/{KINDS[name]}.md"]
+    env = gymnasium.make(name, **({"clips": 2} if KINDS[name] == "stream_detect" else {}))
+    heads = "Description, Action Space, Observation Space, Rewards, Starting State, Episode End, Arguments, "
+    heads += "Version History, Example"
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == heads.split(", ")
+    assert f"| Action Space | `{env.action_space}` |\n" in text
+    assert f"| Observation Space | `{env.observation_space}` |\n" in text
+    assert f'| import | `gymnasium.make("{name}")` |\n' in text
+    assert f"](../images/envs/{KINDS[name]}.webp)" in text and f"({KINDS[name]}.md)" in PAGES["docs/envs/README.md"]
 
 
 @pytest.fixture(scope="module")
