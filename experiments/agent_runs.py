@@ -1,0 +1,160 @@
+"""What one worker of `reelgym agents` does: one row of one environment's table with one seed.
+
+A row is an agent that learns (a name in agents.recipes.AGENTS), or something that it is held against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from ..agents.recipes import DETECT, RECIPES, STEER
+from ..agents.saved import Agent, library_of
+from ..envs.worlds.fakes import FAKES
+from . import detecting, steering
+from .evaluate import Exam
+from .jobs import Result
+
+Act = Callable[[Tensor], Tensor]
+Build = Callable[[Any], Act]
+"""From the environment of the exam to what acts in it."""
+FIRST_NOISE = 77_000
+"""Seed 0's noise in StreamSteer's exam; the validation's is the number before."""
+WIDTH = 64
+"""Rows of the search for a fixed setting, and of StreamDetect's exam."""
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """One cell: a row, an environment and a seed."""
+
+    row: str
+    env: str
+    seed: int
+    exam: Exam
+    """Test prompts of StreamSteer."""
+    validation: Exam
+    """Prompts of its learning curve."""
+    clips: int = 512
+    """Clips of StreamDetect's test bank; a quarter as many are in the one for its learning curve."""
+    steps: int | None = None
+    """Of training and of the search for a fixed setting, if not the recipe's own."""
+    points: int = 6
+    """Points of the learning curve."""
+    preset: str = "tiny"
+    made_from: str = ""
+    """Hash of code and weights."""
+
+
+def work(task: AgentTask) -> Result:
+    """Do a task: the weights of an agent, and per prompt or clip what the exam found, with the curve of a training."""
+    started = time.perf_counter()
+    if task.row in BASELINES[task.env]:
+        groups, result = {}, {"exam": examined(task, BASELINES[task.env][task.row](task), "test"), "curve": []}
+    else:
+        groups, result = _trained(task)
+    return groups, result | {"seconds": time.perf_counter() - started}
+
+
+def _trained(task: AgentTask) -> Result:
+    recipe = RECIPES[task.row, task.env]
+    steps = task.steps or recipe.steps
+    curve: list[dict[str, float]] = []
+
+    def note(agent: Agent, done: int) -> None:
+        earned = examined(task, lambda env: agent.act, "validation")["reward"]
+        curve.append({"steps": done, "reward": sum(earned) / len(earned)})
+
+    library = library_of(recipe)
+    kwargs = {"preset": task.preset, "autoreset_mode": library.AUTORESET}
+    vector = gymnasium.make_vec(task.env, num_envs=recipe.streams, **recipe.env, **kwargs)
+    every = max(1, steps // task.points)
+    agent = library.learn(recipe, vector, task.seed, steps=steps, call=note, every=every)
+    exam = examined(task, lambda env: agent.act, "test")
+    return {"policy": agent.tensors()}, {"exam": exam, "curve": curve, "steps": steps}
+
+
+def examined(task: AgentTask, build: Build, split: str) -> dict[str, list[float]]:
+    """The exam on "test", or its small sister on "validation"."""
+    if task.env == STEER:
+        exam = task.exam if split == "test" else task.validation
+        noise = FIRST_NOISE + task.seed if split == "test" else FIRST_NOISE - 1
+        env = made(task, exam.prompts * exam.clips, split=split, chunks=exam.chunks)
+        return steering.examined(env, build(env), exam, noise)
+    clips = task.clips if split == "test" else task.clips // 4
+    families = {"families": tuple(FAKES)} if split == "test" else {}
+    env = made(task, min(WIDTH, clips), split=split, clips=clips, **families)
+    return detecting.examined(env, build(env))
+
+
+def made(task: AgentTask, rows: int, **kwargs: Any) -> Any:
+    """The task's environment, which is reset by whoever plays in it."""
+    return gymnasium.make_vec(task.env, num_envs=rows, preset=task.preset, autoreset_mode="Disabled", **kwargs)
+
+
+def unsteered(task: AgentTask) -> Build:
+    """The generator as it ships: all its steps, no guidance, all of the past, noise left alone."""
+    return lambda env: constant(steering.setting(env, len(env.generator.sigmas)))
+
+
+def random_steering(task: AgentTask) -> Build:
+    """Actions drawn evenly from the space."""
+    random = torch.Generator().manual_seed(task.seed)
+    return lambda env: lambda seen: 2 * torch.rand(len(seen), *env.single_action_space.shape, generator=random) - 1
+
+
+def fixed_steering(task: AgentTask) -> Build:
+    """The action that earned most when always taken, searched with as many steps as an agent learns with."""
+    steps = task.steps or max(recipe.steps for (_, env), recipe in RECIPES.items() if env == STEER)
+    env = gymnasium.make_vec(STEER, num_envs=WIDTH, preset=task.preset)
+    best = steering.best_fixed(env, steps, task.seed)
+    return lambda env: constant(best)
+
+
+def planner(task: AgentTask) -> Build:
+    """Tries six settings in forks of the exam before every chunk; it sees the noise to come."""
+
+    def build(env: Any) -> Act:
+        levels = len(env.generator.sigmas)
+        plain = [steering.setting(env, steps) for steps in range(1, levels + 1)]
+        guided = [steering.setting(env, steps, 0.5) for steps in range(max(1, levels - 1), levels + 1)]
+        return steering.planned(env, torch.stack(plain + guided), steering.setting(env, max(1, levels - 1)))
+
+    return build
+
+
+def random_verdicts(task: AgentTask) -> Build:
+    """Waits, says real or says fake, as it comes."""
+    random = torch.Generator().manual_seed(task.seed)
+    return lambda env: lambda seen: torch.randint(3, (len(seen),), generator=random)
+
+
+def fixed_verdict(task: AgentTask) -> Build:
+    """The moment and the verdict that earned most on the training bank when always taken."""
+    env = made(task, WIDTH)
+    rules = [(moment, verdict) for moment in range(env.chunks) for verdict in (detecting.REAL, detecting.FAKE)]
+    best = max(rules, key=lambda one: sum(detecting.examined(env, detecting.rule(env, *one))["reward"]))
+    return lambda env: detecting.rule(env, *best)
+
+
+def informed(task: AgentTask) -> Build:
+    """Knows the label and says it at once."""
+    return lambda env: lambda seen: torch.where(env.bank.label[env.state.clip], detecting.FAKE, detecting.REAL)
+
+
+def constant(action: Tensor) -> Act:
+    """The same action in every row."""
+    return lambda seen: action.expand(len(seen), -1)
+
+
+BASELINES: dict[str, dict[str, Callable[[AgentTask], Build]]] = {
+    STEER: {"unsteered": unsteered, "random": random_steering, "fixed": fixed_steering, "planner": planner},
+    DETECT: {"random": random_verdicts, "fixed": fixed_verdict, "informed": informed},
+}
+"""Rows that do not learn."""

@@ -1,0 +1,162 @@
+"""From the results of `reelgym agents` to rows, tables and a picture of the learning curves. S seeds, P prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..agents.recipes import AGENTS, DETECT, STEER
+from .plots import Line, line_chart
+from .stats import mean_interval, paired_difference
+from .tables import Column, Row, markdown_table, number
+
+LABELS = {
+    "unsteered": "as it ships",
+    "random": "random",
+    "fixed": "best fixed setting",
+    "planner": "informed bound: a planner that sees the noise to come",
+    "informed": "informed bound: told the label",
+    "sb3-ppo": "SB3 PPO",
+    "sb3-sac": "SB3 SAC",
+    "tianshou-ppo": "Tianshou PPO",
+}
+MEANS = {
+    STEER: ("reward", "quality", "passes", "total", "VQ", "MQ", "TA", "physics"),
+    DETECT: ("reward", "right", "chunks"),
+}
+AGAINST = {STEER: ("fixed", "unsteered", "planner"), DETECT: ("fixed", "random")}
+"""What each agent is compared with; the first is declared beforehand."""
+Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+"""By environment and row, the results of every seed."""
+
+
+def scores(results: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """[S, P]: one figure of the exam, per seed and prompt (or clip)."""
+    return np.array([result["exam"][name] for result in results], dtype=np.float64)
+
+
+def table_rows(found: Results, seeds: Sequence[int]) -> list[Row]:
+    """Rows of kind "row" (means with intervals), "contrast", "run" (one seed) and "curve" (one point)."""
+    rows = [_mean_row(env, name, results) for (env, name), results in found.items()]
+    learners = [(env, name) for env, name in found if name in AGENTS]
+    rows += [_contrast(found, env, name, other) for env, name in learners for other in AGAINST[env]]
+    for (env, name), results in found.items():
+        for seed, result in zip(seeds, results, strict=False):
+            means = {key: float(np.mean(result["exam"][key])) for key in MEANS[env]}
+            rows.append({"kind": "run", "env": env, "row": name, "seed": seed, **means, "seconds": result["seconds"]})
+            points = ({"kind": "curve", "env": env, "row": name, "seed": seed, **point} for point in result["curve"])
+            rows.extend(points)
+    return rows
+
+
+def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
+    interval = mean_interval(scores(results, "reward"))
+    row: Row = {"kind": "row", "env": env, "row": name, "label": LABELS[name], "seeds": len(results)}
+    row |= {key: float(scores(results, key).mean()) for key in MEANS[env]}
+    if env == DETECT:
+        family = scores(results, "family")
+        called = scores(results, "called_fake")
+        row |= {"false_alarms": float(called[family == 0].mean()), "found": float(called[family != 0].mean())}
+    seconds = float(np.mean([result["seconds"] for result in results]))
+    return row | {"low": interval.low, "high": interval.high, "steps": results[0].get("steps"), "seconds": seconds}
+
+
+def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
+    a, b = (found[env, name] for name in (ours, theirs))
+    row: Row = {"kind": "contrast", "env": env, "row": ours, "against": theirs}
+    row["label"] = f"{LABELS[ours]} - {LABELS[theirs].split(':')[0]}" + (" *" if theirs == AGAINST[env][0] else "")
+    for key in ("reward", "total") if env == STEER else ("reward",):
+        difference = paired_difference(scores(a, key)[: len(b)], scores(b, key)[: len(a)])
+        row |= {key: difference.mean, f"{key}_low": difference.low, f"{key}_high": difference.high}
+        row[f"{key}_answer"] = difference.verdict
+    return row
+
+
+def _span(key: str, low: str, high: str, form: str = "+.3f") -> Any:
+    return lambda row: f"{row[key]:{form}} [{row[low]:{form}}, {row[high]:{form}}]" if row.get(key) is not None else "–"
+
+
+STEER_COLUMNS = (
+    Column("who steers", "", lambda row: row["label"]),
+    Column(
+        "return [95%]",
+        "of a clip: the mean over chunks of the reward's z-score, the price of network passes paid; higher is better",
+        _span("reward", "low", "high"),
+    ),
+    Column("quality", "the same before the price", number("quality", "+.3f")),
+    Column("passes", "of a stream through the network, for a chunk", number("passes", ".2f")),
+    Column("oracle", "total of the held-out oracle, 0 to 1, higher is better", number("total", ".3f")),
+    Column("VQ", "oracle, visual quality", number("VQ", ".3f")),
+    Column("MQ", "oracle, motion quality", number("MQ", ".3f")),
+    Column("TA", "oracle, text alignment", number("TA", ".3f")),
+    Column("seeds", "", number("seeds", "d")),
+    Column("steps", "of the environment in training, all streams together", number("steps", ",d")),
+    Column("sec.", "training and exam on one core", number("seconds", ",.0f")),
+)
+DETECT_COLUMNS = (
+    Column("who judges", "", lambda row: row["label"]),
+    Column("return [95%]", "of an episode: verdict and waiting; higher is better", _span("reward", "low", "high")),
+    Column("right", "share of clips with the right verdict", number("right", ".3f")),
+    Column("false alarms", "share of real clips called fake", number("false_alarms", ".3f")),
+    Column("found", "share of fakes called fake", number("found", ".3f")),
+    Column("chunks", "shown before the verdict, of four", number("chunks", ".2f")),
+    Column("seeds", "", number("seeds", "d")),
+    Column("steps", "", number("steps", ",d")),
+    Column("sec.", "", number("seconds", ",.0f")),
+)
+STEER_CONTRASTS = (
+    Column("difference", "paired; declared beforehand where marked *", lambda row: row["label"]),
+    Column("return [95%]", "", _span("reward", "reward_low", "reward_high")),
+    Column("above", "yes: interval above zero; no: below zero", lambda row: row["reward_answer"]),
+    Column("oracle [95%]", "", _span("total", "total_low", "total_high")),
+    Column("above", "", lambda row: row["total_answer"]),
+)
+COLUMNS = (*STEER_COLUMNS, *DETECT_COLUMNS, *STEER_CONTRASTS)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Every environment's tables as Markdown."""
+    parts = []
+    for env, columns, contrasts in ((STEER, STEER_COLUMNS, STEER_CONTRASTS), (DETECT, DETECT_COLUMNS, None)):
+        own = [row for row in rows if row["env"] == env]
+        means = [row for row in own if row["kind"] == "row"]
+        if means:
+            pairs = [row for row in own if row["kind"] == "contrast"]
+            parts += [f"**{env}**", markdown_table(columns, means)]
+            parts += [markdown_table(contrasts or STEER_CONTRASTS[:3], pairs)] if pairs else []
+    return "\n\n".join(parts)
+
+
+def curves_svg(rows: Sequence[Row], env: str) -> str:
+    """The learning curves of an environment: validation return against steps, a thick line for the mean of the seeds,
+    thin ones for each; one file that needs no page around it."""
+    points = [row for row in rows if row["kind"] == "curve" and row["env"] == env]
+    names = list(dict.fromkeys(row["row"] for row in points))
+    lines = []
+    for colour, name in enumerate(names, 1):
+        runs: dict[int, list[tuple[float, float]]] = {}
+        for row in points:
+            if row["row"] == name:
+                runs.setdefault(row["seed"], []).append((row["steps"], row["reward"]))
+        lines += [Line(f"seed {seed}", tuple(run), colour, faint=True) for seed, run in runs.items()]
+        columns = zip(*runs.values(), strict=False)
+        mean = tuple((float(np.mean([x for x, _ in at])), float(np.mean([y for _, y in at]))) for at in columns)
+        lines.append(Line(LABELS[name], mean, colour))
+    title = f"{env}: {', '.join(f'{LABELS[name]} {COLOURS[place][1]}' for place, name in enumerate(names))}"
+    chart = line_chart(lines, title, "steps")
+    return chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{_style()}", 1)
+
+
+COLOURS = (("#0072b2", "(blue)"), ("#d55e00", "(orange)"), ("#008561", "(green)"), ("#a8488a", "(purple)"))
+
+
+def _style() -> str:
+    lines = " ".join(f".c{place} {{ stroke: {colour}; }}" for place, (colour, _) in enumerate(COLOURS, 1))
+    fixed = "text { font: 11px sans-serif; fill: #555; } .title { font-weight: 600; font-size: 12px; } "
+    fixed += ".grid { stroke: #ddd; } polyline { fill: none; stroke-width: 2.5; } "
+    fixed += ".faint { stroke-width: 1; opacity: .4; }"
+    return f"<style>{escape(fixed)} {lines}</style>"

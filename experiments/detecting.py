@@ -1,0 +1,64 @@
+"""StreamDetect's exam: every clip of a bank is shown once, and what an agent says of it is counted.
+
+M clips, N streams, n chunks a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..envs.stream_detect import FAKE, REAL, WAIT, StreamDetectVectorEnv
+
+Act = Callable[[Tensor], Tensor]
+"""Observations [N, K] to actions int64 [N]."""
+
+
+def examined(env: StreamDetectVectorEnv, act: Act) -> dict[str, list[float]]:
+    """Per clip of env's bank: reward (of an episode), right (1 for a right verdict), called_fake, chunks (shown), and
+    its family, a place in bank.names.
+
+    env: DISABLED autoreset; its number of rows divides the bank's clips. Row i of a round shows clip i of that part.
+    """
+    parts = torch.arange(len(env.bank)).split(env.num_envs)
+    if len(parts[-1]) != env.num_envs:
+        raise ValueError(f"{env.num_envs} rows do not divide a bank of {len(env.bank)} clips")
+    found = [_round(env, act, clips) for clips in parts]
+    return {name: torch.cat([part[name] for part in found]).tolist() for name in found[0]}
+
+
+def _round(env: StreamDetectVectorEnv, act: Act, clips: Tensor) -> dict[str, Tensor]:
+    observation, _ = env.reset(options={"clips": clips})
+    total, verdict = torch.zeros(len(clips)), torch.full((len(clips),), WAIT)
+    open_ = torch.ones(len(clips), dtype=torch.bool)
+    for _ in range(env.chunks):
+        actions = act(observation)
+        verdict = torch.where(open_, actions.cpu(), verdict)
+        observation, reward, ended, *_ = _step_open(env, actions, open_)
+        total += torch.where(open_, reward.cpu(), 0.0)
+        open_ &= ~ended.cpu()
+        if not open_.any():
+            break
+    family = env.bank.family[clips.to(env.device)].cpu()
+    fake = env.bank.label[clips.to(env.device)].cpu()
+    right = (verdict == FAKE) & fake | (verdict == REAL) & ~fake
+    shown = env.state.seen.cpu().float()
+    found = {"reward": total, "right": right, "called_fake": verdict == FAKE, "chunks": shown, "family": family}
+    return {name: column.float() for name, column in found.items()}
+
+
+def rule(env: StreamDetectVectorEnv, moment: int, verdict: int) -> Act:
+    """Wait until `moment` chunks beyond the first were shown, then always say the same."""
+    position = env.layout["position"]
+    return lambda seen: torch.where(seen[:, position].argmax(1) >= moment, verdict, WAIT)
+
+
+def _step_open(env: StreamDetectVectorEnv, actions: Tensor, open_: Tensor) -> tuple:
+    """A step in which rows that have ended take no part: they stay as they are and earn nothing."""
+    looking, env.check = env.check, False
+    try:
+        return env.step(actions)
+    finally:
+        env.check = looking
