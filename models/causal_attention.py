@@ -132,10 +132,8 @@ def rotary_turn(
             _angles(torch.arange(h), side, theta).view(1, h, 1, side),
             _angles(torch.arange(w), side, theta).view(1, 1, w, side),
         )
-        cos, sin = (
-            torch.cat([wave(angle).float().to(device).expand(len(frames), h, w, -1) for angle in axes], -1)
-            for wave in (torch.cos, torch.sin)
-        )
+        waves = [[wave(angle).float().to(device, non_blocking=True) for angle in axes] for wave in (torch.cos, torch.sin)]
+        cos, sin = (torch.cat([part.expand(len(frames), h, w, -1) for part in parts], -1) for parts in waves)
         sin = sin.view(-1, 1, dim // 2)
         return cos.view(-1, 1, dim // 2).repeat_interleave(2, -1), torch.complex(torch.zeros_like(sin), sin)
 
@@ -168,7 +166,7 @@ def causal_bias(
         seen = torch.cat((torch.cat((seen, torch.zeros_like(own)), 1), torch.cat((past, own), 1)))
     seen = seen.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
     with torch.inference_mode(False), torch.no_grad():
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf")).to(device)
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf")).to(device, non_blocking=True)
 
 
 def past_bias(past: Tensor, cached: int, new: int, tokens: int, dtype: torch.dtype) -> Tensor:

@@ -89,7 +89,7 @@ def steered_chunk(
     on nothing but that row. At S steps, guidance 1 and the whole past it equals `generate_chunk`. On the CPU only
     streams that still need a prediction take part in one; on a GPU all do: to look who does would wait for the device.
     """
-    levels = schedules(generator.sigmas).to(noise)[steering.steps - 1]
+    levels = schedules(generator.sigmas).to(noise, non_blocking=True)[steering.steps - 1]
     x = noise[:, 0]
     for step in range(len(generator.sigmas)):
         here = _Rows.of(steering.steps > step)
@@ -130,7 +130,7 @@ class _Rows:
 
     @classmethod
     def of(cls, mask: Tensor) -> _Rows:
-        return cls(mask, None if mask.is_cuda else mask.nonzero()[:, 0])
+        return cls(mask, mask.nonzero()[:, 0] if mask.device.type == "cpu" else None)
 
     @property
     def none(self) -> bool:

@@ -224,7 +224,7 @@ class StreamReward:
                 f"prompts: {len(prompts.text)} texts and embeds {list(prompts.embeds.shape)} do not fit the "
                 f"{len(video)} clips of video {shape}: one prompt per clip is expected"
             )
-        if self.settings.check if self.settings.check is not None else not video.is_cuda:
+        if self.settings.check if self.settings.check is not None else video.device.type == "cpu":
             self._check_pixels(video)
 
     def _check_pixels(self, video: Tensor) -> None:
