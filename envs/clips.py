@@ -14,7 +14,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
-from ..models.codec import Codec
+from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
 from ..rewards.stream_reward import RewardSignal, StreamReward
 from .draw import View, overlay, to_pixels
@@ -174,21 +174,24 @@ class Clips:
     def perplexity(self, state: ClipState) -> Tensor:
         """The newest window's perplexity at each frame of the newest chunk, [N, F, h, w]; zeros while the reward has
         none to give: the window is too short, or no score depends on the pixels by a gradient."""
-        grid, newest = self.codec.grid(1), state.video[-1].shape[1] if state.video else 0
-        video = torch.cat(state.video, 1) if state.video else None
-        if video is not None and isinstance(self.reward, StreamReward) and video.shape[1] >= self.reward.min_frames:
-            latents = self.clock.frames_per_chunk * len(state.video)
-            # a causal codec's first latent has fewer frames than the others
-            grids = (self.codec.grid(video.shape[1], start) for start in range(2))
-            grid = next(grid for grid in grids if grid.latent_frames == latents)
-            try:
-                prompts = state.prompts[state.position - 1]
-                signal = self.reward(video, prompts, grid, need={"scores", "perplexity"})
-            except ValueError:
-                signal = None
-            if signal is not None and signal.perplexity is not None:
-                return signal.perplexity[:, grid.latent_of_frame[-newest:]]
+        newest = state.video[-1].shape[1] if state.video else 0
+        if state.video and isinstance(self.reward, StreamReward):
+            video = torch.cat(state.video, 1)
+            grid = self._window_grid(video.shape[1], self.clock.frames_per_chunk * len(state.video))
+            if grid is not None and video.shape[1] >= self.reward.min_frames:
+                try:
+                    signal = self.reward(video, state.prompts[state.position - 1], grid, need={"perplexity"})
+                    if signal.perplexity is not None:
+                        return signal.perplexity[:, grid.latent_of_frame[-newest:]]
+                except ValueError:  # a reward that cuts the gradient
+                    pass
+        grid = self.codec.grid(1)
         return torch.zeros(len(state.latents), newest, grid.h, grid.w, device=self.device)
+
+    def _window_grid(self, frames: int, latents: int) -> Grid | None:
+        """Of a window at a stream's start, or later: a causal codec's first latent has fewer frames than others."""
+        grids = (self.codec.grid(frames, start) for start in range(2))
+        return next((grid for grid in grids if grid.latent_frames == latents), None)
 
     def _encoded(self, scripts: Sequence[Any]) -> tuple[Tensor, Texts]:
         encode = getattr(self.prompts, "encode", None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import RecordVideo
+from gymnasium.wrappers.vector import RecordVideo as VectorRecordVideo
 
 from reelgym.envs.recording import RecordClips
 from reelgym.envs.single import SingleEnv
@@ -110,6 +111,19 @@ def test_gymnasiums_record_video_takes_one_frame_a_step(make, tmp_path, moviepy,
     for episode in range(2):
         frames, fps = read_video(tmp_path / "videos" / f"rl-video-episode-{episode}.mp4")
         assert len(frames) == steps + 1 and fps == 3
+
+
+def test_gymnasiums_record_video_of_vectors_puts_them_side_by_side(codec, reward, prompts, clock, tmp_path, moviepy):
+    vector = StreamGenVectorEnv(4, codec, reward, prompts, clock=clock, autoreset_mode="Disabled",
+                                render_mode="rgb_array")  # fmt: skip
+    env = VectorRecordVideo(vector, str(tmp_path / "videos"), episode_trigger=lambda episode: True)
+    env.reset(seed=0)
+    for _ in range(clock.chunks):
+        env.step(torch.zeros(env.action_space.shape))
+    height, width, _ = env.render()[0].shape
+    env.close()
+    frames, _ = read_video(tmp_path / "videos" / "rl-video-episode-0.mp4")
+    assert len(frames) == clock.chunks + 1 and frames[0].numel() == 4 * height * width * 3
 
 
 @pytest.mark.parametrize("kind", ["RecordClips", "RecordVideo"])

@@ -179,7 +179,7 @@ def test_perplexity_is_of_the_window_and_asked_for_by_render_alone(codec, reward
     whole = reward(video, env.state.prompts[1], codec.grid(6), need={"perplexity"}).perplexity
     assert torch.equal(weights, whole[:, 3:])
     env.render()
-    assert asked[-1] == {"scores", "perplexity"}
+    assert asked[-1] == {"perplexity"}
 
 
 def test_a_reward_without_gradients_is_drawn_without_a_map(codec, prompts):
