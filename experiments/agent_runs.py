@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..agents.recipes import DETECT, RECIPES, STEER
 from ..agents.saved import Agent, library_of
+from ..envs.stream_detect import FAKE, REAL
 from ..envs.worlds.fakes import FAKES
 from . import detecting, steering
 from .evaluate import Exam
@@ -56,9 +57,9 @@ def work(task: AgentTask) -> Result:
     """Do a task: the weights of an agent, and per prompt or clip what the exam found, with the curve of a training."""
     started = time.perf_counter()
     if task.row in BASELINES[task.env]:
-        groups, result = {}, {"exam": examined(task, BASELINES[task.env][task.row](task), "test"), "curve": []}
-    else:
-        groups, result = _trained(task)
+        exam = examined(task, BASELINES[task.env][task.row](task), "test")
+        return {}, {"exam": exam, "curve": [], "seconds": time.perf_counter() - started}
+    groups, result = _trained(task)
     return groups, result | {"seconds": time.perf_counter() - started}
 
 
@@ -112,7 +113,7 @@ def random_steering(task: AgentTask) -> Build:
 def fixed_steering(task: AgentTask) -> Build:
     """The action that earned most when always taken, searched with as many steps as an agent learns with."""
     steps = task.steps or max(recipe.steps for (_, env), recipe in RECIPES.items() if env == STEER)
-    env = gymnasium.make_vec(STEER, num_envs=WIDTH, preset=task.preset)
+    env: Any = gymnasium.make_vec(STEER, num_envs=WIDTH, preset=task.preset)
     best = steering.best_fixed(env, steps, task.seed)
     return lambda env: constant(best)
 
@@ -138,14 +139,14 @@ def random_verdicts(task: AgentTask) -> Build:
 def fixed_verdict(task: AgentTask) -> Build:
     """The moment and the verdict that earned most on the training bank when always taken."""
     env = made(task, WIDTH)
-    rules = [(moment, verdict) for moment in range(env.chunks) for verdict in (detecting.REAL, detecting.FAKE)]
+    rules = [(moment, verdict) for moment in range(env.chunks) for verdict in (REAL, FAKE)]
     best = max(rules, key=lambda one: sum(detecting.examined(env, detecting.rule(env, *one))["reward"]))
     return lambda env: detecting.rule(env, *best)
 
 
 def informed(task: AgentTask) -> Build:
     """Knows the label and says it at once."""
-    return lambda env: lambda seen: torch.where(env.bank.label[env.state.clip], detecting.FAKE, detecting.REAL)
+    return lambda env: lambda seen: torch.where(env.bank.label[env.state.clip], FAKE, REAL)
 
 
 def constant(action: Tensor) -> Act:

@@ -110,9 +110,8 @@ def _seeds(size: Size, row: str, seeds: range) -> range:
 
 
 def _job(config: Config, size: Size, env: str, row: str, seed: int) -> Job:
-    sizes = {"clips": size.clips, "steps": size.steps, "points": size.points}
-    origin = {"preset": config.weights, "made_from": _made_from(config)}
-    task = AgentTask(row, env, seed, size.exam, size.validation, **sizes, **origin)
+    sizes = (size.exam, size.validation, size.clips, size.steps, size.points)
+    task = AgentTask(row, env, seed, *sizes, preset=config.weights, made_from=_made_from(config))
     quick = row in BASELINES[env] and row not in ("fixed", "planner")
     return Job(_name(env, row, seed), task, cost=1.0 if quick else 2.0)
 

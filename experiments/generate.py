@@ -20,6 +20,7 @@ from ..noise import normal, stream_keys
 from ..video import write_video
 from .jobs import one_thread
 from .results import pick_device
+from .train_agent import steered_by
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Config:
     """What to show: "a red circle moves left fast ; then a blue square moves up"."""
     out: Path = Path("clip.mp4")
     """Video file to write: .mp4, .mov or .mkv."""
+    agent: Path | None = None
+    """Folder of an agent that steers the student, as reelgym train sb3-ppo --env reelgym/StreamSteer-v0 writes it."""
     model: Literal["student", "teacher"] = "student"
     """student: streams chunk after chunk, for any length. teacher: many guided steps over one clip of 4 chunks."""
     chunks: int = CHUNKS
@@ -50,9 +53,16 @@ def run(config: Config) -> None:
     """Generate, decode, write; print one line about the file."""
     if config.scale < 1:
         raise ValueError(f"scale must be at least 1, not {config.scale}")
+    if config.agent is not None and config.model != "student":
+        raise ValueError("an agent steers the student: leave out --model, or --agent")
     device = pick_device(config.device)
     folder = config.weights or WEIGHTS
     prompts = chunk_prompts(config.prompt, config.chunks)
+    if config.agent is not None:
+        with one_thread():
+            video, passes = steered_by(config.agent, prompts, config.seed, folder, device)
+        _write(config, video, f"the student, steered ({passes:g} passes a chunk)")
+        return
     embeds = load_encoder(config.model, folder / config.model).encode(prompts)[None].to(device)
     codec = load_tiny("codec", folder / "codec", device)
     model = load_tiny(config.model, folder / config.model, device)
@@ -60,11 +70,16 @@ def run(config: Config) -> None:
         make = stream_video if config.model == "student" else teacher_video
         chunks = tqdm(make(model, codec, embeds, config.seed), "generating", config.chunks, unit="chunk", disable=None)
         video = torch.cat(list(chunks), 1)[0]
-    pixels = (video.movedim(1, -1) * 255).round().to(torch.uint8)
+    _write(config, video, f"the {config.model}")
+
+
+def _write(config: Config, video: Tensor, who: str) -> None:
+    """Write video [F, 3, H, W] in [0, 1] and say so."""
+    pixels = (video.cpu().movedim(1, -1) * 255).round().to(torch.uint8)
     large = pixels.repeat_interleave(config.scale, 1).repeat_interleave(config.scale, 2)
     write_video(config.out, large, config.fps)
     seconds = len(large) / config.fps
-    print(f"{config.out}: {len(large)} frames, {seconds:g} s, by the {config.model}, seed {config.seed}")
+    print(f"{config.out}: {len(large)} frames, {seconds:g} s, by {who}, seed {config.seed}")
 
 
 def stream_video(model: CausalWan, codec: FrameCodec, embeds: Tensor, seed: int) -> Iterator[Tensor]:

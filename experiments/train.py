@@ -8,10 +8,12 @@ import torch
 import tyro
 from torch import nn
 
+from ..agents.recipes import AGENTS
 from ..envs.worlds.grammar import GRAMMARS
 from ..models.tiny import WEIGHTS, Part, load_tiny, save_tiny
 from .pretrain.loop import Processes
 from .pretrain.pairs import PairsRecipe, summary, train_pairs
+from .train_agent import train_agent
 
 Made = tuple[nn.Module, Any, dict[str, float], dict[str, Any]]
 """A trained part, the recipe that made it, what it measured, and what its readers have to know."""
@@ -19,10 +21,13 @@ Made = tuple[nn.Module, Any, dict[str, float], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Config:
-    """Train the codec first, then teacher, student and reward: each reads the ones before it."""
+    """Train the codec first, then teacher, student and reward: each reads the ones before it. Agents of other libraries
+    (sb3-ppo, sb3-sac, tianshou-ppo) learn in an environment over these parts."""
 
-    target: Annotated[Literal["codec", "teacher", "student", "reward"], tyro.conf.Positional]
-    """The part to train."""
+    target: Annotated[
+        Literal["codec", "teacher", "student", "reward", "sb3-ppo", "sb3-sac", "tianshou-ppo"], tyro.conf.Positional
+    ]
+    """The part, or the agent, to train."""
     out: Path | None = None
     """Folder for the log, the resumable checkpoint and the finished weights; runs/TARGET by default."""
     weights: Path = WEIGHTS
@@ -41,6 +46,8 @@ class Config:
     """Train through torch.compile (needs a C++ compiler)."""
     install: bool = False
     """Copy the finished weights into the `weights` folder."""
+    env: str | None = None
+    """Agents alone: id of the environment, reelgym/StreamSteer-v0 by default."""
     pairs: Path | None = None
     """Reward alone: a CSV file of your own preference pairs to train on, instead of the world's clips; its columns are
     path_A, path_B, prompt, VQ, MQ, TA."""
@@ -58,6 +65,9 @@ def run(config: Config) -> None:
     torch.set_num_threads(config.threads)
     out = config.out or Path("runs") / config.target
     out.mkdir(parents=True, exist_ok=True)
+    if config.target in AGENTS:
+        train_agent(config.target, config.env, config.steps, config.seed, out, config.weights)
+        return
     module, recipe, quality, reads = _train(config, out)
     manifest: dict[str, Any] = {
         "part": config.target,
@@ -78,6 +88,10 @@ def run(config: Config) -> None:
 
 def _check(config: Config) -> None:
     """ValueError for options that do not go together."""
+    if config.env is not None and config.target not in AGENTS:
+        raise ValueError(f"--env is where an agent learns; the {config.target} learns in none")
+    if config.target in AGENTS and (config.install or config.stop or config.compile or config.pairs):
+        raise ValueError(f"--install, --stop, --compile and --pairs have no use for {config.target}: leave them out")
     data = (config.fps, config.size, config.validation)
     if config.pairs is None and data != (Config.fps, Config.size, Config.validation):
         raise ValueError("--fps, --size and --validation say how to read --pairs: give that too")
