@@ -115,9 +115,7 @@ def rotated(x: Tensor, turn: Turn) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def rotary_turn(
-    frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device, theta: float = THETA
-) -> Turn:
+def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device, theta: float = THETA) -> Turn:
     """Wan's rotary factors of every token of the given frames; S = len(frames) * h * w.
 
     Returns the cosine for each channel, float [S, 1, dim], and i times the sine for each pair, complex [S, 1, dim/2].
@@ -132,7 +130,7 @@ def rotary_turn(
             _angles(torch.arange(h), side, theta).view(1, h, 1, side),
             _angles(torch.arange(w), side, theta).view(1, 1, w, side),
         )
-        waves = [[wave(angle).float().to(device, non_blocking=True) for angle in axes] for wave in (torch.cos, torch.sin)]
+        waves = ([wave(one).float().to(device, non_blocking=True) for one in axes] for wave in (torch.cos, torch.sin))
         cos, sin = (torch.cat([part.expand(len(frames), h, w, -1) for part in parts], -1) for parts in waves)
         sin = sin.view(-1, 1, dim // 2)
         return cos.view(-1, 1, dim // 2).repeat_interleave(2, -1), torch.complex(torch.zeros_like(sin), sin)

@@ -4,10 +4,10 @@ And what the environment adds to its generator: the bare denoising loop against 
 whose codec and reward do nothing. Same prompts, same noise, and the latents of both must be equal.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...agents.policy_gradient import PolicyGradient, PolicyGradientConfig
@@ -25,33 +25,30 @@ GROUP = 8
 TARGET = 0.95
 
 
-@dataclass(frozen=True)
 class NoCodec:
     """The codec's shapes, and video that costs nothing."""
 
-    inner: Codec
-
-    @property
-    def channels(self) -> int:
-        """As the codec's."""
-        return self.inner.channels
+    def __init__(self, inner: Codec, device: torch.device) -> None:
+        self.inner, self.channels = inner, inner.channels
+        grid = inner.grid(1)
+        with torch.no_grad():
+            self.frame = inner.decode(torch.zeros(1, 1, inner.channels, grid.h, grid.w, device=device))[0, :1].clone()
 
     def encode(self, video: Tensor) -> Tensor:
         """As the codec."""
         return self.inner.encode(video)
 
     def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
-        """Black frames that share one number."""
-        grid = self.grid(latents.shape[1])
-        frames = len(grid.latent_of_frame)
-        return latents.new_zeros(()).expand(len(latents), frames, 3, 4 * grid.h, 4 * grid.w)
+        """One frame, again and again, in one place of the memory."""
+        frames = len(self.grid(latents.shape[1]).latent_of_frame)
+        return self.frame.expand(len(latents), frames, -1, -1, -1)
 
     def open(self) -> Any:
         """As the codec."""
         return self.inner.open()
 
     def decode_stream(self, latents: Tensor, state: Any, clamp: bool | None = None) -> tuple[Tensor, Any]:
-        """Black frames."""
+        """The frame."""
         return self.decode(latents), state
 
     def grid(self, frames: int, start: int = 0) -> Grid:
@@ -72,11 +69,28 @@ class NoReward:
 def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> dict[str, Any]:
     """Chunks a second with `envs` streams: the fastest of `rounds` clips of each kind, all in turns, and of twice as
     many of the two that are compared. training is left out with one stream, whose clip has no group to be above."""
+    device, latents = stack.device, dict[str, Tensor]()
+    works = _works(stack, envs, seed, latents)
+    if train and envs > 1:
+        works["training"] = _trainer(stack, envs, seed).update
+    if rounds > 1 or device.type == "cuda":  # else a clip takes so long that what happens once does not matter
+        in_turns(list(works.values()), 1, device)
+    seconds = in_turns([works["bare"], works["generator"]], 2 * rounds, device)
+    seconds += in_turns(list(works.values())[2:], rounds, device)
+    chunks = envs * stack.clock.chunks
+    speed = {name: chunks / min(one) for name, one in zip(works, seconds, strict=True)}
+    row: dict[str, Any] = {"kind": "chunks", "envs": envs, "rounds": rounds, "training": None, **speed}
+    row |= {"ratio": speed["generator"] / speed["bare"], "target_ratio": TARGET}
+    return row | {"difference": float((latents["generator"] - latents["bare"]).abs().max())}
+
+
+def _works(stack: Stack, envs: int, seed: int, latents: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+    """What is timed, one clip of every stream each; `latents` keeps what the generator made, twice."""
     device, policy = stack.device, GeneratorPolicy(stack.start)
     embeds, texts = stack.prompts()(envs, seed)
     embeds, keys = embeds.to(device), stream_keys(seed, envs, device)
-    full, hollow = _env(stack, stack.codec, stack.reward, envs), _env(stack, NoCodec(stack.codec), NoReward(), envs)
-    latents: dict[str, Tensor] = {}
+    full = _env(stack, stack.codec, stack.reward, envs)
+    hollow = _env(stack, NoCodec(stack.codec, device), NoReward(), envs)
 
     def bare() -> None:
         latents["bare"] = stream(stack.start, embeds, keys)
@@ -92,18 +106,7 @@ def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> d
     def inference() -> None:
         rollout(full, policy, keys, texts)
 
-    works = {"bare": bare, "generator": generator, "step": step, "inference": inference}
-    if train and envs > 1:
-        works["training"] = _trainer(stack, envs, seed).update
-    if rounds > 1:  # else a clip takes so long that what happens once does not matter
-        in_turns(list(works.values()), 1, device)
-    seconds = in_turns([bare, generator], 2 * rounds, device)
-    seconds += in_turns(list(works.values())[2:], rounds, device)
-    chunks = envs * stack.clock.chunks
-    speed = {name: chunks / min(one) for name, one in zip(works, seconds, strict=True)}
-    row: dict[str, Any] = {"kind": "chunks", "envs": envs, "rounds": rounds, "training": None, **speed}
-    row |= {"ratio": speed["generator"] / speed["bare"], "target_ratio": TARGET}
-    return row | {"difference": float((latents["generator"] - latents["bare"]).abs().max())}
+    return {"bare": bare, "generator": generator, "step": step, "inference": inference}
 
 
 def _env(stack: Stack, codec: Codec, reward: Any, envs: int) -> StreamGenVectorEnv:
