@@ -13,25 +13,9 @@ from gymnasium.utils.env_checker import check_env
 
 import reelgym  # noqa: F401
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.envs.worlds.grammar import GRAMMARS
-from reelgym.models.prompts import WordEncoder
-from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, save_tiny
 
 NAME = "reelgym/StreamGen-v0"
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "train_through_env.py"
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stack")
-    vocab = GRAMMARS["plain"].vocabulary()
-    torch.manual_seed(0)
-    save_tiny(folder / "codec", build_codec(), {})
-    text_dim = WordEncoder(vocab, TEXT_LEN).dim
-    reward = build_reward(text_dim)
-    save_tiny(folder / "student", build_wan(text_dim), {"vocab": list(vocab)})
-    save_tiny(folder / "reward", reward, {"vocab": list(vocab), "recipe": {"grammar": "plain"}})
-    return str(folder)
 
 
 def test_make_and_check(stack):
