@@ -19,7 +19,7 @@ def view(frames=2, size=(8, 8), panels=("frame", "map"), rows=2, text="a red cir
     return View(dict.fromkeys(panels, pixels), bars, ([note] * rows,), [text] * rows)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (33, 47), (480, 832), (7, 161)])
+@pytest.mark.parametrize("size", [(8, 8), (33, 47), (240, 320)])
 @pytest.mark.parametrize("panels", [("frame",), ("frame", "map", "noisy")])
 def test_a_canvas_has_one_even_size_whatever_is_on_it(size, panels):
     views = [
@@ -69,20 +69,19 @@ def test_pixels_are_rounded():
 @pytest.mark.parametrize("name", KINDS)
 def test_every_environment_is_drawn_with_one_size_and_no_step_changes(name):
     given = {"clips": 4, "generated": 0.0} if KINDS[name] == "stream_detect" else {}
-    made = [
-        gymnasium.make_vec(name, num_envs=2, render_mode=mode, autoreset_mode="Disabled", **given)
-        for mode in ("rgb_array", "rgb_array_list", None)
-    ]
-    for env in made:
-        env.reset(seed=0)
-        env.action_space.seed(0)
+    env = gymnasium.make_vec(name, num_envs=2, render_mode="rgb_array", autoreset_mode="Disabled", **given)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    made = [env, *(env.fork(torch.arange(2)) for _ in range(2))]
+    made[1].render_mode, made[2].render_mode = "rgb_array_list", None
     shapes, over = set(), False
     while not over:
-        (frames, lists, nothing), steps = [env.render() for env in made], []
+        frames, lists, nothing = [env.render() for env in made]
         shapes |= {canvas.shape for canvas in (*frames, *(canvas for row in lists for canvas in row))}
         assert nothing is None and len(frames) == len(lists) == 2
         assert all(not row or np.array_equal(row[-1], frame) for row, frame in zip(lists, frames, strict=True))
-        steps = [env.step(torch.as_tensor(env.action_space.sample())) for env in made]
+        action = torch.as_tensor(made[0].action_space.sample())
+        steps = [env.step(action) for env in made]
         assert torch.equal(steps[0][1], steps[2][1]) and torch.equal(steps[1][1], steps[2][1])
         over = bool(steps[0][2].any())
     assert len(shapes) == 1
