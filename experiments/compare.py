@@ -211,6 +211,7 @@ def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
         f"The teacher is examined on the first {min(preset.teacher_prompts, preset.exam.prompts)} prompts alone.",
         f"Intervals: paired bootstrap over {preset.seeds} seeds and {preset.exam.prompts} prompts."
         + (" With so few seeds they say little about other seeds." if preset.seeds < 5 else ""),
+        *([f"Edge slices: {preset.exam.slice_prompts} test prompts each."] if preset.exam.slice_prompts else []),
         f"Calls count chunks through a network. Test prompts are of the grammar “{preset.exam.grammar}”, half with a "
         "(colour, shape, motion) that training never shows; the search never sees them.",
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Exam:
     """n."""
     frames_per_chunk: int = 3
     """Video frames of a chunk."""
+    slice_prompts: int = 0
+    """Prompts of each edge slice; 0 leaves the slices out."""
     scripts_seed: int = 0
     """Which scripts are drawn."""
     batch: int = 32
@@ -100,6 +102,18 @@ class System(Protocol):
         ...
 
 
+@runtime_checkable
+class Continues(Protocol):
+    """A system that can carry on what the world began."""
+
+    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+        """Videos of B rows of clauses that begin as the world's own video [B, F, 3, H, W] does.
+
+        A generator looks at the first `given` frames alone; the world and its codec give all of them back.
+        """
+        ...
+
+
 @torch.no_grad()
 def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str = "cpu", long: bool = True) -> Grades:
     """Let a system sit the exam with the noise of `seed`; `long` False leaves the long streams out."""
@@ -135,6 +149,10 @@ class World:
         )
         return torch.cat([render(scene) for scene in scenes]).to(keys.device)
 
+    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+        """See Continues."""
+        return video
+
 
 @dataclass(frozen=True)
 class Coded:
@@ -145,6 +163,10 @@ class Coded:
 
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
         return self.codec.decode(self.codec.encode(self.system(clauses, keys)))
+
+    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+        """See Continues."""
+        return self.codec.decode(self.codec.encode(video))
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,11 @@ class Student:
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
         embeds = encode_clauses(self.encoder, clauses).to(keys.device)
         return self.codec.decode(stream(self.generator, embeds, keys))
+
+    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+        """See Continues."""
+        embeds = encode_clauses(self.encoder, clauses).to(keys.device)
+        return self.codec.decode(stream(self.generator, embeds, keys, self.codec.encode(video[:, :given])))
 
 
 @dataclass(frozen=True)

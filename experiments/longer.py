@@ -57,7 +57,7 @@ def run(config: Config) -> None:
     plans = setup.preset.plans()
     if config.method not in plans:
         raise ValueError(f"no method {config.method!r}: choose from {', '.join(plans)}")
-    plan, exam = replace(plans[config.method], updates=config.updates), setup.preset.exam
+    plan, exam = replace(plans[config.method], updates=config.updates), replace(setup.preset.exam, slice_prompts=0)
     if config.rate is not None:
         plan = with_rate(plan, config.rate)
     jobs = [setup.job(f"{row}-{seed}", row, seed, exam=exam) for row in ("truth", "start") for seed in setup.seeds]

@@ -21,7 +21,7 @@ import tyro
 
 from ..checkpoint import MANIFEST, write_json
 from .report import read_results, summary_markdown, write_picture
-from .tables import CONTRAST_COLUMNS, METHOD_COLUMNS, Column, Row, markdown_table, rows_of
+from .tables import CONTRAST_COLUMNS, METHOD_COLUMNS, SLICE_COLUMNS, Column, Row, markdown_table, rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/images/clips.webp"
@@ -117,7 +117,8 @@ def table(root: Path, path: str) -> str:
     made = f"{_made(results)}, {config['workers']} worker processes of one thread. {config['prompts']} test prompts, "
     made += f"{config['clips']} clips each, {len(results['seeds'])} seeds."
     notes = "\n".join(f"- {note}" for note in config["notes"])
-    columns = {column.title: column.caption for column in (*METHOD_COLUMNS, *CONTRAST_COLUMNS)}
+    edges = SLICE_COLUMNS if rows_of(results, "slice") else ()
+    columns = {column.title: column.caption for column in (*METHOD_COLUMNS, *CONTRAST_COLUMNS, *edges)}
     legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
     folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
     return f"{made}\n\n{summary_markdown(results)}\n\n{notes}\n\n{folded}"

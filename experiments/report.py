@@ -20,12 +20,15 @@ from .plots import Line, animation, contact_sheet, data_uri, film_strip, line_ch
 from .tables import (
     CONTRAST_COLUMNS,
     METHOD_COLUMNS,
+    SLICE_COLUMNS,
+    SLICES_NOTE,
     Row,
     html_table,
     legend,
     markdown_table,
     plain_table,
     rows_of,
+    slice_table_rows,
     verdict_lines,
 )
 
@@ -82,12 +85,14 @@ def report_html(results: Row, media: Media, fps: float = 8) -> str:
 
 def summary_text(results: Row) -> str:
     """The tables and sentences for a terminal."""
+    edges = slice_table_rows(results)
     return "\n".join(
         [
             plain_table(METHOD_COLUMNS, rows_of(results, "method")),
             "",
             plain_table(CONTRAST_COLUMNS, rows_of(results, "contrast")),
             "",
+            *([plain_table(SLICE_COLUMNS, edges), SLICES_NOTE, ""] if edges else []),
             *verdict_lines(results),
         ]
     )
@@ -95,12 +100,14 @@ def summary_text(results: Row) -> str:
 
 def summary_markdown(results: Row) -> str:
     """The tables and sentences for a README."""
+    edges = slice_table_rows(results)
     return "\n".join(
         [
             markdown_table(METHOD_COLUMNS, rows_of(results, "method")),
             "",
             markdown_table(CONTRAST_COLUMNS, rows_of(results, "contrast")),
             "",
+            *([markdown_table(SLICE_COLUMNS, edges), "", SLICES_NOTE, ""] if edges else []),
             *(f"- {line}" for line in verdict_lines(results)),
         ]
     )
@@ -145,6 +152,9 @@ def _tables(results: Row) -> str:
     if contrasts:
         parts += ["<h2>Contrasts</h2>", html_table(CONTRAST_COLUMNS, contrasts)]
         parts += [f'<div class="legend">{legend(CONTRAST_COLUMNS)}</div>']
+    if edges := slice_table_rows(results):
+        parts += ["<h2>Edge slices</h2>", html_table(SLICE_COLUMNS, edges), f"<p>{escape(SLICES_NOTE)}</p>"]
+        parts += [f'<div class="legend">{legend(SLICE_COLUMNS)}</div>']
     return "\n".join([*parts, notes])
 
 

@@ -20,11 +20,12 @@ DECLARED = (("stream-r1", "dmd"), ("policy", "start"))
 
 
 def table_rows(runs: Runs) -> list[Row]:
-    """One row per method, then one per contrast, then one per run."""
+    """One row per method, then one per contrast, one per method and edge slice, and one per run."""
     methods = [method_row(name, results, runs["truth"]) for name, results in runs.items()]
     pairs = [*DECLARED, *((name, "start") for name in METHODS if (name, "start") not in DECLARED)]
     contrasts = [contrast_row(ours, theirs, runs) for ours, theirs in pairs]
-    return [*methods, *contrasts, *(run_row(name, one) for name, results in runs.items() for one in results)]
+    edges = [row for name, results in runs.items() for row in slice_rows(name, results)]
+    return [*methods, *contrasts, *edges, *(run_row(name, one) for name, results in runs.items() for one in results)]
 
 
 def method_row(name: str, results: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]]) -> Row:
@@ -70,6 +71,19 @@ def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
         "diversity_ratio": own / other if own is not None and other else None,
         "sign_p": sign_test((a - b).mean(axis=1)),
     }
+
+
+def slice_rows(name: str, results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Per edge slice the means over seeds and prompts, the total with its interval; none where none was examined."""
+    rows: list[Row] = []
+    for edge in results[0].get("slices", ()):
+        found = [result["slices"][edge] for result in results]
+        total = mean_interval([score["total"] for score in found])
+        row: Row = {"kind": "slice", "method": name, "label": LABELS[name], "slice": edge, "seeds": len(results)}
+        row |= {"prompts": len(found[0]["total"])}
+        row |= {axis.lower(): float(np.mean([score[axis] for score in found])) for axis in AXES}
+        rows.append(row | {"low": total.low, "high": total.high})
+    return rows
 
 
 def run_row(name: str, result: Mapping[str, Any]) -> Row:

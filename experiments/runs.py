@@ -17,9 +17,10 @@ from ..agents.learner import NonFiniteError
 from ..envs.windows import clip_prompts, clip_reward
 from ..models.generator import Generator
 from ..models.tiny import WEIGHTS
-from .evaluate import Exam, Grades, encode_clauses, examine
+from .evaluate import Exam, Grades, System, encode_clauses, examine
 from .jobs import Result
 from .methods import METHODS, Plan, Stack, rate_of, with_seed
+from .slices import examine_slices
 
 ROOT = Path(__file__).resolve().parent.parent
 VALIDATION_NOISE = 1_000_003
@@ -83,8 +84,9 @@ def work(task: Task) -> Result:
     result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts), "diverged": diverged}
     result["learning_rate"] = rate_of(task.plan)
     if task.exam is not None:
-        grades = examine(stack.as_system(student), task.exam, task.seed, device=stack.device)
-        result |= plain(grades)
+        system = stack.as_system(student)
+        grades = examine(system, task.exam, task.seed, device=stack.device)
+        result |= plain(grades) | _sliced(stack, system, task.exam, task.seed)
         groups = {"weights": student.model.state_dict(), **_media(grades, task)}
     return groups, result
 
@@ -92,11 +94,18 @@ def work(task: Task) -> Result:
 def _measured(stack: Stack, task: Task) -> Result:
     if task.exam is None:
         raise ValueError(f"{task.row} is measured, not trained: give its task an exam")
-    grades = examine(stack.system(task.row), task.exam, task.seed, device=stack.device, long=task.row != "teacher")
+    system = stack.system(task.row)
+    grades = examine(system, task.exam, task.seed, device=stack.device, long=task.row != "teacher")
     groups = _media(grades, task)
     if task.row == "start" and task.shown:
         groups["media"] |= _maps(stack, task.exam, grades, task.shown)
-    return groups, plain(grades)
+    return groups, plain(grades) | _sliced(stack, system, task.exam, task.seed)
+
+
+def _sliced(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, Any]:
+    found = examine_slices(system, exam, seed, device=stack.device)
+    slices = {name: {axis: _numbers(score) for axis, score in scores.items()} for name, scores in found.items()}
+    return {"slices": slices} if slices else {}
 
 
 @torch.no_grad()
@@ -149,7 +158,7 @@ def fingerprint(weights: Path) -> str:
         path for folder in ("models", "rewards", "envs", "agents", "distill") for path in (ROOT / folder).rglob("*.py")
     ]
     code += [ROOT / "noise.py", *(ROOT / "experiments" / "pretrain").glob("*.py")]
-    code += [ROOT / "experiments" / f"{name}.py" for name in ("evaluate", "methods", "runs")]
+    code += [ROOT / "experiments" / f"{name}.py" for name in ("evaluate", "methods", "runs", "slices")]
     digest = hashlib.sha256()
     for path in [*sorted(code), *sorted(weights.glob("*/*.json"))]:
         digest.update(path.read_bytes())

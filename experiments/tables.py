@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from ..envs.worlds.slices import SLICES
+
 Row = dict[str, Any]
 NOTHING = "–"
 
@@ -66,8 +68,38 @@ CONTRAST_COLUMNS = (
 )
 
 
+def _slice(name: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        if name not in row:
+            return NOTHING
+        mean, low, high = (f"{row[name][key]:.2f}" for key in ("total", "low", "high"))
+        return f"{mean} [{low}, {high}]"
+
+    return show
+
+
+SLICE_COLUMNS = (
+    METHOD_COLUMNS[0],
+    *(Column(name.replace("_", " "), f"edge slice: {edge.meaning}", _slice(name)) for name, edge in SLICES.items()),
+)
+SLICES_NOTE = (
+    "Edge slices, oracle totals with 95% intervals: the world gives the first chunk, which does not count; a generator "
+    "hears the prompt in its own words and goes on; the true prompt judges. The teacher makes whole clips only and "
+    "cannot go on."
+)
+
+
+def slice_table_rows(results: Row) -> list[Row]:
+    """One row per method, with the row of each edge slice under its name; none where no slice was examined."""
+    found: dict[str, Row] = {}
+    for row in rows_of(results, "slice"):
+        found.setdefault(row["method"], {})[row["slice"]] = row
+    shown = rows_of(results, "method") if found else []
+    return [{"label": row["label"], **found.get(row["method"], {})} for row in shown]
+
+
 def rows_of(results: Row, kind: str) -> list[Row]:
-    """The rows of one kind ("method", "contrast", "run", "curve", "search", "clip") in their order."""
+    """The rows of one kind ("method", "contrast", "slice", "run", "curve", "search", "clip") in their order."""
     return [row for row in results["rows"] if row.get("kind") == kind]
 
 

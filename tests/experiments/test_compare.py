@@ -8,6 +8,7 @@ import torch
 from reelgym.agents.learner import NonFiniteError
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.worlds.grammar import GRAMMARS
+from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import compare, longer, runs
 from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
 from reelgym.experiments.jobs import stored
@@ -76,8 +77,11 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     assert spent["start"].get("updates") is None and spent["dmd"]["updates"] == 1
     assert spent["dmd"]["teacher_calls"] > 0 == spent["dmd"]["reward_calls"] and spent["policy"]["reward_calls"] > 0
     assert spent["truth"]["diversity"] == 1 and spent["teacher"]["late"] is None
+    edges = [(row["method"], row["slice"]) for row in results["rows"] if row["kind"] == "slice"]
+    assert edges == [(name, edge) for name in (*REFERENCES, *METHODS) if name != "teacher" for edge in SLICES]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == 3 and "Learning curves" in page
+    assert "Edge slices" in page and "Edge slices" in shown.out
     events = {path.parent.name for path in tmp_path.glob("tensorboard/*/events*")}
     assert {"clips", "dmd-0", "reward-0"} <= events
     changed = load_checkpoint(tmp_path / "jobs" / "reward-0")[0]["weights"]
