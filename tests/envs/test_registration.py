@@ -1,9 +1,7 @@
 """What `import reelgym` registers, made by name from the folder of a (here untrained) stack."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -15,7 +13,6 @@ import reelgym  # noqa: F401
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 
 NAME = "reelgym/StreamGen-v0"
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "train_through_env.py"
 
 
 def test_make_and_check(stack):
@@ -53,12 +50,3 @@ def test_importing_registers_and_imports_little():
     code = "import sys, gymnasium, reelgym; print(gymnasium.spec('reelgym/StreamGen-v0').id, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [NAME, "False"]
-
-
-def test_the_example_trains_through_the_environment(stack):
-    spec = importlib.util.spec_from_file_location("train_through_env", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    sys.modules["train_through_env"] = example
-    spec.loader.exec_module(example)
-    history = example.main(example.Args(prompts=1, group=2, updates=2, stack=Path(stack)))
-    assert len(history) == 2 and all(abs(value) < 100 for value in history)
