@@ -15,6 +15,7 @@ from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.registration import KINDS
 from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
+from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import cli, readme
 from reelgym.models import tiny
 from reelgym.models.prompts import WordEncoder
@@ -137,6 +138,12 @@ def test_the_words_and_fakes_of_the_world_are_those_of_the_code():
     assert {name: said[name] for name in FAKES} == {name: fake.axis for name, fake in FAKES.items()}
     held_out = set(re.findall(r"^\| (\w+) \|.*\(held out\) \|$", WORLD, re.MULTILINE))
     assert held_out == {name for name, fake in FAKES.items() if fake.held_out}
+
+
+def test_the_slices_of_the_world_are_those_of_the_code():
+    section = WORLD.split("## Edge slices")[1].split("\n## ")[0]
+    said = dict(re.findall(r"^\| (\w+) \| (.*?) \|$", section, re.MULTILINE))
+    assert {name: said[name] for name in said if name != "slice"} == {n: edge.meaning for n, edge in SLICES.items()}
 
 
 def test_the_readme_names_the_words_of_the_plain_grammar():

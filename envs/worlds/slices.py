@@ -147,7 +147,7 @@ def _hits(scene: Scene, given: int) -> Tensor:
 
 SLICES = {
     "odd_light": Slice("red or blue light", replace(PLAIN, lights=("red", "blue"))),
-    "occluder": Slice("a bar hides the object for a while", replace(PLAIN, occluders=(True,)), holds=_hides),
+    "occluder": Slice("a bar hides some of the object", replace(PLAIN, occluders=(True,)), holds=_hides),
     "rare_motion": Slice(
         "it bounces, orbits, sways or zigzags", replace(PLAIN, motions=("bounces", "orbits", "sways", "zigzags"))
     ),
