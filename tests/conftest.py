@@ -14,10 +14,12 @@ from torch import Tensor
 from reelgym.envs.prompt_source import ScriptPrompts
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.windows import Clock
+from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.models.codec import FrameState, Grid
 from reelgym.models.generator import Generator
 from reelgym.models.prompts import PromptBatch, WordEncoder
 from reelgym.models.sampler import step_sigmas
+from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, save_tiny
 from reelgym.models.wan import CausalWan
 from reelgym.rewards.stream_reward import StreamReward
 
@@ -123,6 +125,20 @@ def generator(make_wan: Callable[[int], CausalWan]) -> Generator:
 def env(codec: PaintCodec, reward: StreamReward, prompts: ScriptPrompts, clock: Clock) -> StreamGenVectorEnv:
     """Six streams."""
     return StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an untrained stack: codec, student and reward."""
+    folder = tmp_path_factory.mktemp("stack")
+    vocab = GRAMMARS["plain"].vocabulary()
+    torch.manual_seed(0)
+    save_tiny(folder / "codec", build_codec(), {})
+    text_dim = WordEncoder(vocab, TEXT_LEN).dim
+    reward = build_reward(text_dim)
+    save_tiny(folder / "student", build_wan(text_dim), {"vocab": list(vocab)})
+    save_tiny(folder / "reward", reward, {"vocab": list(vocab), "recipe": {"grammar": "plain"}})
+    return str(folder)
 
 
 CHAT = (

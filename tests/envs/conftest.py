@@ -1,4 +1,4 @@
-"""What tests of environments share: a walk of which every step can be told from every other, and an untrained stack."""
+"""What tests of environments share: a walk of which every step can be told from every other."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from reelgym.envs.vector import TensorVectorEnv
-from reelgym.envs.worlds.grammar import GRAMMARS
-from reelgym.models.prompts import WordEncoder
-from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, save_tiny
 
 
 @dataclass(frozen=True)
@@ -82,17 +79,3 @@ class Walk(TensorVectorEnv[WalkState]):
 @pytest.fixture
 def walk() -> Callable[..., Walk]:
     return Walk
-
-
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of an untrained stack: codec, student and reward."""
-    folder = tmp_path_factory.mktemp("stack")
-    vocab = GRAMMARS["plain"].vocabulary()
-    torch.manual_seed(0)
-    save_tiny(folder / "codec", build_codec(), {})
-    text_dim = WordEncoder(vocab, TEXT_LEN).dim
-    reward = build_reward(text_dim)
-    save_tiny(folder / "student", build_wan(text_dim), {"vocab": list(vocab)})
-    save_tiny(folder / "reward", reward, {"vocab": list(vocab), "recipe": {"grammar": "plain"}})
-    return str(folder)
