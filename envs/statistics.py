@@ -46,20 +46,22 @@ class RecordEpisodeStatistics(VectorWrapper[Any, Tensor, Any, Tensor, Tensor]):
     def step(self, actions: Tensor) -> StepResult:
         """Advance every row."""
         observation, reward, terminated, truncated, info = self.env.step(actions)
-        self._returns = self._returns + torch.where(self._over, 0, reward)
-        self._lengths = self._lengths + ~self._over
-        ended = (terminated | truncated) & ~self._over
-        seconds = time.perf_counter() - self._begun
-        parts = {"r": self._returns, "l": self._lengths, "t": seconds}
-        info["episode"] = {name: torch.where(ended, part, 0) for name, part in parts.items()}
-        info["_episode"] = ended
-        if self._stops:
+        ended = terminated | truncated
+        if self._stops:  # a row that is over stays so, and counts no more
+            ended = ended & ~self._over
+            self._returns = self._returns + reward.masked_fill(self._over, 0)
+            self._lengths = self._lengths + ~self._over
             self._over = self._over | ended
         else:
+            self._returns, self._lengths = self._returns + reward, self._lengths + 1
+        parts = {"r": self._returns, "l": self._lengths, "t": time.perf_counter() - self._begun}
+        others = ~ended
+        info["episode"] = {name: part.masked_fill(others, 0) for name, part in parts.items()}
+        info["_episode"] = ended
+        if not self._stops:
             self._forget(ended)
         return observation, reward, terminated, truncated, info
 
     def _forget(self, rows: Tensor) -> None:
-        self._returns = torch.where(rows, 0, self._returns)
-        self._lengths = torch.where(rows, 0, self._lengths)
-        self._begun = torch.where(rows, time.perf_counter(), self._begun)
+        self._returns, self._lengths = self._returns.masked_fill(rows, 0), self._lengths.masked_fill(rows, 0)
+        self._begun = self._begun.masked_fill(rows, time.perf_counter())
