@@ -52,7 +52,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         if ids is not None:
             options["reset_mask"] = np.isin(self._ids, ids)
         observation, self.info = self.vector.reset(options=options, **kwargs)
-        return self._rows(observation)[_all(ids)], self._infos[_all(ids)]
+        return self._rows(observation)[_all(ids)], self._infos[_all(ids)].copy()
 
     def step(self, action: Any, id: Any = None) -> tuple[np.ndarray, ...]:
         """Advance the rows id [M], or all: observations, rewards, terminated, truncated and infos, each [M]."""
@@ -67,7 +67,7 @@ class TianshouVectorEnv(BaseVectorEnv):
         reward, terminated, truncated = to_host(self.vector.device, *arrays[1:])
         chosen = _all(ids)
         observation = self._rows(arrays[0])[chosen]
-        return observation, reward[chosen], terminated[chosen], truncated[chosen], self._infos[chosen]
+        return observation, reward[chosen], terminated[chosen], truncated[chosen], self._infos[chosen].copy()
 
     def _step_some(self, actions: np.ndarray, ids: np.ndarray) -> Any:
         """What the vector's step gives for rows ids [M]; the others are then put back."""
