@@ -60,6 +60,27 @@ class CounterVectorEnv(TensorVectorEnv[Count]):
         return self.frames.index_select(0, state.count) if self.pictures else state.count.clone()
 
 
+class CounterCalls:
+    """The counter in the torch calls that it takes, and no environment around them: what remains of a step's cost."""
+
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        self.frames, self.most = torch.from_numpy(FRAMES).to(device), torch.tensor(255, device=device)
+        self.count = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self.no_row = torch.zeros(num_envs, dtype=torch.bool, device=device)
+
+    def reset(self) -> None:
+        """Nothing to begin."""
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """What CounterVectorEnv gives."""
+        self.count = (self.count + actions) & self.most
+        ended, cut = torch.zeros_like(self.no_row), torch.zeros_like(self.no_row)
+        return self.frames.index_select(0, self.count), actions.float(), ended, cut, {}
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 class CounterEnv(gymnasium.Env[Any, Any]):
     """The counter as one environment with numpy."""
 
@@ -82,7 +103,7 @@ class CounterEnv(gymnasium.Env[Any, Any]):
 
 @dataclass(frozen=True)
 class Subject:
-    """name: a row of the table. open: makes the vector environment of N, reset. ours: fed with tensors if "tensor".
+    """name: a row of the table. open: makes the vector environment of N. tensors: whether it takes and gives tensors.
     share: of the steps of the fastest that it runs. processes: whether it runs its environments in processes of their
     own. target, target_more: microseconds at 64 environments, and more than at 1, that were set beforehand."""
 
@@ -137,6 +158,7 @@ SUBJECTS = (
     Subject("reelgym", _ours, True, target=10, target_more=4),
     Subject("reelgym, check=False", lambda n, device: _ours(n, device, check=False), True),
     Subject("reelgym, no pictures", lambda n, device: _ours(n, device, pictures=False), True),
+    Subject("torch calls alone", CounterCalls, True),
     Subject("reelgym through SB3VecEnv", _sb3_adapter, target=16),
     Subject("reelgym through TianshouVectorEnv", _tianshou_adapter),
     Subject("Gymnasium SyncVectorEnv", _gymnasium("SyncVectorEnv"), share=0.25),

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reelgym.envs.detect_bank import build_bank
 from reelgym.envs.registration import KINDS, register_envs
 
-STEPS = 10
+STEPS = {"reelgym/StreamSteer-v0": 3}
+"""Past the first reset, where clips are of two chunks; 9 for the others."""
 CROSSINGS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
@@ -27,10 +28,10 @@ class NoCrossing(TorchDispatchMode):
 
 def make(name, device):
     register_envs()
-    parts = {"bank": build_bank(8)} if name == "reelgym/StreamDetect-v0" else {}
+    parts = {"bank": build_bank(8)} if name == "reelgym/StreamDetect-v0" else {"chunks": 2}
     env = gymnasium.make_vec(name, num_envs=3, device=device, **parts)
     env.action_space.seed(0)
-    return env, [torch.as_tensor(env.action_space.sample()).to(device) for _ in range(STEPS)]
+    return env, [torch.as_tensor(env.action_space.sample()).to(device) for _ in range(STEPS.get(name, 9))]
 
 
 @pytest.mark.parametrize("name", KINDS)
