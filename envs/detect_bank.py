@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ..models.codec import Codec
-from ..models.generator import Generator, stream
+from ..models.generator import Generator, StreamState, generate_chunk
 from ..models.prompts import WordEncoder
 from ..noise import stream_keys
-from .prompt_source import ScriptPrompts
 from .worlds.camera import CAMERAS, Camera, shoot
 from .worlds.fakes import FAKES
-from .worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts, script_text
+from .worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts
 from .worlds.render import render
 from .worlds.scene import FPS, Scene, roll
+from .worlds.slices import heard, slice_named, slice_scene, slice_scripts
 
 NAMES = ("real", *FAKES, "generated")
 """Families of clips."""
@@ -32,6 +32,7 @@ STRENGTH = (0.4, 1.0)
 """Of scripted fakes; each clip's own is drawn between them."""
 VISIBLE = 0.1
 """A fake that changes no pixel by as much is none: a resting object cannot freeze."""
+CHUNKS = 4
 AT_ONCE = 64
 
 Scripts = Callable[[int, int], Sequence[Script]]
@@ -70,31 +71,47 @@ class Bank:
 
 @dataclass(frozen=True)
 class Source:
-    """Where generated clips come from. generator: frozen.   codec: decodes.   encoder: of the generator's prompts."""
+    """Where generated clips come from.
+
+    generator: frozen.   codec: decodes.   encoder: of the generator's prompts.   grammar: the words that it knows.
+    """
 
     generator: Generator
     codec: Codec
     encoder: WordEncoder
+    grammar: str = "plain"
 
     @torch.no_grad()
-    def __call__(self, scripts: Sequence[Script], chunks: int, seed: int) -> Tensor:
-        """Clips [B, F, C, H, W] in [0, 1] of the scripts."""
-        prompts = ScriptPrompts(self.encoder, chunks, lambda count, step: [])
-        embeds, _ = prompts.encode([script_text(script) for script in scripts])
-        keys = stream_keys(seed, len(embeds))
+    def __call__(self, scripts: Sequence[Script], chunks: int, seed: int, opening: Tensor | None = None) -> Tensor:
+        """Clips [B, F, C, H, W] in [0, 1] of scripts in words that it knows; opening [B, f, C, H, W]: their first
+        chunks, where the generator does not make them."""
+        texts = [[str(clause) for clause in chunk_clauses(script, chunks)] for script in scripts]
+        embeds = torch.stack([self.encoder.encode(row) for row in texts])
+        keys, rows = stream_keys(seed, len(embeds)), torch.arange(len(embeds)).split(AT_ONCE)
+        return torch.cat([self._clips(embeds[r], keys[r], None if opening is None else opening[r]) for r in rows])
+
+    def _clips(self, embeds: Tensor, keys: Tensor, opening: Tensor | None) -> Tensor:
         device = next(self.generator.model.parameters()).device
-        parts = zip(embeds.to(device).split(AT_ONCE), keys.to(device).split(AT_ONCE), strict=True)
-        return torch.cat([self.codec.decode(stream(self.generator, some, key)).cpu() for some, key in parts])
+        embeds, state, latents = embeds.to(device), StreamState.start(keys.to(device)), []
+        if opening is not None:
+            latents.append(self.codec.encode(opening.to(device)))
+            state = replace(state, cache=self.generator.model.write(latents[0], embeds[:, 0], None), chunk=1)
+        for prompt in embeds[:, len(latents) :].unbind(1):
+            x0, _, state = generate_chunk(self.generator, state, prompt)
+            latents.append(x0)
+        video = self.codec.decode(torch.cat(latents, 1)).cpu()
+        return video if opening is None else torch.cat((opening, video[:, opening.shape[1] :]), 1)
 
 
 def build_bank(
     clips: int = 512,
     *,
     seed: int = 0,
-    grammar: str = "plain",
+    grammar: str | None = None,
     split: str = "train",
+    slice: str | None = None,
     scripts: Scripts | None = None,
-    chunks: int = 4,
+    chunks: int | None = None,
     frames_per_chunk: int = 3,
     families: Sequence[str] | None = None,
     strength: tuple[float, float] = STRENGTH,
@@ -109,40 +126,36 @@ def build_bank(
     through the same camera, mixed.
 
     Args:
-        grammar, split: of the scripts, unless `scripts(count, seed)` draws them.
+        grammar, split: of the scripts, unless an edge slice (worlds/slices.py) or `scripts(count, seed)` gives them.
+        chunks: n; by default 4, in a slice of longer clips more.
         families: scripted fakes, equally often; by default all that are not held out. Those held out are refused in
             the split "train".
         strength: range of the scripted fakes' strength.
-        source: makes the generated clips; None: there are none. generated: share of them among the fakes.
+        source: makes the generated clips; None: there are none. Of a slice, and of scripts with words that the
+            generator lacks, they begin with the true clip's first chunk. generated: share of them among the fakes.
         camera: name of a camera of the world.
     """
-    names = _families(families, split)
+    names, lens = _families(families, split), _camera(camera)
     if clips < 2 or clips % 2:
         raise ValueError(f"clips come in pairs of a real and a fake one: {clips} is no even number above 0")
-    if camera not in CAMERAS:
-        raise ValueError(f"unknown camera {camera!r}; use one of: {', '.join(CAMERAS)}")
     if not 0 <= generated <= 1:
         raise ValueError(f"generated is a share between 0 and 1, not {generated}")
-    pairs = clips // 2
+    chunks = chunks or CHUNKS * (slice_named(slice).length if slice else 1)
+    pairs, random = clips // 2, torch.Generator().manual_seed(seed)
     made = round(generated * pairs) if source else 0
-    random = torch.Generator().manual_seed(seed)
-    drawn = list((scripts or _world_scripts(grammar, split))(pairs, seed))
-    clauses = [chunk_clauses(script, chunks) for script in drawn]
-    scene = roll(clauses, frames_per_chunk, random)
+    drawn, scene = _played(pairs, seed, (chunks, frames_per_chunk), grammar, split, slice, scripts)
     real = render(scene)
-    fake, family = scripted(_rows(scene, slice(pairs - made)), real[: pairs - made], names, strength, random)
+    fake, family = scripted(_rows(scene, torch.arange(pairs - made)), real[: pairs - made], names, strength, random)
     parts = [real, fake]
     if source and made:
-        parts.append(source(drawn[pairs - made :], chunks, seed))
-        if parts[-1].shape[1:] != real.shape[1:]:
-            raise ValueError(f"generated clips are {list(parts[-1].shape[1:])}, the world's {list(real.shape[1:])}")
+        true = real[pairs - made :]
+        parts.append(_generated(source, drawn[pairs - made :], true, chunks, seed, slice is not None))
     family = torch.cat((torch.zeros(pairs).long(), family, torch.full((made,), NAMES.index("generated"))))
     order = torch.randperm(clips, generator=random)
-    video = filmed(torch.cat(parts)[order], CAMERAS[camera], random)
-    texts = [tuple(str(clause) for clause in row) for row in clauses] * 2
-    family = family[order]
+    video = filmed(torch.cat(parts)[order], lens, random).unflatten(1, (chunks, frames_per_chunk))
+    texts = [tuple(str(clause) for clause in chunk_clauses(script, chunks)) for script in drawn] * 2
     told = tuple(texts[row] for row in order.tolist())
-    return Bank(video.unflatten(1, (chunks, frames_per_chunk)), family != 0, family, told).to(device)
+    return Bank(video, family[order] != 0, family[order], told).to(device)
 
 
 def scripted(
@@ -185,11 +198,49 @@ def _families(families: Sequence[str] | None, split: str) -> tuple[str, ...]:
     return names
 
 
-def _world_scripts(grammar: str, split: str) -> Scripts:
-    if grammar not in GRAMMARS:
-        raise ValueError(f"unknown grammar '{grammar}'; use one of: {', '.join(GRAMMARS)}")
-    return lambda count, seed: sample_scripts(count, split=split, seed=seed, grammar=GRAMMARS[grammar])
+def _camera(name: str) -> Camera:
+    if name not in CAMERAS:
+        raise ValueError(f"unknown camera {name!r}; use one of: {', '.join(CAMERAS)}")
+    return CAMERAS[name]
 
 
-def _rows(scene: Scene, rows: Tensor | slice) -> Scene:
+def _played(
+    count: int,
+    seed: int,
+    size: tuple[int, int],
+    grammar: str | None,
+    split: str,
+    edge: str | None,
+    scripts: Scripts | None,
+) -> tuple[list[Script], Scene]:
+    """Scripts, and the scenes of `size` (chunks, frames a chunk) that they are true to."""
+    if sum(given is not None for given in (grammar, edge, scripts)) > 1:
+        raise ValueError("grammar, slice and scripts exclude each other: give one of them")
+    if edge is not None:
+        drawn = slice_scripts(edge, count, split=split, seed=seed)
+        return drawn, slice_scene(edge, drawn, *size, seed)
+    named = grammar or "plain"
+    if named not in GRAMMARS:
+        raise ValueError(f"unknown grammar '{named}'; use one of: {', '.join(GRAMMARS)}")
+    if scripts is None:
+        drawn = sample_scripts(count, split=split, seed=seed, grammar=GRAMMARS[named])
+    else:
+        drawn = list(scripts(count, seed))
+    clauses = [chunk_clauses(script, size[0]) for script in drawn]
+    return drawn, roll(clauses, size[1], torch.Generator().manual_seed(seed))
+
+
+def _generated(
+    source: Source, scripts: Sequence[Script], true: Tensor, chunks: int, seed: int, opened: bool
+) -> Tensor:
+    """Generated clips of scripts, beside the true ones [B, F, C, H, W]."""
+    known = [tuple(heard(clause, GRAMMARS[source.grammar]) for clause in script) for script in scripts]
+    opened = opened or known != list(scripts)
+    found = source(known, chunks, seed, true[:, : true.shape[1] // chunks] if opened else None)
+    if found.shape != true.shape:
+        raise ValueError(f"generated clips are {list(found.shape[1:])}, the world's {list(true.shape[1:])}")
+    return found
+
+
+def _rows(scene: Scene, rows: Tensor) -> Scene:
     return Scene(*(getattr(scene, field.name)[rows] for field in fields(scene)))

@@ -25,6 +25,28 @@ def test_every_clip_has_its_own_gain_within_the_range():
     assert 0.79 < gain.min() < 0.85 and 1.15 < gain.max() < 1.21
 
 
+def test_every_clip_and_channel_has_its_own_tint():
+    camera = Camera(tint=(0.4, 0.8), bits=16)
+    film = shoot(torch.ones(64, 2, 3, 8, 8), camera, torch.Generator().manual_seed(0))
+    tint = film.mean((-1, -2))
+    assert torch.equal(tint[:, 0], tint[:, 1]) and tint.std((0, 1)).min() > 0.1 and tint[:, 0].std(1).mean() > 0.05
+    assert 0.39 < tint.min() < 0.42 and 0.78 < tint.max() < 0.81
+
+
+def test_a_camera_without_tint_draws_what_it_always_drew():
+    camera = Camera(blur=(0.1, 0.4), gain=(0.9, 1.1), noise=(0.01, 0.02))
+    random = torch.Generator().manual_seed(0)
+    film = shoot(VIDEO, camera, random)
+    again = torch.Generator().manual_seed(0)
+    draw = torch.rand(3, len(VIDEO), generator=again)
+    ranges = torch.tensor([camera.blur, camera.gain, camera.noise])
+    blur, gain, noise = ranges[:, :1] + (ranges[:, 1:] - ranges[:, :1]) * draw
+    exposed = blurred(VIDEO, blur[:, None].expand(6, 4)) * gain[:, None, None, None, None]
+    exposed = exposed + torch.randn(VIDEO.shape, generator=again) * noise[:, None, None, None, None]
+    assert torch.equal(film, (exposed.clamp(0, 1) * 255).round() / 255)
+    assert torch.equal(random.get_state(), again.get_state())
+
+
 def test_noise_has_the_named_strength():
     film = shoot(torch.full((8, 4, 3, 32, 32), 0.5), Camera(noise=(0.02, 0.02), bits=16))
     assert film.std().item() == pytest.approx(0.02, rel=0.05)
