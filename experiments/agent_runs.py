@@ -113,7 +113,8 @@ def random_steering(task: AgentTask) -> Build:
 def fixed_steering(task: AgentTask) -> Build:
     """The action that earned most when always taken, searched with as many steps as an agent learns with."""
     steps = task.steps or max(recipe.steps for (_, env), recipe in RECIPES.items() if env == STEER)
-    env: Any = gymnasium.make_vec(STEER, num_envs=WIDTH, preset=task.preset)
+    rows = min(WIDTH, max(1, steps // (steering.HALVING * task.exam.chunks)))
+    env: Any = gymnasium.make_vec(STEER, num_envs=rows, preset=task.preset)
     best = steering.best_fixed(env, steps, task.seed)
     return lambda env: constant(best)
 
@@ -138,7 +139,8 @@ def random_verdicts(task: AgentTask) -> Build:
 
 def fixed_verdict(task: AgentTask) -> Build:
     """The moment and the verdict that earned most on the training bank when always taken."""
-    env = made(task, WIDTH)
+    bank = RECIPES["sb3-ppo", DETECT].env
+    env = made(task, min(WIDTH, bank["clips"]), **bank)
     rules = [(moment, verdict) for moment in range(env.chunks) for verdict in (REAL, FAKE)]
     best = max(rules, key=lambda one: sum(detecting.examined(env, detecting.rule(env, *one))["reward"]))
     return lambda env: detecting.rule(env, *best)
