@@ -1,8 +1,8 @@
 """The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
 
 A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. The
-kinds are table and pictures (of a comparison's results.json), measured (of an audit's or a bench's) and weights (a
-folder of trained parts).
+kinds are table and pictures (of a comparison's results.json), measured (of any other command's) and weights (a folder
+of trained parts).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import tyro
 
 from ..checkpoint import MANIFEST, write_json
+from .cli import GROUPS
 from .report import read_results, summary_markdown, write_picture
 from .tables import CONTRAST_COLUMNS, METHOD_COLUMNS, SLICE_COLUMNS, Column, Row, markdown_table, rows_of
 
@@ -27,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/images/clips.webp"
 BLOCK = re.compile(r"(<!-- (table|pictures|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PROMPTS = 4
+TAKEN = {"reelgym audit probe": ("probe.png",), "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg")}
+"""Pictures that a command's results come with."""
 GAP = "gap"
 SHARE = "oracle total on held-out prompts, as a share of the truth's"
 RANKS = "pairs of a held-out clip and its fake of an unseen family that {} ranks rightly"
@@ -54,8 +57,7 @@ class Config:
     """Without options only the tables are made again, from what is committed."""
 
     run: Path | None = None
-    """Folder that a comparison, an audit or a bench wrote: its results.json is taken over, and as pictures so are a
-    comparison's clips and an audit's figure."""
+    """Folder that a command wrote: its results.json is taken over, and so are its pictures, where it has any."""
     name: str = "standard"
     """Where results.json is taken over to: experiments/results/NAME."""
 
@@ -79,8 +81,9 @@ def run(config: Config, root: Path = ROOT) -> None:
             place.mkdir(parents=True, exist_ok=True)
         if results["command"].startswith("reelgym compare"):
             write_picture(config.run, root / PICTURE, PROMPTS)
-        if results["command"].startswith("reelgym audit probe"):
-            shutil.copy(config.run / "probe.png", (root / PICTURE).parent / "probe.png")
+        for command, pictures in TAKEN.items():
+            for name in pictures if results["command"].startswith(command) else ():
+                shutil.copy(config.run / name, (root / PICTURE).parent / name)
         write_json(folder / "results.json", results)
     for page in pages(root):
         text = page.read_text()
@@ -136,11 +139,12 @@ def pictures(root: Path, path: str) -> str:
 
 
 def measured(root: Path, path: str) -> str:
-    """Where and how an audit or a bench measured, its tables, and what their columns mean."""
+    """Where and how a command measured, its tables, and what their columns mean."""
     results = _results(root / path)
     if results is None:
         return f"*No results are committed yet: `{path}`.*"
-    module = importlib.import_module("." + ".".join(results["command"].split()[1:3]), __package__)
+    words = results["command"].split()[1:]
+    module = importlib.import_module("." + ".".join(words[: 2 if words[0] in GROUPS else 1]), __package__)
     columns = {column.title: column.caption for column in module.COLUMNS if column.caption}
     legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
     folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
