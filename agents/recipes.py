@@ -19,11 +19,11 @@ class AgentRecipe:
     """Environments that run side by side."""
     steps: int
     """Steps of the environments, all streams together."""
-    rollout: int = 512
+    rollout: int = 256
     """Tianshou: steps of all streams between updates."""
     epochs: int = 10
     """Tianshou: passes over them."""
-    batch: int = 128
+    batch: int = 64
     """Tianshou: steps of a gradient."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the algorithm, in the library's own words."""
@@ -41,10 +41,10 @@ RECIPES: dict[tuple[str, str], AgentRecipe] = {
         library="sb3",
         algorithm="PPO",
         streams=64,
-        steps=12_288,
+        steps=8_192,
         settings={
-            "n_steps": 8,
-            "batch_size": 128,
+            "n_steps": 4,
+            "batch_size": 64,
             "n_epochs": 10,
             "learning_rate": 1e-3,
             "gamma": 1.0,
@@ -56,7 +56,7 @@ RECIPES: dict[tuple[str, str], AgentRecipe] = {
         library="sb3",
         algorithm="SAC",
         streams=16,
-        steps=12_288,
+        steps=8_192,
         settings={
             "learning_rate": 1e-3,
             "batch_size": 256,
@@ -72,7 +72,7 @@ RECIPES: dict[tuple[str, str], AgentRecipe] = {
         library="tianshou",
         algorithm="PPO",
         streams=64,
-        steps=12_288,
+        steps=8_192,
         settings={"gamma": 1.0, "gae_lambda": 0.95, "eps_clip": 0.2, "max_grad_norm": 0.5, "vf_coef": 0.5},
         policy={"learning_rate": 1e-3, "hidden_sizes": [64, 64], "log_std_init": -0.7},
     ),
@@ -80,16 +80,17 @@ RECIPES: dict[tuple[str, str], AgentRecipe] = {
         library="sb3",
         algorithm="PPO",
         streams=64,
-        steps=200_000,
+        steps=204_800,
         settings={
-            "n_steps": 16,
-            "batch_size": 256,
+            "n_steps": 32,
+            "batch_size": 512,
             "n_epochs": 4,
             "learning_rate": 1e-3,
             "gamma": 1.0,
             "gae_lambda": 0.95,
-            "ent_coef": 0.01,
+            "ent_coef": 0.05,
         },
+        env={"clips": 4096},
         clip_features=True,
     ),
 }

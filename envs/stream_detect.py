@@ -30,7 +30,7 @@ UNTOLD = -1
 class DetectSettings:
     """What an agent sees, and what it pays."""
 
-    wait_cost: float = 0.05
+    wait_cost: float = 0.02
     """Of one more chunk; a verdict is worth 1 or -1."""
     window: int = 2
     """Chunks in an observation, the newest last."""

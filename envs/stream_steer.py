@@ -29,7 +29,7 @@ from .windows import TINY, Clock
 class SteerSettings:
     """What an agent may do, and what it pays."""
 
-    price: float = 0.05
+    price: float = 0.08
     """Taken off a chunk's quality for every pass of a stream through the network, in units of the reward (standard
     deviations of the reward model's reference clips)."""
     directions: int = 4

@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from ..agents.recipes import AGENTS, DETECT, RECIPES, STEER
 from ..models.tiny import WEIGHTS
-from .agent_runs import BASELINES, AgentTask, work
-from .agent_tables import COLUMNS, curves_svg, report, table_rows
 from .evaluate import Exam
 from .jobs import Job, one_thread, run_jobs
+from .learning.runs import BASELINES, AgentTask, work
+from .learning.tables import COLUMNS, curves_svg, report, table_rows
 from .results import command_line, write_results
 from .runs import fingerprint
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent / "learning"
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,6 @@ def _made_from(config: Config) -> str:
     """Hash of the code and the weights that a result depends on."""
     weights = WEIGHTS if config.weights == "tiny" else Path(config.weights)
     digest = hashlib.sha256(fingerprint(weights).encode())
-    for name in ("agent_runs", "steering", "detecting"):
+    for name in ("runs", "steering", "detecting"):
         digest.update((ROOT / f"{name}.py").read_bytes())
     return digest.hexdigest()

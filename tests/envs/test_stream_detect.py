@@ -119,7 +119,7 @@ def test_where_nobody_looks_an_ended_row_stays(make):
     env.step(acts(REAL, WAIT))
     before = env.state
     _, reward, terminated, _, info = env.step(acts(WAIT, WAIT))
-    assert reward.tolist() == [0, pytest.approx(-0.05)] and terminated.tolist() == [True, False]
+    assert reward.tolist() == [0, pytest.approx(-0.02)] and terminated.tolist() == [True, False]
     assert info["label"].tolist() == [0, -1]
     assert env.state.verdict[0] == before.verdict[0] == REAL and env.state.seen.tolist() == [1, 3]
 

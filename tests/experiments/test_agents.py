@@ -9,9 +9,10 @@ import torch
 from reelgym.agents import recipes
 from reelgym.agents.recipes import DETECT, RECIPES, STEER
 from reelgym.envs.registration import vector_env
-from reelgym.experiments import agent_tables, agents, detecting, steering
+from reelgym.experiments import agents
 from reelgym.experiments.cli import main
 from reelgym.experiments.evaluate import Exam
+from reelgym.experiments.learning import detecting, steering, tables
 from reelgym.noise import stream_keys
 
 EXAM = Exam(prompts=2, clips=2, long_prompts=0)
@@ -114,12 +115,12 @@ def test_agents_runs_and_goes_on(stack, few, tmp_path, monkeypatch, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     kinds = {(row["kind"], row["env"], row["row"]) for row in results["rows"]}
     for env, row in agents.rows_of_all():
-        assert ("row", env, row) in kinds and ("run", env, row) in kinds and f"| {agent_tables.LABELS[row]} |" in first
+        assert ("row", env, row) in kinds and ("run", env, row) in kinds and f"| {tables.LABELS[row]} |" in first
     assert {row for kind, _, row in kinds if kind == "curve"} == {"sb3-ppo", "sb3-sac", "tianshou-ppo"}
     seeds = {row["row"]: row["seeds"] for row in results["rows"] if row["kind"] == "row" and row["env"] == STEER}
     assert seeds["sb3-sac"] == seeds["fixed"] == 2 and seeds["tianshou-ppo"] == 1
     assert (tmp_path / "out" / "StreamSteer-v0.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-    monkeypatch.setattr("reelgym.experiments.agent_runs._trained", None)
+    monkeypatch.setattr("reelgym.experiments.learning.runs._trained", None)
     agents.run(config)
     assert capsys.readouterr().out == first
 

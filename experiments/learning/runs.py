@@ -14,13 +14,13 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from ..agents.recipes import DETECT, RECIPES, STEER
-from ..agents.saved import Agent, library_of
-from ..envs.stream_detect import FAKE, REAL
-from ..envs.worlds.fakes import FAKES
+from ...agents.recipes import DETECT, RECIPES, STEER
+from ...agents.saved import Agent, library_of
+from ...envs.stream_detect import FAKE, REAL
+from ...envs.worlds.fakes import FAKES
+from ..evaluate import Exam
+from ..jobs import Result
 from . import detecting, steering
-from .evaluate import Exam
-from .jobs import Result
 
 Act = Callable[[Tensor], Tensor]
 Build = Callable[[Any], Act]

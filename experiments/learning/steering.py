@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..envs.stream_steer import StreamSteerVectorEnv
-from ..envs.worlds.oracle import judge
-from ..noise import fold, stream_keys
-from .evaluate import AXES, EXAM, Exam, texts_of
+from ...envs.stream_steer import StreamSteerVectorEnv
+from ...envs.worlds.oracle import judge
+from ...noise import fold, stream_keys
+from ..evaluate import AXES, EXAM, Exam, texts_of
 
 Act = Callable[[Tensor], Tensor]
 """Observations [N, M] to actions [N, A]."""

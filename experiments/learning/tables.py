@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..agents.recipes import AGENTS, DETECT, STEER
-from .plots import Line, line_chart
-from .stats import mean_interval, paired_difference
-from .tables import Column, Row, markdown_table, number
+from ...agents.recipes import AGENTS, DETECT, STEER
+from ..plots import Line, line_chart
+from ..stats import mean_interval, paired_difference
+from ..tables import Column, Row, markdown_table, number
 
 LABELS = {
     "unsteered": "as it ships",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..envs.stream_detect import FAKE, REAL, WAIT, StreamDetectVectorEnv
+from ...envs.stream_detect import FAKE, REAL, WAIT, StreamDetectVectorEnv
 
 Act = Callable[[Tensor], Tensor]
 """Observations [N, K] to actions int64 [N]."""
