@@ -30,14 +30,14 @@ class Size:
     """How much of everything."""
 
     seeds: int = 5
-    exam: Exam = field(default_factory=lambda: Exam(prompts=64, clips=1, long_prompts=0))
+    exam: Exam = field(default_factory=lambda: Exam(prompts=64, clips=2, long_prompts=0))
     validation: Exam = field(default_factory=lambda: Exam(prompts=24, clips=1, long_prompts=0, split="validation"))
     clips: int = 1024
     """Of StreamDetect's test bank."""
     steps: int | None = None
     """Of training; None: the recipes' own."""
     points: int = 6
-    single: tuple[str, ...] = ("tianshou-ppo",)
+    single: tuple[str, ...] = ("tianshou-ppo", "planner")
     """Rows that run with the first seed alone."""
 
 

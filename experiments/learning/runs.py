@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import gymnasium
@@ -113,10 +114,21 @@ def random_steering(task: AgentTask) -> Build:
 def fixed_steering(task: AgentTask) -> Build:
     """The action that earned most when always taken, searched with as many steps as an agent learns with."""
     steps = task.steps or max(recipe.steps for (_, env), recipe in RECIPES.items() if env == STEER)
-    rows = min(WIDTH, max(1, steps // (steering.HALVING * task.exam.chunks)))
-    env: Any = gymnasium.make_vec(STEER, num_envs=rows, preset=task.preset)
-    best = steering.best_fixed(env, steps, task.seed)
+    best = _searched(task.preset, steps, task.exam.chunks)
     return lambda env: constant(best)
+
+
+@lru_cache(maxsize=1)
+def _searched(preset: str, steps: int, chunks: int) -> Tensor:
+    """One search serves all seeds that a worker examines."""
+    rows = min(WIDTH, max(1, steps // (steering.HALVING * chunks)))
+    env: Any = gymnasium.make_vec(STEER, num_envs=rows, preset=preset)
+    return steering.best_fixed(env, steps, seed=0)
+
+
+def by_hand(task: AgentTask) -> Build:
+    """A rule written after a look at validation prompts; it learns nothing and sees no more than an agent."""
+    return steering.by_hand
 
 
 def planner(task: AgentTask) -> Build:
@@ -157,7 +169,13 @@ def constant(action: Tensor) -> Act:
 
 
 BASELINES: dict[str, dict[str, Callable[[AgentTask], Build]]] = {
-    STEER: {"unsteered": unsteered, "random": random_steering, "fixed": fixed_steering, "planner": planner},
+    STEER: {
+        "unsteered": unsteered,
+        "random": random_steering,
+        "fixed": fixed_steering,
+        "by-hand": by_hand,
+        "planner": planner,
+    },
     DETECT: {"random": random_verdicts, "fixed": fixed_verdict, "informed": informed},
 }
 """Rows that do not learn."""

@@ -57,6 +57,13 @@ def setting(env: StreamSteerVectorEnv, steps: int, guidance: float = 0.0, past: 
     return action
 
 
+def by_hand(env: StreamSteerVectorEnv) -> Act:
+    """All steps for the first chunk of a prompt, half as many for those that follow."""
+    levels, age = len(env.generator.sigmas), env.layout["age"]
+    new, old = setting(env, levels), setting(env, max(1, levels // 2))
+    return lambda seen: torch.where(seen[:, age] == 0, new, old)
+
+
 def settings_grid(env: StreamSteerVectorEnv) -> Tensor:
     """Sensible fixed settings [G, A]: every number of steps, with and without guidance, a short past and all of it."""
     levels = range(1, len(env.generator.sigmas) + 1)

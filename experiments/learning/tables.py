@@ -18,6 +18,7 @@ LABELS = {
     "unsteered": "as it ships",
     "random": "random",
     "fixed": "best fixed setting",
+    "by-hand": "by hand: all steps for a new prompt, then half",
     "planner": "informed bound: a planner that sees the noise to come",
     "informed": "informed bound: told the label",
     "sb3-ppo": "SB3 PPO",
