@@ -19,11 +19,11 @@ class AgentRecipe:
     """Environments that run side by side."""
     steps: int
     """Steps of the environments, all streams together."""
-    rollout: int = 256
+    rollout: int = 512
     """Tianshou: steps of all streams between updates."""
-    epochs: int = 10
+    epochs: int = 5
     """Tianshou: passes over them."""
-    batch: int = 64
+    batch: int = 128
     """Tianshou: steps of a gradient."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the algorithm, in the library's own words."""
@@ -43,14 +43,14 @@ RECIPES: dict[tuple[str, str], AgentRecipe] = {
         streams=64,
         steps=8_192,
         settings={
-            "n_steps": 4,
-            "batch_size": 64,
-            "n_epochs": 10,
+            "n_steps": 8,
+            "batch_size": 128,
+            "n_epochs": 5,
             "learning_rate": 1e-3,
             "gamma": 1.0,
             "gae_lambda": 0.95,
         },
-        policy={"log_std_init": -0.7},
+        policy={"log_std_init": -0.5},
     ),
     ("sb3-sac", STEER): AgentRecipe(
         library="sb3",
@@ -58,23 +58,23 @@ RECIPES: dict[tuple[str, str], AgentRecipe] = {
         streams=16,
         steps=8_192,
         settings={
-            "learning_rate": 1e-3,
-            "batch_size": 256,
+            "learning_rate": 7e-4,
+            "batch_size": 512,
             "gamma": 1.0,
-            "tau": 0.01,
+            "tau": 0.005,
             "gradient_steps": 4,
             "learning_starts": 512,
-            "ent_coef": "auto_0.05",
+            "ent_coef": "auto_0.1",
         },
-        policy={"net_arch": [64, 64]},
+        policy={"net_arch": [64, 64], "optimizer_kwargs": {"weight_decay": 5e-4}},
     ),
     ("tianshou-ppo", STEER): AgentRecipe(
         library="tianshou",
         algorithm="PPO",
         streams=64,
         steps=8_192,
-        settings={"gamma": 1.0, "gae_lambda": 0.95, "eps_clip": 0.2, "max_grad_norm": 0.5, "vf_coef": 0.5},
-        policy={"learning_rate": 1e-3, "hidden_sizes": [64, 64], "log_std_init": -0.7},
+        settings={"gamma": 1.0, "gae_lambda": 0.95, "max_grad_norm": 0.5, "ent_coef": 0.0},
+        policy={"learning_rate": 1e-3, "hidden_sizes": [64, 64], "log_std_init": -0.5},
     ),
     ("sb3-ppo", DETECT): AgentRecipe(
         library="sb3",
