@@ -177,7 +177,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         age = torch.where(same, state.age + 1, 0)
         evaluations = steering.evaluations.float()
         reward = quality - self.settings.price * evaluations / self.clock.chunks
-        return SteerState(clip, stream, age, evaluations, actions), reward, self.clips.over(clip)
+        return SteerState(clip, stream, age, evaluations, actions.clone()), reward, self.clips.over(clip)
 
     def _observe(self, state: SteerState) -> Tensor:
         clip = state.clip

@@ -1,8 +1,8 @@
 """The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
 
 A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. The
-kinds are table and pictures (of a comparison's results.json), measured (of any other command's) and weights (a folder
-of trained parts).
+kinds are table, pictures and slices (of a comparison's results.json), measured (of any other command's) and weights (a
+folder of trained parts).
 """
 
 from __future__ import annotations
@@ -22,11 +22,21 @@ import tyro
 from ..checkpoint import MANIFEST, write_json
 from .cli import GROUPS
 from .report import read_results, summary_markdown, write_picture
-from .tables import CONTRAST_COLUMNS, METHOD_COLUMNS, SLICE_COLUMNS, Column, Row, markdown_table, rows_of
+from .tables import (
+    CONTRAST_COLUMNS,
+    METHOD_COLUMNS,
+    SLICE_COLUMNS,
+    SLICES_NOTE,
+    Column,
+    Row,
+    markdown_table,
+    rows_of,
+    slice_table_rows,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/images/clips.webp"
-BLOCK = re.compile(r"(<!-- (table|pictures|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|pictures|slices|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PROMPTS = 4
 TAKEN = {"reelgym audit probe": ("probe.png",), "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg")}
 """Pictures that a command's results come with."""
@@ -79,7 +89,7 @@ def run(config: Config, root: Path = ROOT) -> None:
         folder = root / "experiments" / "results" / config.name
         for place in (folder, (root / PICTURE).parent):
             place.mkdir(parents=True, exist_ok=True)
-        if results["command"].startswith("reelgym compare"):
+        if results["command"].startswith("reelgym compare") and config.name == Config.name:
             write_picture(config.run, root / PICTURE, PROMPTS)
         for command, pictures in TAKEN.items():
             for name in pictures if results["command"].startswith(command) else ():
@@ -105,6 +115,7 @@ def filled(text: str, root: Path = ROOT) -> str:
     kinds: dict[str, Callable[[Path, str], str]] = {
         "table": table,
         "pictures": pictures,
+        "slices": slices,
         "measured": measured,
         "weights": weights,
     }
@@ -117,8 +128,8 @@ def table(root: Path, path: str) -> str:
     if results is None:
         return _nothing(path)
     config = results["config"]
-    made = f"{_made(results)}, {config['workers']} worker processes of one thread. {config['prompts']} test prompts, "
-    made += f"{config['clips']} clips each, {len(results['seeds'])} seeds."
+    made = f"{_compared(results)} {config['prompts']} test prompts, {config['clips']} clips each, "
+    made += f"{len(results['seeds'])} seeds."
     notes = "\n".join(f"- {note}" for note in config["notes"])
     edges = SLICE_COLUMNS if rows_of(results, "slice") else ()
     columns = {column.title: column.caption for column in (*METHOD_COLUMNS, *CONTRAST_COLUMNS, *edges)}
@@ -138,6 +149,16 @@ def pictures(root: Path, path: str) -> str:
     return f"![Clips of every row of the table, side by side]({PICTURE})\n\n{caption}\n\n{lines}"
 
 
+def slices(root: Path, path: str) -> str:
+    """The edge slices of a comparison: where and how they were measured, and the table."""
+    results = _results(root / path)
+    edges = slice_table_rows(results) if results else []
+    if results is None or not edges:
+        return _nothing(path)
+    made = f"{_compared(results)} {results['config']['preset']['exam']['slice_prompts']} test prompts a slice, "
+    return f"{made}{len(results['seeds'])} seeds.\n\n{markdown_table(SLICE_COLUMNS, edges)}\n\n{SLICES_NOTE}"
+
+
 def measured(root: Path, path: str) -> str:
     """Where and how a command measured, its tables, and what their columns mean."""
     results = _results(root / path)
@@ -149,6 +170,10 @@ def measured(root: Path, path: str) -> str:
     legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
     folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
     return f"{_made(results)}.\n\n{module.report(results['rows'])}\n\n{folded}"
+
+
+def _compared(results: Row) -> str:
+    return f"{_made(results)}, {results['config']['workers']} worker processes of one thread."
 
 
 def _made(results: Row) -> str:
