@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from tianshou.algorithm import PPO
@@ -60,6 +61,7 @@ def learn(
     """
     steps = recipe.steps if steps is None else steps
     torch.manual_seed(seed)
+    np.random.seed(seed)  # Tianshou draws its minibatches from it
     agent = _agent(recipe, vector)
     due = every
 

@@ -120,7 +120,7 @@ class Clips:
         )
         opening = getattr(self.prompts, "opening", None)
         if opening is not None and scripts is None:
-            given = self.codec.encode(opening(count, step).to(self.device))
+            given = self.codec.encode(opening(count, step).to(self.device, non_blocking=True))
             for chunk in given.split(self.clock.frames_per_chunk, 1):
                 state = self.append(state, chunk)
         return state

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState, generate_chunk
+from ..models.generator import Generator, stream
 from ..models.prompts import WordEncoder
 from ..noise import stream_keys
 from .worlds.camera import CAMERAS, Camera, shoot
@@ -92,14 +92,9 @@ class Source:
 
     def _clips(self, embeds: Tensor, keys: Tensor, opening: Tensor | None) -> Tensor:
         device = next(self.generator.model.parameters()).device
-        embeds, state, latents = embeds.to(device), StreamState.start(keys.to(device)), []
-        if opening is not None:
-            latents.append(self.codec.encode(opening.to(device)))
-            state = replace(state, cache=self.generator.model.write(latents[0], embeds[:, 0], None), chunk=1)
-        for prompt in embeds[:, len(latents) :].unbind(1):
-            x0, _, state = generate_chunk(self.generator, state, prompt)
-            latents.append(x0)
-        video = self.codec.decode(torch.cat(latents, 1)).cpu()
+        given = None if opening is None else self.codec.encode(opening.to(device))
+        latents = stream(self.generator, embeds.to(device), keys.to(device), given)
+        video = self.codec.decode(latents).cpu()
         return video if opening is None else torch.cat((opening, video[:, opening.shape[1] :]), 1)
 
 

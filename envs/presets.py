@@ -41,10 +41,15 @@ def stream_gen_parts(
     ValueError for a name that is no preset and no folder, for one that is no slice, and for prompts of two kinds.
     """
     folder = stack_folder(preset)
+    if "clock" in given and (chunks is not None or max_episode_steps is not None):
+        raise ValueError("clock says how long a clip is: leave out chunks and max_episode_steps, or clock")
+    if grammar is not None and "prompts" in given:
+        raise ValueError("prompts are drawn by what is given as prompts: leave out grammar, or prompts")
     if slice is not None and (grammar is not None or "prompts" in given):
         raise ValueError(f"slice={slice!r} brings its own prompts: leave out grammar and prompts, or slice")
     longer = slice_named(slice).length if slice else 1
-    clock = given.pop("clock", replace(TINY, chunks=chunks or max_episode_steps or longer * TINY.chunks))
+    length = next(n for n in (chunks, max_episode_steps, longer * TINY.chunks) if n is not None)
+    clock = given.pop("clock", None) or replace(TINY, chunks=length)
     parts: dict[str, Any] = {"clock": clock, "device": device, **given}
     if "codec" not in parts:
         parts["codec"] = load_tiny("codec", folder / "codec", device)
@@ -114,7 +119,8 @@ def _bank(folder: Path, student: str, device: torch.device, **given: Any) -> Ban
         return build_bank(device=device, **given)
     codec = load_tiny("codec", folder / "codec", device)
     model = load_tiny("student", folder / "student", device).requires_grad_(False)
-    source = Source(build_generator(model, codec), codec, load_encoder("student", folder / "student"))
+    grammar = load_manifest("student", folder / "student").get("recipe", {}).get("grammar", "plain")
+    source = Source(build_generator(model, codec), codec, load_encoder("student", folder / "student"), grammar)
     return build_bank(source=source, device=device, **given)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; gymnasium.error.InvalidAction for an action that does not fit its space."""
-        observation, reward, terminated, truncated, info = self.vector.step(torch.as_tensor(np.asarray(action))[None])
+        observation, reward, terminated, truncated, info = self.vector.step(np.asarray(action)[None].copy())
         return self._numpy(observation), float(reward), bool(terminated), bool(truncated), _first(info)
 
     def render(self) -> Any:

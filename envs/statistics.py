@@ -38,7 +38,7 @@ class RecordEpisodeStatistics(VectorWrapper[Any, Tensor, Any, Tensor, Tensor]):
         if mask is None:
             self._clear()
         else:
-            mask = torch.as_tensor(mask, device=self.device)
+            mask = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
             self._forget(mask)
             self._over = self._over & ~mask
         return observation, info

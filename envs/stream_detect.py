@@ -177,12 +177,12 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
     def _info(self, state: DetectState) -> dict[str, Any]:
         label = torch.where(state.over, self.bank.label[state.clip].long(), UNTOLD)
         family = torch.where(state.over, self.bank.family[state.clip], UNTOLD)
-        return {"label": label, "_label": state.over, "family": family, "_family": state.over}
+        return {"label": label, "_label": state.over.clone(), "family": family, "_family": state.over.clone()}
 
     def _integers_of(self, options: dict[str, Any], name: str, default: Tensor) -> Tensor:
         if options.get(name) is None:
             return default
-        values = torch.as_tensor(options[name], dtype=torch.int64, device=self.device)
+        values = torch.as_tensor(options[name], dtype=torch.int64, device=self.device).clone()
         if values.shape != (self.num_envs,):
             raise ValueError(f"{name} have shape {tuple(values.shape)}, expected ({self.num_envs},): one a stream")
         return values

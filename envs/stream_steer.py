@@ -6,6 +6,7 @@ N streams, n chunks a clip, f latent frames a chunk, S denoising steps, K direct
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState
+from ..models.generator import Generator, StreamState, read_chunk
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
 from ..noise import normal
 from .clips import LIMIT, Clips, ClipState, Reward
@@ -158,11 +159,12 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         frames = self.clock.frames_per_chunk
         for chunk in range(clip.position):  # what the world gives, the generator has to have read
             given = clip.latents[:, (chunk - clip.position) * frames :][:, :frames]
-            cache = self.generator.model.write(given, clip.prompts[chunk].embeds, stream.cache)
-            stream = replace(stream, cache=cache, chunk=chunk + 1)
-        zeros = torch.zeros(self.num_envs, device=self.device)
+            stream = read_chunk(self.generator, stream, given, clip.prompts[chunk].embeds)
+        zeros = age = torch.zeros(self.num_envs, device=self.device)
+        for old, new in pairwise(clip.prompts[: clip.position + 1]):
+            age = _older(age, old.embeds, new.embeds)
         action = torch.zeros(self.num_envs, self.settings.directions + 3, device=self.device)
-        return SteerState(clip, stream, zeros, zeros, action)
+        return SteerState(clip, stream, age, zeros, action)
 
     def _advance(self, state: SteerState, actions: Tensor) -> tuple[SteerState, Tensor, bool]:
         leads, steering = self.steering(actions)
@@ -172,9 +174,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         noise = led_noise(noise, self.basis, leads, self.settings.reach)
         x0, stream = steered_chunk(self.generator, state.stream, state.clip.prompt.embeds, noise, steering)
         clip, quality = self.clips.judge(self.clips.append(state.clip, x0))
-        before, after = state.clip.prompt.embeds, clip.prompt.embeds
-        same = (before == after).flatten(1).all(1)
-        age = torch.where(same, state.age + 1, 0)
+        age = _older(state.age, state.clip.prompt.embeds, clip.prompt.embeds)
         evaluations = steering.evaluations.float()
         reward = quality - self.settings.price * evaluations / self.clock.chunks
         return SteerState(clip, stream, age, evaluations, actions.clone()), reward, self.clips.over(clip)
@@ -203,7 +203,12 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
 
     def _info(self, state: SteerState) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, dtype=bool)
-        return {**self.clips.info(state.clip), "evaluations": state.evaluations, "_evaluations": everyone}
+        return {**self.clips.info(state.clip), "evaluations": state.evaluations.clone(), "_evaluations": everyone}
+
+
+def _older(age: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """age [N] a chunk later: 0 where the prompts, embeddings [N, L, D], have changed."""
+    return torch.where((before == after).flatten(1).all(1), age + 1, 0)
 
 
 def _part(values: Tensor, parts: int) -> Tensor:

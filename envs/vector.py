@@ -40,7 +40,7 @@ State = TypeVar("State", bound=Takes)
 
 
 class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
-    """N environments in one: a state goes in, the next state comes out, and nothing is looped over in Python.
+    """N environments in one: a state goes in, the next state comes out, and a step loops over nothing in Python.
 
     A subclass says how a state begins (`_begin`), goes on (`_advance`), and looks (`_observe`, `_info`). Its states are
     frozen dataclasses of tensors with `take(rows)`, never written in place. Where `_advance` returns a bool as `ended`,
@@ -128,7 +128,7 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         self._over = self._ended(self._state)
         return self._observe(self._state), self._info(self._state)
 
-    def step(self, actions: Tensor) -> StepResult:
+    def step(self, actions: Tensor | np.ndarray) -> StepResult:
         """Advance every row. Returns observation, reward [N], terminated bool [N], truncated bool [N], info."""
         state = self.state
         if self._over is True or (self._over is not False and self.check and bool(self._over.any())):
@@ -138,7 +138,7 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             state, reward, ended = self._advance(state, actions)
             observation, info = self._observe(state), self._info(state)
             if isinstance(ended, Tensor):
-                terminated, again = ended, True
+                terminated, again = ended.clone(), True
             else:
                 terminated, again = (torch.ones_like if ended else torch.zeros_like)(self._no_row), ended
             self._over = ended if self.mode is AutoresetMode.DISABLED else False
@@ -177,7 +177,8 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             expected = tuple(self._action_shape)
             raise gymnasium.error.InvalidAction(f"actions have shape {tuple(actions.shape)}, expected {expected}")
         if actions.dtype is not self._action_dtype or actions.device != self.device:
-            if self._integers == (actions.is_floating_point() or actions.dtype in (torch.bool, torch.complex64)):
+            exact = not (actions.is_floating_point() or actions.is_complex() or actions.dtype is torch.bool)
+            if not (exact if self._integers else actions.is_floating_point()):
                 kind = "integers" if self._integers else "floating point"
                 raise gymnasium.error.InvalidAction(f"actions are {actions.dtype}, expected {kind}")
             actions = actions.to(self.device, self._action_dtype)
@@ -203,7 +204,7 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         keys = options.get("keys")
         if keys is None:
             return stream_keys(int(self.np_random.integers(2**62)), self.num_envs, self.device)
-        keys = torch.as_tensor(keys, dtype=torch.int64, device=self.device)
+        keys = torch.as_tensor(keys, dtype=torch.int64, device=self.device).clone()
         if keys.shape != (self.num_envs,):
             raise ValueError(f"keys have shape {tuple(keys.shape)}, expected ({self.num_envs},): one integer a stream")
         return keys

@@ -12,7 +12,7 @@ from typing import Any
 COMMANDS = {
     "generate": "make a video clip from a prompt",
     "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
-    "train": "train a part of the tiny stack: codec, reward, teacher or student",
+    "train": "train a part of the tiny stack (codec, teacher, student, reward), or an agent of SB3 or Tianshou",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed bound",
     "audit probe": "damage clips in a known place and see whether saliency finds it",

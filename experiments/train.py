@@ -8,7 +8,7 @@ import torch
 import tyro
 from torch import nn
 
-from ..agents.recipes import AGENTS
+from ..agents.recipes import AGENTS, STEER
 from ..envs.worlds.grammar import GRAMMARS
 from ..models.tiny import WEIGHTS, Part, load_tiny, save_tiny
 from .pretrain.loop import Processes
@@ -29,11 +29,12 @@ class Config:
     ]
     """The part, or the agent, to train."""
     out: Path | None = None
-    """Folder for the log, the resumable checkpoint and the finished weights; runs/TARGET by default."""
+    """Folder for the log, the resumable checkpoint and the finished weights; runs/TARGET by default, for an agent
+    runs/TARGET-ENVIRONMENT."""
     weights: Path = WEIGHTS
     """Folder with the finished parts that this one needs."""
     steps: int | None = None
-    """Optimiser steps, if not the recipe's own."""
+    """Optimiser steps (agents: steps of the environment), if not the recipe's own."""
     stop: int | None = None
     """Step at which to end before the schedule does."""
     seed: int = 0
@@ -41,7 +42,7 @@ class Config:
     device: Literal["cpu"] = "cpu"
     """The tiny stack trains on the CPU."""
     threads: int = 2
-    """Torch threads."""
+    """Torch threads; agents learn on one."""
     compile: bool = False
     """Train through torch.compile (needs a C++ compiler)."""
     install: bool = False
@@ -60,10 +61,10 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Train, measure, save; an interrupted run goes on from its last checkpoint."""
+    """Train, measure, save; an interrupted run goes on from its last checkpoint (an agent's begins again)."""
     _check(config)
     torch.set_num_threads(config.threads)
-    out = config.out or Path("runs") / config.target
+    out = config.out or Path("runs") / _name(config)
     out.mkdir(parents=True, exist_ok=True)
     if config.target in AGENTS:
         train_agent(config.target, config.env, config.steps, config.seed, out, config.weights)
@@ -84,6 +85,12 @@ def run(config: Config) -> None:
         save_tiny(place, module, manifest)
     print(summary(quality, reads) if config.pairs else " ".join(f"{n}={value:.4f}" for n, value in quality.items()))
     print(f"weights: {folder}")
+
+
+def _name(config: Config) -> str:
+    """Of the folder below runs/: the part's, or the agent's and its environment's."""
+    place = (config.env or STEER).split("/")[-1]
+    return f"{config.target}-{place}" if config.target in AGENTS else config.target
 
 
 def _check(config: Config) -> None:

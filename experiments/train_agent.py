@@ -34,8 +34,9 @@ def train_agent(name: str, env: str | None, steps: int | None, seed: int, out: P
     preset = next((known for known, folder in PRESETS.items() if folder == weights), str(weights))
     kwargs = {"preset": preset, **recipe.env}
     vector: Any = gymnasium.make_vec(env, num_envs=recipe.streams, autoreset_mode=library.AUTORESET, **kwargs)
+    held_out = {"split": "validation"} | ({"clips": recipe.streams} if "clips" in kwargs else {})
     exam: Any = gymnasium.make_vec(
-        env, num_envs=recipe.streams, autoreset_mode="Disabled", **kwargs | {"split": "validation"}
+        env, num_envs=recipe.streams, autoreset_mode="Disabled", check=False, **kwargs | held_out
     )
     started = time.perf_counter()
     with one_thread(), SummaryWriter(str(out / "tensorboard")) as writer, tqdm(total=total, file=sys.stderr) as bar:
@@ -47,7 +48,9 @@ def train_agent(name: str, env: str | None, steps: int | None, seed: int, out: P
         before = mean_return(exam, None)
         agent = library.learn(recipe, vector, seed, steps=total, call=note, every=max(1, total // POINTS))
         after = mean_return(exam, agent)
-    made = {"name": name, "seed": seed, "steps": total, "env_kwargs": kwargs}
+    made: dict[str, Any] = {"name": name, "seed": seed, "steps": total, "env_kwargs": kwargs}
+    if env == STEER:
+        made["chunks"] = vector.clock.chunks
     made |= {"quality": {"return": after, "random": before, "seconds": time.perf_counter() - started}}
     save_agent(out / "agent", agent, recipe, env, made)
     print(f"return={after:.4f} random={before:.4f}")
@@ -56,19 +59,17 @@ def train_agent(name: str, env: str | None, steps: int | None, seed: int, out: P
 
 @torch.no_grad()
 def mean_return(env: Any, agent: Agent | None, seed: int = 1) -> float:
-    """Mean return of one episode in every row of env, of DISABLED autoreset; without an agent, of random actions."""
+    """Mean return of one episode in every row of env; without an agent, of random actions.
+
+    env: of DISABLED autoreset, and without `check`: rows that have ended are stepped on and earn nothing."""
     env.action_space.seed(seed)
     observation, _ = env.reset(seed=seed)
     total, over = torch.zeros(env.num_envs), torch.zeros(env.num_envs, dtype=torch.bool)
-    looking, env.check = env.check, False  # rows that have ended earn nothing while the others go on
-    try:
-        while not over.all():
-            actions = torch.as_tensor(env.action_space.sample()) if agent is None else agent.act(observation)
-            observation, reward, ended, *_ = env.step(actions)
-            total += torch.where(over, 0.0, reward.cpu())
-            over |= ended.cpu()
-    finally:
-        env.check = looking
+    while not over.all():
+        actions = torch.as_tensor(env.action_space.sample()) if agent is None else agent.act(observation)
+        observation, reward, ended, *_ = env.step(actions)
+        total += torch.where(over, 0.0, reward.cpu())
+        over |= ended.cpu()
     return float(total.mean())
 
 
@@ -80,9 +81,11 @@ def steered_by(folder: Path, prompts: list[str], seed: int, weights: Path, devic
     from ..envs.presets import stream_steer_parts
     from ..noise import stream_keys
 
-    _, env, _ = agent_manifest(folder)
+    _, env, made = agent_manifest(folder)
     if env != STEER:
         raise ValueError(f"{folder}: this agent acts in {env}; one that acts in {STEER} can steer a clip")
+    if made["chunks"] != len(prompts):
+        raise ValueError(f"{folder}: this agent steers clips of {made['chunks']} chunks, not of {len(prompts)}")
     parts = stream_steer_parts(weights, chunks=len(prompts), device=device)
     vector = StreamSteerVectorEnv(1, **parts, autoreset_mode="Disabled")
     agent = load_agent(folder, vector)

@@ -6,12 +6,12 @@ B streams, S levels of the generator, K directions of a noise basis, f latent fr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .generator import Generator, StreamState
+from .generator import Generator, StreamState, read_chunk
 from .sampler import guided, renoise, x0_from_v
 
 
@@ -100,8 +100,7 @@ def steered_chunk(
         lower = here.pick(levels[:, step + 1])
         following = renoise(x0, here.pick(noise[:, step + 1]), lower) if step + 1 < noise.shape[1] else x0
         x = here.put(x, torch.where(_wide(lower) > 0, following, x0))
-    cache = generator.model.write(x, embeds, state.cache)
-    return x, replace(state, cache=cache, chunk=state.chunk + 1)
+    return x, read_chunk(generator, state, x, embeds)
 
 
 def _predict(

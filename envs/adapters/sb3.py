@@ -35,7 +35,6 @@ class SB3VecEnv(VecEnv):
         self.vector = vector
         self.info: dict[str, Any] = {}
         super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
-        self._empty: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._start = time.perf_counter()
         self._clear()
 
@@ -63,7 +62,7 @@ class SB3VecEnv(VecEnv):
         observation, reward, done = to_host(self.vector.device, observation, reward, ended)
         self._steps += 1
         self._returns += reward
-        infos = self._empty[:]
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if np.count_nonzero(done):
             self._end(infos, np.flatnonzero(done))
         return observation, reward, done, infos

@@ -15,6 +15,7 @@ from .render import BAR_HALF_WIDTH
 from .scene import SIDE, Scene, roll
 
 TRIES = 200
+APART = 1_000_003
 PLAIN = GRAMMARS["plain"]
 TRAVELS = frozenset({"moves", "bounces", "zigzags"})
 
@@ -64,16 +65,17 @@ def slice_scene(
     Scenes that are not of the slice (an object that meets no wall) begin again elsewhere.
     """
     rows = [chunk_clauses(script, chunks) for script in scripts]
-    draw = torch.Generator().manual_seed(seed)
-    scene = roll(rows, frames_per_chunk, draw, device)
+    scene = roll(rows, frames_per_chunk, torch.Generator().manual_seed(seed), device)
     holds = slice_named(name).holds
-    for _ in range(TRIES if holds else 0):
-        assert holds is not None
+    if holds is None:
+        return scene
+    for attempt in range(1, TRIES):
         good = holds(scene, frames_per_chunk)
         if good.all():
-            break
+            return scene
+        draw = torch.Generator().manual_seed(seed + attempt * APART)  # a row's tries do not depend on the other rows
         scene = _chosen(good, scene, roll(rows, frames_per_chunk, draw, device))
-    return scene
+    raise ValueError(f"no clip of slice {name!r} was found in {TRIES} tries: make the clips longer")
 
 
 def heard(clause: Clause, grammar: Grammar) -> Clause:

@@ -19,8 +19,8 @@ LABELS = {
     "random": "random",
     "fixed": "best fixed setting",
     "by-hand": "by hand: all steps for a new prompt, then half",
-    "planner": "informed bound: a planner that sees the noise to come",
-    "informed": "informed bound: told the label",
+    "planner": "informed: a planner that sees noise and prompts to come",
+    "informed": "informed: told the label",
     "sb3-ppo": "SB3 PPO",
     "sb3-sac": "SB3 SAC",
     "tianshou-ppo": "Tianshou PPO",
@@ -56,7 +56,7 @@ def table_rows(found: Results, seeds: Sequence[int]) -> list[Row]:
 
 def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
     interval = mean_interval(scores(results, "reward"))
-    row: Row = {"kind": "row", "env": env, "row": name, "label": LABELS[name], "seeds": len(results)}
+    row: Row = {"kind": "row", "env": env, "row": name, "seeds": len(results)}
     row |= {key: float(scores(results, key).mean()) for key in MEANS[env]}
     if env == DETECT:
         family = scores(results, "family")
@@ -69,7 +69,7 @@ def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
 def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
     a, b = (found[env, name] for name in (ours, theirs))
     row: Row = {"kind": "contrast", "env": env, "row": ours, "against": theirs}
-    row["label"] = f"{LABELS[ours]} - {LABELS[theirs].split(':')[0]}" + (" *" if theirs == AGAINST[env][0] else "")
+    row |= {"declared": theirs == AGAINST[env][0], "seeds": min(len(a), len(b))}
     for key in ("reward", "total") if env == STEER else ("reward",):
         difference = paired_difference(scores(a, key)[: len(b)], scores(b, key)[: len(a)])
         row |= {key: difference.mean, f"{key}_low": difference.low, f"{key}_high": difference.high}
@@ -77,15 +77,19 @@ def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
     return row
 
 
+def _against(row: Row) -> str:
+    return f"{LABELS[row['row']]} - {LABELS[row['against']].split(':')[0]}" + (" *" if row["declared"] else "")
+
+
 def _span(key: str, low: str, high: str, form: str = "+.3f") -> Any:
     return lambda row: f"{row[key]:{form}} [{row[low]:{form}}, {row[high]:{form}}]" if row.get(key) is not None else "–"
 
 
 STEER_COLUMNS = (
-    Column("who steers", "", lambda row: row["label"]),
+    Column("who steers", "", lambda row: LABELS[row["row"]]),
     Column(
-        "return [95%]",
-        "of a clip: the mean over chunks of the reward's z-score, the price of network passes paid; higher is better",
+        "return of a clip [95%]",
+        "the mean over chunks of the reward's z-score, the price of network passes paid; higher is better",
         _span("reward", "low", "high"),
     ),
     Column("quality", "the same before the price", number("quality", "+.3f")),
@@ -94,13 +98,13 @@ STEER_COLUMNS = (
     Column("VQ", "oracle, visual quality", number("VQ", ".3f")),
     Column("MQ", "oracle, motion quality", number("MQ", ".3f")),
     Column("TA", "oracle, text alignment", number("TA", ".3f")),
-    Column("seeds", "", number("seeds", "d")),
+    Column("seeds", "trainings, each with an exam under other noise", number("seeds", "d")),
     Column("steps", "of the environment in training, all streams together", number("steps", ",d")),
     Column("sec.", "training and exam on one core", number("seconds", ",.0f")),
 )
 DETECT_COLUMNS = (
-    Column("who judges", "", lambda row: row["label"]),
-    Column("return [95%]", "of an episode: verdict and waiting; higher is better", _span("reward", "low", "high")),
+    Column("who judges", "", lambda row: LABELS[row["row"]]),
+    Column("return of an episode [95%]", "verdict and waiting; higher is better", _span("reward", "low", "high")),
     Column("right", "share of clips with the right verdict", number("right", ".3f")),
     Column("false alarms", "share of real clips called fake", number("false_alarms", ".3f")),
     Column("found", "share of fakes called fake", number("found", ".3f")),
@@ -110,7 +114,8 @@ DETECT_COLUMNS = (
     Column("sec.", "", number("seconds", ",.0f")),
 )
 STEER_CONTRASTS = (
-    Column("difference", "paired; declared beforehand where marked *", lambda row: row["label"]),
+    Column("difference", "paired; declared beforehand where marked *", _against),
+    Column("seeds", "where there is but one, an interval is over prompts alone", number("seeds", "d")),
     Column("return [95%]", "", _span("reward", "reward_low", "reward_high")),
     Column("above", "yes: interval above zero; no: below zero", lambda row: row["reward_answer"]),
     Column("oracle [95%]", "", _span("total", "total_low", "total_high")),
@@ -128,7 +133,7 @@ def report(rows: Sequence[Row]) -> str:
         if means:
             pairs = [row for row in own if row["kind"] == "contrast"]
             parts += [f"**{env}**", markdown_table(columns, means)]
-            parts += [markdown_table(contrasts or STEER_CONTRASTS[:3], pairs)] if pairs else []
+            parts += [markdown_table(contrasts or STEER_CONTRASTS[:4], pairs)] if pairs else []
     return "\n\n".join(parts)
 
 

@@ -61,8 +61,9 @@ def test_a_detector_learns_with_features_of_clips(stack, tmp_path):
     assert type(again.policy.features_extractor).__name__ == "ClipFeatures"
 
 
-def test_the_same_seed_is_the_same_agent(steer):
-    recipe = small("sb3-ppo")
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_same_seed_is_the_same_agent(name, steer):
+    recipe = small(name)
     one, two, three = (library_of(recipe).learn(recipe, steer(recipe), seed, steps=16) for seed in (0, 0, 1))
     seen = torch.randn(5, steer(recipe).single_observation_space.shape[0])
     assert torch.equal(one.act(seen), two.act(seen)) and not torch.equal(one.act(seen), three.act(seen))

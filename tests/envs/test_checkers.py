@@ -159,9 +159,13 @@ def wrong_actions(space):
     yield "wait", "actions cannot be read as a tensor"
     if isinstance(space, Box):
         yield good.long(), "expected floating point"
+        yield good.bool(), "expected floating point"
+        yield good.to(torch.complex64), "expected floating point"
         yield torch.full_like(good, float("nan")), "actions hold NaN"
     else:
         yield good.float(), "expected integers"
+        yield good.bool(), "expected integers"
+        yield good.to(torch.complex128), "expected integers"
 
 
 def test_wrong_actions_are_told(vector):
@@ -179,6 +183,14 @@ def test_wrong_actions_are_told(vector):
         with pytest.raises(gymnasium.error.InvalidAction, match=message):
             envs.step(action)
     envs.step(torch.as_tensor(next(sampled(envs.action_space, 0))))
+
+
+def test_what_is_no_action_at_all_is_told(name, given):
+    env = gymnasium.make(name, disable_env_checker=True, **given)
+    env.reset(seed=0)
+    for nonsense in ("wait", None, {"a": 1}):
+        with pytest.raises(gymnasium.error.InvalidAction, match="actions"):
+            env.step(nonsense)
 
 
 def test_a_reset_is_needed(vector):

@@ -181,3 +181,26 @@ def test_what_does_not_fit_is_told(make):
         make(clock=Clock(chunks=4, frames_per_chunk=2))
     with pytest.raises(ValueError, match="at least 0"):
         SteerSettings(price=-1)
+
+
+def test_a_prompt_that_an_opening_began_is_no_longer_new(stack):
+    from reelgym.envs.registration import vector_env
+
+    env = vector_env("stream_steer", 4, stack, slice="cut", autoreset_mode="Disabled")
+    seen, _ = env.reset(seed=0)
+    assert seen[:, env.layout["position"]].argmax(1).tolist() == [1] * 4
+    assert seen[:, env.layout["age"]].flatten().tolist() == [0.25] * 4
+    ages = [env.step(action)[0][0, env.layout["age"]].item() for action in actions(4, 3)]
+    assert ages == [0, 0.25, 0.5]
+
+
+def test_nothing_that_is_handed_out_or_in_is_part_of_the_state(make):
+    env, keys = make(), stream_keys(5, 4)
+    env.reset(options={"scripts": SCRIPTS, "keys": keys})
+    action = actions(4)[0]
+    _, _, _, _, info = env.step(action)
+    before = env.state.action.clone(), env.state.evaluations.clone(), env.state.stream.keys.clone()
+    for tensor in (action, info["evaluations"], keys):
+        tensor.zero_()
+    after = env.state.action, env.state.evaluations, env.state.stream.keys
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from reelgym.envs.worlds import slices
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, parse, script_text, split_of
 from reelgym.envs.worlds.oracle import judge
@@ -117,3 +118,17 @@ def test_frames_that_are_given_do_not_count_and_are_seen():
 def test_an_unknown_slice_is_told():
     with pytest.raises(ValueError, match="unknown slice 'fog'; use one of: odd_light, .*long_horizon"):
         slice_scripts("fog", 1, split="test", seed=0)
+
+
+@pytest.mark.parametrize("name", ["occluder", "collision"])
+def test_a_clips_beginning_does_not_depend_on_how_many_are_drawn(name):
+    scripts = slice_scripts(name, 12, split="train", seed=5)
+    many = slice_scene(name, scripts, 4, 3, seed=5)
+    few = slice_scene(name, scripts[:2], 4, 3, seed=5)
+    assert torch.equal(many.position[:2], few.position)
+
+
+def test_a_slice_that_cannot_be_is_told(monkeypatch):
+    monkeypatch.setattr(slices, "TRIES", 1)
+    with pytest.raises(ValueError, match="no clip of slice 'collision' was found in 1 tries"):
+        slice_scene("collision", slice_scripts("collision", 4, split="train", seed=0), 4, 3, seed=0)
