@@ -38,7 +38,7 @@ class Config:
     """Streams that a measurement of chunks comes to over its rounds, where one clip of each stream is not more."""
     rounds: int = 10
     """Most rounds of a measurement; chunks take the fastest, overhead takes the median."""
-    train_most: int = 64
+    train_most: int = 256
     """No training beyond so many streams: an update takes too long there."""
     seconds: float = 1.5
     """Least duration of each measurement of steps."""
@@ -91,6 +91,7 @@ OVERHEAD_COLUMNS = (
     Column("vector environment", "a counter and its 3x32x32 frame, no model", lambda row: row["subject"]),
     Column("1 (us)", "microseconds a vector step with one environment", number("us_1", ",.1f")),
     Column("many (us)", "the same with as many as the sentence above the table says", number("us_many", ",.1f")),
+    Column("times ours", "many, as a multiple of what our base takes in the same run", number("times", ".1f")),
     Column("more (us)", "what the further environments cost together", number("us_more", "+,.1f")),
     Column("at most (us)", "targets, set beforehand: for many, and for more", _targets),
     Column("met", "whether all targets of the row are", _met),
@@ -131,7 +132,9 @@ def report(rows: list[dict[str, Any]]) -> str:
         parts += ["Every id with random actions.", markdown_table(STEP_COLUMNS, steps)]
     if overhead:
         said = f"A transition that does nothing, with 1 and with {overhead[0]['envs']} environments (many)."
-        parts += [said, markdown_table(OVERHEAD_COLUMNS, overhead)]
+        ours = overhead[0]["us_many"]
+        timed = [{**row, "times": row["us_many"] / ours if row["us_many"] and ours else None} for row in overhead]
+        parts += [said, markdown_table(OVERHEAD_COLUMNS, timed)]
     return "\n\n".join(parts)
 
 
