@@ -37,8 +37,8 @@ def test_a_page_shows_the_tables(tmp_path):
     written = {"command": "reelgym bench envs", "commit": "0123456789abcdef", "device": "a machine", "rows": rows}
     (tmp_path / "results.json").write_text(json.dumps(written))
     page = filled("<!-- measured: results.json -->\n<!-- end -->", tmp_path)
-    assert "| ours | 6.0 | 9.0 | +3.0 | 10, +4 | yes |\n| ours | 6.0 | 9.0 | +5.0 | 10, +4 | no |" in page
-    assert "| theirs | – | – | +3.0 | – | – |" in page and "with 1 and with 64 environments" in page
+    assert "| ours | 6.0 | 9.0 | 1.0 | +3.0 | 10, +4 | yes |\n| ours | 6.0 | 9.0 | 1.0 | +5.0 | 10, +4 | no |" in page
+    assert "| theirs | – | – | – | +3.0 | – | – |" in page and "with 1 and with 64 environments" in page
     assert envs.report([]) == ""
 
 
