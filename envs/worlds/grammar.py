@@ -20,6 +20,7 @@ LIGHTS = ("plain", "dim", "red", "blue")
 HEADED = frozenset({"moves", "bounces", "sways", "zigzags"})
 SEPARATOR = "; then"
 HELD_OUT_ONE_IN = 5
+TRIES = 20_000
 
 
 class PromptError(ValueError):
@@ -188,13 +189,17 @@ def sample_scripts(
     """Draw `count` scripts of one split; outside training, half of them hold an unseen triple.
 
     `clauses` fixes the number of clauses (long streams); else it is drawn from the grammar. `distinct`: none twice.
-    `bend` changes each drawn script, or drops it (None).
+    `bend` changes each drawn script, or drops it (None). ValueError where TRIES draws in a row give nothing new.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"unknown split '{split}'; use train, validation or test")
     draw = random.Random(f"{split}-{seed}")
     scripts: list[Script] = []
+    tries = 0
     while len(scripts) < count:
+        tries += 1
+        if tries > TRIES:
+            raise ValueError(f"only {len(scripts)} scripts of {count} were found in the {split} split: ask for fewer")
         unseen = split != "train" and len(scripts) % 2 == 0
         drawn = _draw_script(draw, grammar, clauses or draw.choice(grammar.clauses))
         script = bend(drawn) if bend else drawn
@@ -202,6 +207,7 @@ def sample_scripts(
             continue
         if split_of(script) == split and unseen == any(clause.held_out for clause in script):
             scripts.append(script)
+            tries = 0
     return scripts
 
 

@@ -132,3 +132,8 @@ def test_a_slice_that_cannot_be_is_told(monkeypatch):
     monkeypatch.setattr(slices, "TRIES", 1)
     with pytest.raises(ValueError, match="no clip of slice 'collision' was found in 1 tries"):
         slice_scene("collision", slice_scripts("collision", 4, split="train", seed=0), 4, 3, seed=0)
+
+
+def test_more_scripts_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match=r"only \d+ scripts of 64 were found in the test split: ask for fewer"):
+        slice_scripts("collision", 64, split="test", seed=0, distinct=True)
