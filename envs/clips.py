@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
-from ..rewards.stream_reward import RewardSignal, StreamReward
+from ..rewards.stream_reward import NoGradientError, RewardSignal, StreamReward
 from .draw import View, overlay, to_pixels
 from .prompt_source import Draw, Texts
 from .windows import Clock, prompt_columns
@@ -183,7 +183,7 @@ class Clips:
                     signal = self.reward(video, state.prompts[state.position - 1], grid, need={"perplexity"})
                     if signal.perplexity is not None:
                         return signal.perplexity[:, grid.latent_of_frame[-newest:]]
-                except ValueError:  # a reward that cuts the gradient
+                except NoGradientError:
                     pass
         grid = self.codec.grid(1)
         return torch.zeros(len(state.latents), newest, grid.h, grid.w, device=self.device)

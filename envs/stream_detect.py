@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from ..noise import fold, stream_keys, uniform
+from ..noise import fold, uniform
 from .detect_bank import Bank
 from .draw import View
 from .vector import TensorVectorEnv
@@ -134,10 +134,11 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         return DetectState(clip, zeros + 1, zeros, zeros.bool(), keys)
 
     def _begin(self, options: dict[str, Any]) -> DetectState:
-        keys = stream_keys(int(self.np_random.integers(2**62)), self.num_envs, self.device)
-        state = self._drawn(self._integers_of(options, "keys", keys))
-        clip = self._integers_of(options, "clips", state.clip)
-        if clip is not state.clip and bool(((clip < 0) | (clip >= len(self.bank))).any()):
+        state = self._drawn(self._keys(options))
+        if options.get("clips") is None:
+            return state
+        clip = self._one_a_row("clips", options["clips"])
+        if bool(((clip < 0) | (clip >= len(self.bank))).any()):
             raise ValueError(f"clips lie in 0 .. {len(self.bank) - 1}, not {clip.tolist()}")
         return replace(state, clip=clip)
 
@@ -178,11 +179,3 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         label = torch.where(state.over, self.bank.label[state.clip].long(), UNTOLD)
         family = torch.where(state.over, self.bank.family[state.clip], UNTOLD)
         return {"label": label, "_label": state.over.clone(), "family": family, "_family": state.over.clone()}
-
-    def _integers_of(self, options: dict[str, Any], name: str, default: Tensor) -> Tensor:
-        if options.get(name) is None:
-            return default
-        values = torch.as_tensor(options[name], dtype=torch.int64, device=self.device).clone()
-        if values.shape != (self.num_envs,):
-            raise ValueError(f"{name} have shape {tuple(values.shape)}, expected ({self.num_envs},): one a stream")
-        return values

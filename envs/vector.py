@@ -201,13 +201,17 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
 
     def _keys(self, options: dict[str, Any]) -> Tensor:
         """Keys of the rows' noise, int64 [N]: those of the options, else drawn."""
-        keys = options.get("keys")
-        if keys is None:
+        if options.get("keys") is None:
             return stream_keys(int(self.np_random.integers(2**62)), self.num_envs, self.device)
-        keys = torch.as_tensor(keys, dtype=torch.int64, device=self.device).clone()
-        if keys.shape != (self.num_envs,):
-            raise ValueError(f"keys have shape {tuple(keys.shape)}, expected ({self.num_envs},): one integer a stream")
-        return keys
+        return self._one_a_row("keys", options["keys"])
+
+    def _one_a_row(self, name: str, given: Any) -> Tensor:
+        """The option `name`, one integer a row, as a tensor [N] of its own."""
+        values = torch.as_tensor(given, dtype=torch.int64, device=self.device).clone()
+        if values.shape != (self.num_envs,):
+            found = f"{name} have shape {tuple(values.shape)}"
+            raise ValueError(f"{found}, expected ({self.num_envs},): one integer a stream")
+        return values
 
     def _mask(self, mask: Any) -> Tensor:
         mask = torch.as_tensor(mask, dtype=torch.bool, device=self.device)

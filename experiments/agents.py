@@ -1,5 +1,5 @@
 """`reelgym agents`: do agents of other libraries learn in the environments? Against random, the best fixed setting and
-an informed bound, over seeds, judged on held-out prompts by the reward and by the oracle."""
+an informed planner, over seeds, judged on held-out prompts by the reward and by the oracle."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ COMMANDS = {
     "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
     "train": "train a part of the tiny stack (codec, teacher, student, reward), or an agent of SB3 or Tianshou",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
-    "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed bound",
+    "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
     "audit probe": "damage clips in a known place and see whether saliency finds it",
     "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",
     "bench reward": "time scores and saliency against the published procedure",

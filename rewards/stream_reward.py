@@ -23,6 +23,10 @@ OVERSHOOT = 4.0
 farther still."""
 
 
+class NoGradientError(ValueError):
+    """A gradient is asked of a reward whose scores do not depend on the pixels by one."""
+
+
 class RewardModel(Protocol):
     """What StreamReward asks of a video reward model. axes: names of its scores; mean, std [A]: for z-scores;
     min_frames: the shortest clip it scores."""
@@ -174,7 +178,8 @@ class StreamReward:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Perplexity, gradient and saliency, those that are needed; one backward pass where only a gradient is."""
         if not scores.requires_grad:
-            raise ValueError(f"no score of {', '.join(self.axes)} depends on the pixels by a gradient: ask for scores")
+            names = ", ".join(self.axes)
+            raise NoGradientError(f"no score of {names} depends on the pixels by a gradient: ask for scores")
         if not {"saliency", "perplexity"}.intersection(need):
             (gradient,) = torch.autograd.grad(scores.mean(dim=-1).sum(), video, retain_graph=True)
             return None, gradient, None

@@ -45,6 +45,8 @@ class SB3VecEnv(VecEnv):
     def reset(self) -> Any:
         """Begin all episodes, with the seed and the options that `seed` and `set_options` left."""
         names = {name for row in self._options for name in row}
+        if any(set(row) != names for row in self._options):
+            raise ValueError(f"give every row the same options: {', '.join(sorted(names))} are in some rows alone")
         options = {PLURAL.get(name, name): [row[name] for row in self._options] for name in names}
         observation, self.info = self.vector.reset(seed=self._seeds[0], options=options)
         self._reset_seeds()

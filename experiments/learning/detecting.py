@@ -20,7 +20,8 @@ def examined(env: StreamDetectVectorEnv, act: Act) -> dict[str, list[float]]:
     """Per clip of env's bank: reward (of an episode), right (1 for a right verdict), called_fake, chunks (shown), and
     its family, a place in bank.names.
 
-    env: DISABLED autoreset; its number of rows divides the bank's clips. Row i of a round shows clip i of that part.
+    env: of DISABLED autoreset and without `check`, so that rows that have ended stay while others go on; its number of
+    rows divides the bank's clips. Row i of a round shows clip i of that part.
     """
     parts = torch.arange(len(env.bank)).split(env.num_envs)
     if len(parts[-1]) != env.num_envs:
@@ -36,7 +37,7 @@ def _round(env: StreamDetectVectorEnv, act: Act, clips: Tensor) -> dict[str, Ten
     for _ in range(env.chunks):
         actions = act(observation)
         verdict = torch.where(open_, actions.cpu(), verdict)
-        observation, reward, ended, *_ = _step_open(env, actions, open_)
+        observation, reward, ended, *_ = env.step(actions)
         total += torch.where(open_, reward.cpu(), 0.0)
         open_ &= ~ended.cpu()
         if not open_.any():
@@ -53,12 +54,3 @@ def rule(env: StreamDetectVectorEnv, moment: int, verdict: int) -> Act:
     """Wait until `moment` chunks beyond the first were shown, then always say the same."""
     position = env.layout["position"]
     return lambda seen: torch.where(seen[:, position].argmax(1) >= moment, verdict, WAIT)
-
-
-def _step_open(env: StreamDetectVectorEnv, actions: Tensor, open_: Tensor) -> tuple:
-    """A step in which rows that have ended take no part: they stay as they are and earn nothing."""
-    looking, env.check = env.check, False
-    try:
-        return env.step(actions)
-    finally:
-        env.check = looking

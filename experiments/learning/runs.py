@@ -97,7 +97,8 @@ def examined(task: AgentTask, build: Build, split: str) -> dict[str, list[float]
 
 def made(task: AgentTask, rows: int, **kwargs: Any) -> Any:
     """The task's environment, which is reset by whoever plays in it."""
-    return gymnasium.make_vec(task.env, num_envs=rows, preset=task.preset, autoreset_mode="Disabled", **kwargs)
+    kwargs |= {"preset": task.preset, "autoreset_mode": "Disabled", "check": False}
+    return gymnasium.make_vec(task.env, num_envs=rows, **kwargs)
 
 
 def unsteered(task: AgentTask) -> Build:

@@ -7,6 +7,7 @@ import reelgym  # noqa: F401
 from reelgym.envs.clips import Clips
 from reelgym.envs.draw import MARGIN, View, all_canvases, font, newest_canvases, to_pixels, wrapped
 from reelgym.envs.registration import KINDS
+from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.windows import Clock
 from reelgym.models.codec import Grid
 
@@ -110,3 +111,16 @@ def test_a_causal_codecs_window_lies_on_its_own_grid(codec, reward, prompts):
     assert clips._window_grid(9, 3).latent_of_frame.tolist() == [0, *[1] * 4, *[2] * 4]
     assert clips._window_grid(24, 6).latent_of_frame.tolist() == [frame // 4 for frame in range(24)]
     assert clips._window_grid(10, 9) is None
+
+
+def test_a_fault_of_the_reward_is_not_drawn_over(codec, reward, prompts, clock, monkeypatch):
+    env = StreamGenVectorEnv(2, codec, reward, prompts, clock=clock, render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(torch.zeros(2, 3, 4, 4, 4))
+
+    def broken(*args, **kwargs):
+        raise ValueError("the reward is broken")
+
+    monkeypatch.setattr(type(reward), "__call__", broken)
+    with pytest.raises(ValueError, match="the reward is broken"):
+        env.render()

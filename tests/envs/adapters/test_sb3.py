@@ -137,6 +137,9 @@ def test_options_are_those_of_one_environment(codec, reward, prompts, clock):
     adapter.set_options({"script": "a blue square moves right"})
     adapter.reset()
     assert adapter.info["text"].tolist() == ["a blue square moves right"] * 2
+    adapter.set_options([{"script": "a blue square moves right"}, {}])
+    with pytest.raises(ValueError, match="give every row the same options: script are in some rows alone"):
+        adapter.reset()
     adapter.set_options([{"script": "a blue square moves right"}, {"script": "a red circle moves left"}])
     adapter.reset()
     assert adapter.info["text"].tolist() == ["a blue square moves right", "a red circle moves left"]
