@@ -25,9 +25,10 @@ class Config:
     (sb3-ppo, sb3-sac, tianshou-ppo) learn in an environment over these parts."""
 
     target: Annotated[
-        Literal["codec", "teacher", "student", "reward", "sb3-ppo", "sb3-sac", "tianshou-ppo"], tyro.conf.Positional
+        Literal["codec", "teacher", "student", "reward", "heldout", "sb3-ppo", "sb3-sac", "tianshou-ppo"],
+        tyro.conf.Positional,
     ]
-    """The part, or the agent, to train."""
+    """The part, or the agent, to train; heldout: the reward's recipe from the next seed, for who watches over it."""
     out: Path | None = None
     """Folder for the log, the resumable checkpoint and the finished weights; runs/TARGET by default, for an agent
     runs/TARGET-ENVIRONMENT."""
@@ -117,7 +118,8 @@ def _train(config: Config, out: Path) -> Made:
     """What was made of the target, by its own recipe."""
 
     def scheduled(recipe: Any) -> Any:
-        schedule = replace(recipe.schedule, seed=config.seed, steps=config.steps or recipe.schedule.steps)
+        seed = config.seed + (config.target == "heldout")
+        schedule = replace(recipe.schedule, seed=seed, steps=config.steps or recipe.schedule.steps)
         known = {"compile": config.compile} if hasattr(recipe, "compile") else {}
         return replace(recipe, schedule=replace(schedule, stop=config.stop), **known)
 

@@ -19,12 +19,13 @@ from .reward_net import TinyReward
 from .sampler import TeacherSampling, step_sigmas
 from .wan import CausalWan
 
-Part = Literal["codec", "teacher", "student", "reward"]
+Part = Literal["codec", "teacher", "student", "reward", "heldout"]
 PARTS: dict[str, type[nn.Module]] = {
     "codec": FrameCodec,
     "teacher": CausalWan,
     "student": CausalWan,
     "reward": TinyReward,
+    "heldout": TinyReward,
 }
 CODEC: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -103,7 +104,7 @@ def load_tiny(
 ) -> CausalWan: ...
 @overload
 def load_tiny(
-    name: Literal["reward"], folder: str | Path | None = None, device: torch.device | str = "cpu"
+    name: Literal["reward", "heldout"], folder: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> TinyReward: ...
 def load_tiny(name: Part, folder: str | Path | None = None, device: torch.device | str = "cpu") -> nn.Module:
     """A trained part in evaluation mode, from its folder (by default the one shipped with the package).
