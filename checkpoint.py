@@ -131,8 +131,10 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
     for index, values in states.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.ndim and index < len(shapes) and tuple(value.shape) != shapes[index]:
-                raise CheckpointError(f"optimiser state {key} of parameter {index} has shape {tuple(value.shape)}, "
-                                      f"the parameter {shapes[index]}")
+                raise CheckpointError(
+                    f"optimiser state {key} of parameter {index} has shape {tuple(value.shape)}, "
+                    f"the parameter {shapes[index]}"
+                )
     try:
         optimizer.load_state_dict({"state": states, "param_groups": groups})
     except ValueError as error:

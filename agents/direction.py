@@ -1,13 +1,34 @@
-"""What every method shares: a loss whose gradient on the prediction x0 is a given direction, and credit for chunks."""
+"""What every method shares: a loss whose gradient on the prediction x0 is a given direction; and each direction alone.
+
+Latents are [B, f, C, h, w]; advantages, levels and ratios [B].
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.sampler import kernel_score
+from ..models.sampler import Kernel
 
-ADVANTAGE_LIMIT = 5.0
+
+@dataclass(frozen=True)
+class Ask:
+    """Where a method wants a chunk's prediction, to push it: x [B, f, C, h, w] at level sigma [B].
+
+    given: what the method keeps for the push.   old: the prediction of the policy that acted; None: whatever the first
+    pass over a rollout finds.   stiffness: [B], of the pull towards a reference (`reference_direction`).
+    live: the prediction, where the rollout holds its graph already.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    given: Any
+    old: Tensor | None
+    stiffness: Tensor
+    live: Tensor | None = None
 
 
 def surrogate(x0: Tensor, direction: Tensor, weight: Tensor | float = 1.0) -> Tensor:
@@ -18,47 +39,32 @@ def surrogate(x0: Tensor, direction: Tensor, weight: Tensor | float = 1.0) -> Te
     return (weight * direction.detach() * x0).mean()
 
 
-def returns_to_go(rewards: Tensor) -> Tensor:
-    """Rewards [B, n] of chunks; [B, n], for each chunk what it and later ones earn: what is past is left out."""
-    return rewards.flip(1).cumsum(1).flip(1)
+def policy_direction(
+    kernel: Kernel, x_next: Tensor, x: Tensor, x0: Tensor, advantage: Tensor, rescale: bool = True
+) -> Tensor:
+    """Minus advantage times grad_x0 log p(x_next | x): see `Kernel.score`.
 
-
-def group_advantage(returns: Tensor, group: int) -> Tensor:
-    """(r - mean) / (std + 1e-4) over the clips of one prompt, per chunk, clamped to +-5.
-
-    returns [B, n], where each run of `group` rows shares a prompt. A group of one, or of equal returns, gets 0.
+    rescale: times std / pull, so that on-policy every step gives advantage times unit noise (unscaled, the steps'
+    gradients differ several times over).
     """
-    if returns.shape[0] % group:
-        raise ValueError(f"{returns.shape[0]} clips are not whole groups of {group}")
-    runs = returns.float().unflatten(0, (-1, group))
-    spread = runs.std(1, correction=0, keepdim=True)
-    advantage = (runs - runs.mean(1, keepdim=True)) / (spread + 1e-4)
-    return advantage.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT).flatten(0, 1)
+    direction = -rows(advantage) * kernel.score(x_next, x, x0)
+    return direction * _column(kernel.std / kernel.pull) if rescale else direction
 
 
-def policy_direction(x0: Tensor, x_next: Tensor, next_sigma: Tensor, advantage: Tensor, rescale: bool = True) -> Tensor:
-    """Minus advantage times grad_x0 log N(x_next; (1 - s') x0, s'^2): see sampler.kernel_score.
+def reference_direction(x0: Tensor, reference: Tensor, stiffness: Tensor) -> Tensor:
+    """d KL / d x0 of the kernels around x0 and around a reference's prediction: stiffness (x0 - x0_ref).
 
-    x0, x_next [B, f, C, h, w]; next_sigma, advantage [B]. rescale: times s' / (1 - s'), so that on-policy every step
-    gives advantage times unit noise (unscaled, the steps' gradients differ several times over).
+    For Gaussian kernels KL = pull^2 |x0 - x0_ref|^2 / (2 std^2), so stiffness is (pull / std)^2, or pull / std where
+    the policy's direction is rescaled (`policy_direction`). 1 is the plain squared distance.
     """
-    direction = -_rows(advantage) * kernel_score(x_next, x0, next_sigma)
-    return direction * _rows(next_sigma / (1 - next_sigma)) if rescale else direction
+    return rows(stiffness) * (x0 - reference)
 
 
-def reference_direction(x0: Tensor, reference: Tensor, next_sigma: Tensor, rescale: bool = True) -> Tensor:
-    """d KL / d x0 of the kernels N((1 - s') x0, s'^2) and N((1 - s') x0_ref, s'^2): (1 - s')^2 (x0 - x0_ref) / s'^2.
-
-    KL = (1 - s')^2 |x0 - x0_ref|^2 / (2 s'^2); next_sigma [B]. rescale: times s' / (1 - s'), as in `policy_direction`.
-    """
-    factor = (1 - next_sigma) / next_sigma
-    return _rows(factor if rescale else factor**2) * (x0 - reference)
-
-
-def log_ratio(x_next: Tensor, x0: Tensor, old_x0: Tensor, next_sigma: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+def log_ratio(
+    kernel: Kernel, x_next: Tensor, x: Tensor, x0: Tensor, old_x0: Tensor, weight: Tensor | float = 1.0
+) -> Tensor:
     """Log-probability of x_next under x0 less that under old_x0, the weighed mean over elements: float32 [B]."""
-    level = _rows(next_sigma.float())
-    new, old = ((x_next.float() - (1 - level) * x.float()) / level for x in (x0, old_x0))
+    new, old = ((x_next.float() - kernel.mean(x.float(), y.float())) / _column(kernel.std) for y in (x0, old_x0))
     return (-0.5 * weight * (new.square() - old.square())).flatten(1).mean(1)
 
 
@@ -68,6 +74,27 @@ def clipped_weight(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return ratio.masked_fill(cut, 0.0)
 
 
-def _rows(values: Tensor) -> Tensor:
+def contrast_direction(x0: Tensor, old_x0: Tensor, clean: Tensor, goodness: Tensor, beta: float) -> Tensor:
+    """DiffusionNFT's gradient (2509.16117) at x0, predicted like old_x0 from the clean chunk noised afresh.
+
+    Loss: r |x+ - clean|^2 / w+ + (1 - r) |x- - clean|^2 / w-, with x+ = b x0 + (1 - b) old, x- = (1 + b) old - b x0,
+    w = mean|x - clean| per stream, held fixed, and goodness r [B] in [0, 1]: half way it teaches nothing on-policy.
+    Divided by 2 b: on-policy (2 r - 1) (x0 - clean) / w, towards what was good and away from what was bad.
+    """
+    good = beta * x0 + (1 - beta) * old_x0 - clean
+    bad = (1 + beta) * old_x0 - beta * x0 - clean
+    r = rows(goodness)
+    return r * good / _size(good) - (1 - r) * bad / _size(bad)
+
+
+def rows(values: Tensor) -> Tensor:
     """[B] as [B, 1, 1, 1, 1]."""
     return values[:, None, None, None, None]
+
+
+def _column(values: float | Tensor) -> float | Tensor:
+    return rows(values) if isinstance(values, Tensor) else values
+
+
+def _size(error: Tensor) -> Tensor:
+    return error.abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-5)

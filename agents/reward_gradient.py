@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..envs.prompt_source import Draw
 from ..envs.stream_gen import StreamGenVectorEnv
 from ..envs.windows import clip_prompts, clip_reward
 from ..models.codec import Codec
 from ..models.generator import Generator
 from ..models.prompts import PromptBatch
-from ..noise import fold, normal, stream_keys, uniform
+from ..noise import fold, normal, uniform
 from ..rewards.stream_reward import StreamReward
-from .direction import surrogate
-from .fit import Counts, State, own_draw, pack, unpack
-from .learner import Groups, Learner, LearnerConfig
-from .rollout import GeneratorPolicy, Rollout, chosen, predictions, rollout
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-@dataclass(frozen=True)
-class RewardGradientConfig:
-    """A recipe; the environment has as many streams as an update has prompts."""
-
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=5e-5))
-    reference: float = 1.0
-    """Weight of the pull towards the starting generator's prediction; the reward's direction has unit size."""
-    noise: float = 0.03
-    """Standard deviation of pixel noise (pixels in [0, 1]) under which the gradient is taken."""
-    shift: int = 1
-    """Clips are moved by up to so many pixels before the gradient is taken."""
-    seed: int = 0
+from .direction import Ask
+from .rollout import Rollout
 
 
 def augmented(video: Tensor, keys: Tensor, noise: float, shift: int) -> Tensor:
@@ -71,63 +49,35 @@ def reward_direction(
     return -gradient / size.clamp_min(1e-12)
 
 
+@dataclass(frozen=True)
 class RewardGradient:
-    """Trains a generator through StreamGen, whose reward must be a StreamReward of a differentiable model.
+    """It wants a StreamReward of a differentiable model, and no credit: the gradient says what each chunk did."""
 
-    config, generator (its model is trained), env, prompts: draws the prompts of an update.
-    """
+    kind: Literal["reward"] = "reward"
+    noise: float = 0.03
+    """Standard deviation of pixel noise (pixels in [0, 1]) under which the gradient is taken."""
+    shift: int = 1
+    """Clips are moved by up to so many pixels before the gradient is taken."""
 
-    def __init__(
-        self,
-        config: RewardGradientConfig,
-        generator: Generator,
-        env: StreamGenVectorEnv,
-        prompts: Draw,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
-        self.reward = clip_reward(env.reward, env.codec, env.clock)
-        self.learner = Learner(generator.model, config.learner, accelerator)
-        self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.reference else None
-        self.counts = Counts()
+    def actor(self, generator: Generator) -> Generator:
+        """The generator that plays the rollouts, with the graph of every chunk's last step."""
+        return generator
 
-    def update(self) -> dict[str, float]:
-        """Roll out with the last denoising step on the graph, and follow the reward's gradient."""
-        started, config, env = time.monotonic(), self.config, self.env
-        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
-        _, texts = self.prompts(env.num_envs, draw)
-        keys = fold(stream_keys(config.seed, env.num_envs, env.device), draw)
-        played = rollout(env, GeneratorPolicy(self.generator, grad=True), keys, texts)
-        x0, prompts = played.latents, clip_prompts(played.embeds, played.texts)
-        direction = reward_direction(x0, prompts, self.reward, env.codec, fold(keys, 1), config.noise, config.shift)
-        measured = {"reward": float(played.rewards.sum(1).mean())}
-        if self.reference is not None:
-            away = x0.detach() - self._reference_x0(played)
-            direction = direction + config.reference * away
-            measured["reference_distance"] = float(away.square().mean())
-        measured |= self.learner.step(surrogate(x0, direction))
-        chunks = env.num_envs * env.clock.chunks
-        self.counts.chunks += chunks
-        self.counts.generator_calls += chunks * (len(self.generator.sigmas) + 1)
-        self.counts.reward_calls += 2 * chunks
-        self.counts.updates += 1
-        self.counts.seconds += time.monotonic() - started
-        return measured
+    def asks(self, played: Rollout, keys: Tensor, generator: Generator, env: StreamGenVectorEnv) -> list[list[Ask]]:
+        """One pass; what is given is the direction."""
+        latents, prompts = played.latents.detach(), clip_prompts(played.embeds, played.texts)
+        reward = clip_reward(env.reward, env.codec, env.clock)
+        found = reward_direction(latents, prompts, reward, env.codec, fold(keys, 1), self.noise, self.shift)
+        asks = []
+        for turn, direction in zip(played.turns, found.chunk(len(played.turns), 1), strict=True):
+            last = turn.transitions[-1]
+            sigma = torch.full((len(last.x),), last.sigma, device=last.x.device)
+            old = turn.chunk.detach()
+            asks.append(Ask(last.x, sigma, direction, old, torch.ones_like(sigma), turn.chunk))
+        return [asks]
 
-    def _reference_x0(self, played: Rollout) -> Tensor:
-        assert self.reference is not None
-        last = torch.full((len(played.rewards),), len(self.generator.sigmas) - 1, device=played.latents.device)
-        choices = [chosen(transitions, last) for transitions in played.transitions]
-        self.counts.reference_calls += len(last) * (2 * len(choices) - 1)
-        return torch.cat(predictions(self.reference, choices, played.latents.detach(), played.embeds), 1)
-
-    def state(self) -> State:
-        """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
-        weights = {} if self.reference is None else dict(self.reference.state_dict())
-        return pack(self.config, self.counts, {"generator": self.learner}, weights)
-
-    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
-        extra = unpack(self.config, self.counts, {"generator": self.learner}, groups, meta)
-        if self.reference is not None:
-            self.reference.load_state_dict(extra)
+    def push(
+        self, ask: Ask, x0: Tensor, old: Tensor, advantage: Tensor, weight: Tensor | float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The direction, of unit size per clip."""
+        return weight * ask.given, {}

@@ -19,7 +19,7 @@ from ..models.prompts import PromptBatch
 from ..rewards.stream_reward import NoGradientError, RewardSignal, StreamReward
 from .draw import View, overlay, to_pixels
 from .prompt_source import Draw, Texts
-from .windows import Clock, prompt_columns
+from .windows import Clock, chunk_of_frame, prompt_columns
 
 LIMIT = 64.0
 """Bound of latents and prompts in the spaces; nothing is clipped to it."""
@@ -187,6 +187,27 @@ class Clips:
                     pass
         grid = self.codec.grid(1)
         return torch.zeros(len(state.latents), newest, grid.h, grid.w, device=self.device)
+
+    def credit(self, latents: Tensor, prompts: PromptBatch) -> Tensor:
+        """Perplexity of the newest chunk of clips so far [N, k * f, C, h, w], in its window: [N, f, h, w], of mean 1.
+
+        prompts: N, those of that chunk. Ones where the window is too short for the reward.
+        """
+        frames = self.clock.frames_per_chunk
+        number = latents.shape[1] // frames - 1
+        with torch.no_grad():
+            video = self.codec.decode(latents)
+        chunks = chunk_of_frame(self.codec.grid(video.shape[1]), self.clock)
+        video = video[:, chunks.index(self.clock.window(number)[0]) :]
+        grid = self._window_grid(video.shape[1], frames * len(self.clock.window(number)))
+        if grid is None or video.shape[1] < self.reward.min_frames:
+            return torch.ones(len(latents), frames, *self.latent[1:], device=self.device)
+        if not isinstance(self.reward, StreamReward):
+            raise TypeError(f"perplexity needs a StreamReward, not {type(self.reward).__name__}")
+        weight = self.reward(video, prompts, grid, need={"perplexity"}).perplexity
+        assert weight is not None
+        newest = weight[:, -frames:]
+        return newest / newest.mean(dim=(1, 2, 3), keepdim=True)
 
     def _window_grid(self, frames: int, latents: int) -> Grid | None:
         """Of a window at a stream's start, or later: a causal codec's first latent has fewer frames than others."""

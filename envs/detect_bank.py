@@ -225,9 +225,7 @@ def _played(
     return drawn, roll(clauses, size[1], torch.Generator().manual_seed(seed))
 
 
-def _generated(
-    source: Source, scripts: Sequence[Script], true: Tensor, chunks: int, seed: int, opened: bool
-) -> Tensor:
+def _generated(source: Source, scripts: Sequence[Script], true: Tensor, chunks: int, seed: int, opened: bool) -> Tensor:
     """Generated clips of scripts, beside the true ones [B, F, C, H, W]."""
     known = [tuple(heard(clause, GRAMMARS[source.grammar]) for clause in script) for script in scripts]
     opened = opened or known != list(scripts)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..agents.finetune import FineTune, FineTuneConfig
 from ..agents.fit import Trainer
-from ..agents.policy_gradient import PolicyGradient, PolicyGradientConfig
-from ..agents.reward_gradient import RewardGradient, RewardGradientConfig
 from ..distill.causal_init import CausalInit, CausalInitConfig
 from ..distill.trainer import Distill, DistillConfig
 from ..envs.prompt_source import ScriptPrompts, world_prompts
@@ -48,6 +47,7 @@ class Stack:
     reward: StreamReward
     encoder: WordEncoder
     grammar: str
+    folder: Path = WEIGHTS
     clock: Clock = TINY
 
     @classmethod
@@ -63,11 +63,17 @@ class Stack:
             StreamReward(load_tiny("reward", folder / "reward", device)),
             load_encoder("student", folder / "student"),
             load_manifest("student", folder / "student")["recipe"]["grammar"],
+            folder,
         )
 
     @property
     def device(self) -> torch.device:
         return next(self.start.model.parameters()).device
+
+    def heldout(self) -> StreamReward:
+        """A reward that nobody maximises, trained as the other was on other clips; CheckpointError without its
+        weights."""
+        return StreamReward(load_tiny("heldout", self.folder / "heldout", self.device))
 
     def student(self) -> Generator:
         """A copy of the starting student, to be trained."""
@@ -113,8 +119,6 @@ class Plan:
     """What the budget of seconds came to on the reference machine, converted once."""
     pool: int = 512
     """Clips of the world that "continued" draws from."""
-    streams: int = 16
-    """Clips an update of "reward", whose recipe does not say."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +148,10 @@ def distilled(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
     return Distill(plan.recipe, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
 
 
-def policy_gradient(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
-    """RL that sees the value of the reward and nothing else of it."""
-    recipe: PolicyGradientConfig = plan.recipe
-    return PolicyGradient(recipe, generator, stack.env(recipe.prompts * recipe.group), stack.prompts())
-
-
-def reward_gradient(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
-    """RL that differentiates the reward."""
-    return RewardGradient(plan.recipe, generator, stack.env(plan.streams), stack.prompts())
+def finetuned(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
+    """RL: the recipe says which."""
+    recipe: FineTuneConfig = plan.recipe
+    return FineTune(recipe, generator, stack.env(recipe.prompts * recipe.group), stack.prompts())
 
 
 FRESH_CLIPS = 4_000_000
@@ -160,8 +159,8 @@ METHODS = {
     "continued": Method("starting recipe continued", continued),
     "dmd": Method("DMD", distilled),
     "stream-r1": Method("Stream-R1", distilled),
-    "policy": Method("policy gradient", policy_gradient),
-    "reward": Method("reward gradient", reward_gradient),
+    "policy": Method("policy gradient", finetuned),
+    "reward": Method("reward gradient", finetuned),
 }
 """Rows that train the starting student."""
 LABELS = REFERENCES | {name: method.label for name, method in METHODS.items()}
@@ -183,12 +182,10 @@ def with_seed(plan: Plan, seed: int) -> Plan:
 
 
 def with_batch(plan: Plan, clips: int) -> Plan:
-    """The plan with another number of clips an update (policy: `clips` prompts, two clips of each)."""
+    """The plan with another number of clips an update (RL: `clips` prompts, up to two clips of each)."""
     recipe = plan.recipe
-    if isinstance(recipe, PolicyGradientConfig):
-        return replace(plan, recipe=replace(recipe, prompts=clips, group=2))
-    if isinstance(recipe, RewardGradientConfig):
-        return replace(plan, streams=clips)
+    if isinstance(recipe, FineTuneConfig):
+        return replace(plan, recipe=replace(recipe, prompts=clips, group=min(2, recipe.group)))
     return replace(plan, recipe=replace(recipe, batch=clips))
 
 

@@ -89,9 +89,7 @@ def side_by_side(clips: Sequence[Frames], gap: int = 2) -> tuple[Frames, NDArray
     return spread, drawn
 
 
-def animation(
-    frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None, quality: int | None = None
-) -> bytes:
+def animation(frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None, quality: int | None = None) -> bytes:
     """Endless WebP of uint8 [F, H, W, 3] at its own size; columns outside drawn[W] are transparent.
 
     quality: 0 to 100, of the lossy coding; None: lossless.

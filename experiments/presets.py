@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..agents.baselines import FINETUNE
 from ..agents.learner import LearnerConfig
-from ..agents.policy_gradient import PolicyGradientConfig
-from ..agents.reward_gradient import RewardGradientConfig
 from ..distill.causal_init import CausalInitConfig
 from ..distill.trainer import DistillConfig
 from .evaluate import Exam
@@ -37,8 +36,8 @@ def recipes() -> dict[str, object]:
         "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=3.3e-5), batch=24),
         "dmd": distillation(3.3e-5, weighted=False),
         "stream-r1": distillation(3.3e-5, weighted=True),
-        "policy": PolicyGradientConfig(learner=LearnerConfig(learning_rate=1.7e-5)),
-        "reward": RewardGradientConfig(learner=LearnerConfig(learning_rate=1.5e-4)),
+        "policy": FINETUNE["policy"],
+        "reward": FINETUNE["reward"],
     }
 
 

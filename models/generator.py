@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..noise import normal
 from .cache import KVCache
-from .sampler import renoise, x0_from_v
+from .sampler import Kernel, KernelOf, consistency, x0_from_v
 from .wan import CausalWan
 
 
@@ -19,19 +19,21 @@ class Generator:
 
     sigmas: levels at which a chunk is denoised, falling from 1.
     latent_shape: (C, h, w) of a latent frame.
+    kernel: the step from a level to the next; the last one, to 0, has no noise.
     """
 
     model: CausalWan
     sigmas: tuple[float, ...]
     latent_shape: tuple[int, int, int]
     frames_per_chunk: int
+    kernel: KernelOf = consistency
 
 
 @dataclass(frozen=True)
 class Transition:
     """One denoising step of a chunk; latents are [B, f, C, h, w].
 
-    x at level sigma; x0: the clean prediction there; x_next: x0 re-noised to next_sigma.
+    x at level sigma; x0: the clean prediction there; x_next: drawn from kernel, at level next_sigma.
     The last step has next_sigma 0 and x_next = x0. context: the cache that the step read, detached (None at the start).
     """
 
@@ -40,6 +42,7 @@ class Transition:
     next_sigma: float
     x_next: Tensor
     x0: Tensor
+    kernel: Kernel
     context: KVCache | None
 
 
@@ -97,8 +100,9 @@ def generate_chunk(
         with torch.set_grad_enabled(grad and step == last):
             x0 = x0_from_v(x, generator.model(x, sigmas[step], embeds, cache=state.cache), sigmas[step])
         next_sigma = 0.0 if step == last else sigmas[step + 1]
-        x_next = x0.detach() if step == last else renoise(x0, draw(step + 1), next_sigma)
-        transitions.append(Transition(x, sigmas[step], next_sigma, x_next, x0, state.cache))
+        kernel = generator.kernel(sigmas[step], next_sigma)
+        x_next = x0.detach() if step == last else kernel.draw(x, x0, draw(step + 1))
+        transitions.append(Transition(x, sigmas[step], next_sigma, x_next, x0, kernel, state.cache))
         x = x_next
     return x0, tuple(transitions), read_chunk(generator, state, x, embeds)
 

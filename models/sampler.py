@@ -38,23 +38,82 @@ def renoise(x0: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:
     return (1 - level) * x0 + level * eps
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """The sampler's Gaussian step p(x_next | x) = N(keep x + pull x0, std^2 I); each is a number or [B].
+
+    A step without noise (std 0) is deterministic: it has no log-probability and no score.
+    """
+
+    keep: float | Tensor
+    pull: float | Tensor
+    std: float | Tensor
+
+    def draw(self, x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        """x_next for standard normal noise eps, all [B, F, C, h, w]."""
+        return self.mean(x, x0) + _spread(self.std, x0) * eps
+
+    def mean(self, x: Tensor, x0: Tensor) -> Tensor:
+        """keep x + pull x0."""
+        centre = _spread(self.pull, x0) * x0
+        return centre if isinstance(self.keep, float) and not self.keep else centre + _spread(self.keep, x) * x
+
+    def log_prob(self, x_next: Tensor, x: Tensor, x0: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+        """log p(x_next | x), float32 [B], the mean or the sum over a stream's elements."""
+        std = self._noise(x0)
+        distance = (x_next.float() - self.mean(x.float(), x0.float())) / std
+        log_prob = -0.5 * distance.square() - _log(std) - 0.5 * math.log(2 * math.pi)
+        return log_prob.flatten(1).mean(1) if reduction == "mean" else log_prob.flatten(1).sum(1)
+
+    def score(self, x_next: Tensor, x: Tensor, x0: Tensor) -> Tensor:
+        """Gradient of the summed log_prob with respect to x0, float32: pull (x_next - mean) / std^2."""
+        std = self._noise(x0)
+        return _spread(self.pull, x0) * (x_next.float() - self.mean(x.float(), x0.float())) / std**2
+
+    def take(self, rows: Tensor) -> Kernel:
+        """Of the streams at rows [M] (int64)."""
+        return Kernel(*(part[rows] if isinstance(part, Tensor) else part for part in (self.keep, self.pull, self.std)))
+
+    def _noise(self, x0: Tensor) -> float | Tensor:
+        if not isinstance(self.std, Tensor) and self.std <= 0:
+            raise ValueError("a step without noise is deterministic: it has no log-probability")
+        return _spread(self.std, x0)
+
+
+KernelOf = Callable[[float, float], Kernel]
+"""From a noise level and the next, lower one to the step between them."""
+
+
+def consistency(sigma: float, next_sigma: float) -> Kernel:
+    """Consistency sampling: the prediction, noised afresh, N((1 - s') x0, s'^2) (RAVEN, 2605.15190). Exact at any
+    number of steps; at next_sigma 0 it is the prediction itself."""
+    return Kernel(0.0, 1.0 - next_sigma, next_sigma)
+
+
+@dataclass(frozen=True)
+class FlowSDE:
+    """Flow-GRPO's stochastic flow step (2505.05470), an Euler-Maruyama step of an SDE with the flow's marginals.
+
+    With dt = s' - s and g = noise sqrt(s / (1 - s)):
+    x_next = x + (v + g^2 / (2 s) (x + (1 - s) v)) dt + g sqrt(-dt) eps. At s = 1, where g is infinite, 1 - s' stands
+    for 1 - s, as in the authors' code. Four steps are coarse for it. The step to 0 is the plain flow's, without noise,
+    which leaves the clip clean.
+    """
+
+    noise: float = 0.7
+
+    def __call__(self, sigma: float, next_sigma: float) -> Kernel:
+        dt = next_sigma - sigma
+        g2 = 0.0 if next_sigma == 0 else self.noise**2 * sigma / (1 - (next_sigma if sigma == 1 else sigma))
+        drift = dt * (1 + g2 * (1 - sigma) / (2 * sigma)) / sigma
+        return Kernel(1 + g2 * dt / (2 * sigma) + drift, -drift, math.sqrt(-g2 * dt))
+
+
 def kernel_log_prob(
     x_next: Tensor, x0: Tensor, next_sigma: float | Tensor, reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
-    """log N(x_next; (1 - s') x0, s'^2 I), float32 [B], the mean or the sum over a stream's elements.
-
-    The kernel of consistency sampling (RAVEN, 2605.15190). next_sigma must not be 0: the last step is deterministic.
-    """
-    level = _level(next_sigma, x0)
-    distance = (x_next.float() - (1 - level) * x0.float()) / level
-    log_prob = -0.5 * distance.square() - _log(level) - 0.5 * math.log(2 * math.pi)
-    return log_prob.flatten(1).mean(1) if reduction == "mean" else log_prob.flatten(1).sum(1)
-
-
-def kernel_score(x_next: Tensor, x0: Tensor, next_sigma: float | Tensor) -> Tensor:
-    """Gradient of the summed kernel_log_prob with respect to x0, float32: (1 - s') (x' - (1 - s') x0) / s'^2."""
-    level = _level(next_sigma, x0)
-    return (1 - level) * (x_next.float() - (1 - level) * x0.float()) / level**2
+    """log N(x_next; (1 - s') x0, s'^2 I), float32 [B]: `Kernel.log_prob` of consistency sampling."""
+    return Kernel(0.0, 1 - next_sigma, next_sigma).log_prob(x_next, x0, x0, reduction)
 
 
 def guided(unconditional: Tensor, conditional: Tensor, weight: float | Tensor) -> Tensor:
@@ -130,12 +189,6 @@ def sample_teacher(
 def _spread(sigma: float | Tensor, x: Tensor) -> float | Tensor:
     """sigma with the trailing dimensions that x has."""
     return sigma.view(*sigma.shape, *(1,) * (x.ndim - sigma.ndim)) if isinstance(sigma, Tensor) else sigma
-
-
-def _level(next_sigma: float | Tensor, x: Tensor) -> float | Tensor:
-    if not isinstance(next_sigma, Tensor) and next_sigma <= 0:
-        raise ValueError("the step to sigma 0 is deterministic: it has no log-probability")
-    return _spread(next_sigma, x)
 
 
 def _log(level: float | Tensor) -> float | Tensor:

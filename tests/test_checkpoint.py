@@ -148,11 +148,14 @@ def test_killed_writer_leaves_a_whole_checkpoint(tmp_path):
     assert step_of(folder) == step + 1
 
 
-@pytest.mark.parametrize("make", [
-    lambda p: torch.optim.AdamW([{"params": p[:1], "lr": 0.03}, {"params": p[1:]}], lr=0.1, betas=(0.5, 0.9)),
-    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1), capturable=False, foreach=False),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.AdamW([{"params": p[:1], "lr": 0.03}, {"params": p[1:]}], lr=0.1, betas=(0.5, 0.9)),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1), capturable=False, foreach=False),
+    ],
+)
 def test_resumed_optimiser_and_rng_continue_bit_for_bit(make, tmp_path):
     def train(net, opt, steps):
         for _ in range(steps):

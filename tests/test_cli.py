@@ -47,12 +47,15 @@ def test_runs_a_command(capsys):
     assert call(capsys, "this", "--seed", "3") == (0, "did this with 3\n", "")
 
 
-@pytest.mark.parametrize(("word", "status", "line"), [
-    ("value", 1, "reelgym: error: two lines of text"),
-    ("missing", 1, "reelgym: error: a.mp4: No such file or directory"),
-    ("bug", 1, "reelgym: error: KeyError: 'step' (--debug shows where)"),
-    ("stop", 130, "reelgym: interrupted"),
-])
+@pytest.mark.parametrize(
+    ("word", "status", "line"),
+    [
+        ("value", 1, "reelgym: error: two lines of text"),
+        ("missing", 1, "reelgym: error: a.mp4: No such file or directory"),
+        ("bug", 1, "reelgym: error: KeyError: 'step' (--debug shows where)"),
+        ("stop", 130, "reelgym: interrupted"),
+    ],
+)
 def test_a_failure_is_one_line_on_stderr(capsys, word, status, line):
     assert call(capsys, word) == (status, "", line + "\n")
 
@@ -62,12 +65,18 @@ def test_debug_adds_the_traceback(capsys):
     assert status == 1 and "Traceback" in err and err.splitlines()[-1].startswith("reelgym: error: KeyError: 'step'")
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    ([], "Missing from reelgym generate"),
-    (["x", "--seed", "y"], "invalid literal for int"),
-    (["x", "--sed", "1"], "--sed"),
-    (["x", "and a much longer argument that no frame of a terminal could ever hold in one line " * 3], "much longer"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "Missing from reelgym generate"),
+        (["x", "--seed", "y"], "invalid literal for int"),
+        (["x", "--sed", "1"], "--sed"),
+        (
+            ["x", "and a much longer argument that no frame of a terminal could ever hold in one line " * 3],
+            "much longer",
+        ),
+    ],
+)
 def test_wrong_arguments_are_one_line_and_status_2(capsys, args, words):
     status, out, err = call(capsys, *args)
     assert (status, out) == (2, "") and words in err and err.count("\n") == 1

@@ -17,8 +17,19 @@ MODULES = {
     for path in [*ROOT.glob("*.py"), *(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))]
 }
 DISTRIBUTION = {"PIL": "pillow", "stable_baselines3": "stable-baselines3"}
-HEAVY = ("diffusers", "transformers", "accelerate", "stable_baselines3", "tianshou", "pettingzoo", "matplotlib", "av",
-         "tensorboard", "pandas", "scipy")
+HEAVY = (
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "stable_baselines3",
+    "tianshou",
+    "pettingzoo",
+    "matplotlib",
+    "av",
+    "tensorboard",
+    "pandas",
+    "scipy",
+)
 
 
 def imported(name, source=None):
@@ -59,14 +70,17 @@ def test_order_of_imports(name):
     assert {target: reason for target, reason in reasons.items() if reason} == {}
 
 
-@pytest.mark.parametrize(("name", "source"), [
-    ("models.wan", "from ..rewards.stream_reward import StreamReward"),
-    ("models.wan", "def late():\n    from .. import envs"),
-    ("rewards.x", "import reelgym.distill.trainer"),
-    ("envs.worlds.grammar", "from ...experiments import results"),
-    ("agents.x", "from ..envs.worlds import oracle"),
-    ("noise", "from .models.wan import CausalWan"),
-])
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("models.wan", "from ..rewards.stream_reward import StreamReward"),
+        ("models.wan", "def late():\n    from .. import envs"),
+        ("rewards.x", "import reelgym.distill.trainer"),
+        ("envs.worlds.grammar", "from ...experiments import results"),
+        ("agents.x", "from ..envs.worlds import oracle"),
+        ("noise", "from .models.wan import CausalWan"),
+    ],
+)
 def test_the_order_test_can_fail(name, source):
     assert [target for target in imported(name, source) if violation(name, target)]
 

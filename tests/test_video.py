@@ -70,14 +70,17 @@ def test_odd_sizes_are_padded_by_repeating_the_edge(tmp_path):
     assert (frames[:, 33].float() - frames[:, 32].float()).abs().max() < 16
 
 
-@pytest.mark.parametrize(("name", "codec", "options"), [
-    ("a.mp4", "libx264", {"crf": "1"}),
-    ("a.mkv", "libx264", {"crf": "1"}),
-    ("a.ts", "mpeg2video", {"qscale": "1", "b": "20M"}),
-    ("a.avi", "mpeg4", {"b": "20M"}),
-    ("a.webm", "libvpx-vp9", {"crf": "2", "b": "0", "cpu-used": "8"}),
-    ("a.mov", "mjpeg", {"b": "20M"}),
-])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"crf": "1"}),
+        ("a.mkv", "libx264", {"crf": "1"}),
+        ("a.ts", "mpeg2video", {"qscale": "1", "b": "20M"}),
+        ("a.avi", "mpeg4", {"b": "20M"}),
+        ("a.webm", "libvpx-vp9", {"crf": "2", "b": "0", "cpu-used": "8"}),
+        ("a.mov", "mjpeg", {"b": "20M"}),
+    ],
+)
 def test_reads_what_ffmpeg_makes(tmp_path, name, codec, options):
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     frames, fps = read_video(encode(tmp_path / name, SOURCE, codec, options, pix_fmt))
@@ -145,12 +148,15 @@ def test_sound_alone_is_no_video(tmp_path):
     refuses(tmp_path / "a.wav", "no video in it .found: audio")
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("a.mp4", {}),
-    ("a.mp4", {"movflags": "faststart"}),
-    ("a.mkv", {}),
-    ("a.avi", {}),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {}),
+        ("a.mp4", {"movflags": "faststart"}),
+        ("a.mkv", {}),
+        ("a.avi", {}),
+    ],
+)
 @pytest.mark.parametrize("keep", [0.02, 0.3, 0.7])
 def test_truncated_files_are_refused(tmp_path, name, options, keep):
     codec = "mpeg4" if name == "a.avi" else "libx264"

@@ -5,12 +5,14 @@ whose codec and reward do nothing. Same prompts, same noise, and the latents of 
 """
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...agents.policy_gradient import PolicyGradient, PolicyGradientConfig
+from ...agents.baselines import FINETUNE
+from ...agents.finetune import FineTune
 from ...agents.rollout import GeneratorPolicy, rollout
 from ...envs.stream_gen import StreamGenVectorEnv
 from ...models.codec import Codec, Grid
@@ -114,8 +116,8 @@ def _env(stack: Stack, codec: Codec, reward: Any, envs: int) -> StreamGenVectorE
     return StreamGenVectorEnv(envs, codec, reward, stack.prompts(), **settings)
 
 
-def _trainer(stack: Stack, envs: int, seed: int) -> PolicyGradient:
-    """The policy gradient as it is set by default, on groups of up to GROUP clips of one prompt."""
+def _trainer(stack: Stack, envs: int, seed: int) -> FineTune:
+    """The policy gradient's recipe, on groups of up to GROUP clips of one prompt."""
     group = next(size for size in range(min(GROUP, envs), 0, -1) if envs % size == 0)
-    recipe = PolicyGradientConfig(prompts=envs // group, group=group, seed=seed)
-    return PolicyGradient(recipe, stack.student(), stack.env(envs), stack.prompts())
+    recipe = replace(FINETUNE["policy"], prompts=envs // group, group=group, seed=seed)
+    return FineTune(recipe, stack.student(), stack.env(envs), stack.prompts())

@@ -93,18 +93,21 @@ def test_slices_and_grammars(source):
     assert words & {word for row in build_bank(40, grammar="full").texts for text in row for word in text.split()}
 
 
-@pytest.mark.parametrize(("wrong", "match"), [
-    ({"clips": 7}, "pairs"),
-    ({"clips": 0}, "pairs"),
-    ({"camera": "eye"}, "unknown camera 'eye'"),
-    ({"grammar": "latin"}, "unknown grammar 'latin'"),
-    ({"slice": "pizza"}, "unknown slice 'pizza'"),
-    ({"slice": "cut", "grammar": "plain"}, "exclude each other"),
-    ({"families": ("melting",)}, "families are some of: flicker"),
-    ({"families": ()}, "not none"),
-    ({"generated": 1.5}, "between 0 and 1"),
-    ({"split": "exam"}, "unknown split 'exam'"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"clips": 7}, "pairs"),
+        ({"clips": 0}, "pairs"),
+        ({"camera": "eye"}, "unknown camera 'eye'"),
+        ({"grammar": "latin"}, "unknown grammar 'latin'"),
+        ({"slice": "pizza"}, "unknown slice 'pizza'"),
+        ({"slice": "cut", "grammar": "plain"}, "exclude each other"),
+        ({"families": ("melting",)}, "families are some of: flicker"),
+        ({"families": ()}, "not none"),
+        ({"generated": 1.5}, "between 0 and 1"),
+        ({"split": "exam"}, "unknown split 'exam'"),
+    ],
+)
 def test_bad_input_is_told(wrong, match):
     with pytest.raises(ValueError, match=match):
         build_bank(**{"clips": 4, **wrong})

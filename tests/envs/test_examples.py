@@ -36,11 +36,14 @@ def test_ppo_learns_to_balance(tmp_path):
     assert len(events.Scalars("return")) == 31
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [
-    ("reelgym/StreamSteer-v0", {"chunks": 2}),
-    ("reelgym/StreamDetect-v0", {"clips": 16}),
-    ("reelgym/StreamGen-v0", {"chunks": 2}),
-])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("reelgym/StreamSteer-v0", {"chunks": 2}),
+        ("reelgym/StreamDetect-v0", {"clips": 16}),
+        ("reelgym/StreamGen-v0", {"chunks": 2}),
+    ],
+)
 def test_ppo_runs_on_streams(stack, name, kwargs):
     script = example("ppo")
     history = script.main(

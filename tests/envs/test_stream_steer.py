@@ -156,12 +156,15 @@ def test_more_steps_and_guidance_cost_what_is_stated(make):
     assert (reward * 4 / 1000).round().tolist() == [-2, -3, -4, -9]
 
 
-@pytest.mark.parametrize(("action", "words"), [
-    (torch.zeros(4, 6), "shape"),
-    (torch.zeros(4, 7, dtype=torch.int64), "expected floating point"),
-    (torch.full((4, 7), 1.5), "clip them"),
-    (torch.full((4, 7), float("nan")), "NaN"),
-])
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (torch.zeros(4, 6), "shape"),
+        (torch.zeros(4, 7, dtype=torch.int64), "expected floating point"),
+        (torch.full((4, 7), 1.5), "clip them"),
+        (torch.full((4, 7), float("nan")), "NaN"),
+    ],
+)
 def test_actions_that_do_not_fit(make, action, words):
     env = make()
     begin(env)

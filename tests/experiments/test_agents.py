@@ -139,13 +139,16 @@ def test_train_and_generate(stack, few, tmp_path, capsys):
     assert "this agent acts in reelgym/StreamDetect-v0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    (["train", "codec", "--env", STEER], "--env is where an agent learns"),
-    (["train", "sb3-sac", "--env", DETECT], "no settings are kept for sb3-sac in reelgym/StreamDetect-v0"),
-    (["train", "sb3-ppo", "--install"], "have no use for sb3-ppo"),
-    (["generate", "a red circle rests", "--agent", "nowhere"], "nowhere: no checkpoint here"),
-    (["generate", "a red circle rests", "--agent", "nowhere", "--model", "teacher"], "an agent steers the student"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "codec", "--env", STEER], "--env is where an agent learns"),
+        (["train", "sb3-sac", "--env", DETECT], "no settings are kept for sb3-sac in reelgym/StreamDetect-v0"),
+        (["train", "sb3-ppo", "--install"], "have no use for sb3-ppo"),
+        (["generate", "a red circle rests", "--agent", "nowhere"], "nowhere: no checkpoint here"),
+        (["generate", "a red circle rests", "--agent", "nowhere", "--model", "teacher"], "an agent steers the student"),
+    ],
+)
 def test_what_does_not_fit_is_told(args, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(args) == 1 and words in capsys.readouterr().err

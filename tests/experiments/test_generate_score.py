@@ -64,19 +64,22 @@ def test_generate_by_the_teacher(call):
     assert read_video("clip.mp4")[0].shape == (12, 128, 128, 3)
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    (["a red cirle moves left"], "unknown word 'cirle'.*nearest words: circle"),
-    (["a small red circle moves left"], "unknown word 'small'"),
-    ([""], "prompt is empty"),
-    ([SCRIPT, "--chunks", 1], "do not fit into 1 chunks"),
-    ([PROMPT, "--chunks", 5, "--model", "teacher"], "use --model student"),
-    ([PROMPT, "--out", "folder.mp4"], "folder.mp4: is a folder"),
-    ([PROMPT, "--out", "/dev/null/clip.mp4"], "cannot be written"),
-    ([PROMPT, "--out", "clip.gif"], "name the file with one of .mp4"),
-    ([PROMPT, "--scale", 0], "scale must be"),
-    ([PROMPT, "--fps", 0], "fps must be"),
-    ([PROMPT, "--device", "gpu"], "device 'gpu'"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["a red cirle moves left"], "unknown word 'cirle'.*nearest words: circle"),
+        (["a small red circle moves left"], "unknown word 'small'"),
+        ([""], "prompt is empty"),
+        ([SCRIPT, "--chunks", 1], "do not fit into 1 chunks"),
+        ([PROMPT, "--chunks", 5, "--model", "teacher"], "use --model student"),
+        ([PROMPT, "--out", "folder.mp4"], "folder.mp4: is a folder"),
+        ([PROMPT, "--out", "/dev/null/clip.mp4"], "cannot be written"),
+        ([PROMPT, "--out", "clip.gif"], "name the file with one of .mp4"),
+        ([PROMPT, "--scale", 0], "scale must be"),
+        ([PROMPT, "--fps", 0], "fps must be"),
+        ([PROMPT, "--device", "gpu"], "device 'gpu'"),
+    ],
+)
 def test_generate_says_what_is_wrong(call, tmp_path, args, words):
     (tmp_path / "folder.mp4").mkdir()
     status, out, err = call("generate", *args)
@@ -117,12 +120,15 @@ def test_score_of_a_generated_clip(call, weights):
     torch.testing.assert_close(torch.tensor([row["VQ"], row["MQ"], row["TA"]]), direct, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "codec", "seconds", "fps", "sampled", "frames"), [
-    ("a.mp4", "libx264", 2, 25, 8, 16),
-    ("a.avi", "mpeg4", 1, 30, 8, 8),
-    ("a.webm", "libvpx", 1, 10, 4, 4),
-    ("a.mkv", "libx264", 9, 5, 8, 72),
-])
+@pytest.mark.parametrize(
+    ("name", "codec", "seconds", "fps", "sampled", "frames"),
+    [
+        ("a.mp4", "libx264", 2, 25, 8, 16),
+        ("a.avi", "mpeg4", 1, 30, 8, 8),
+        ("a.webm", "libvpx", 1, 10, 4, 4),
+        ("a.mkv", "libx264", 9, 5, 8, 72),
+    ],
+)
 def test_score_takes_any_video(call, tmp_path, name, codec, seconds, fps, sampled, frames):
     make_clip(tmp_path / name, seconds, fps, codec)
     status, out, _ = call("score", name, "--prompt", PROMPT, "--fps", sampled, "--out", "elsewhere")

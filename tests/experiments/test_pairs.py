@@ -237,18 +237,21 @@ def test_the_floor_is_what_chance_reaches():
 GOOD = ["true_0.mp4", "fake_0.mp4", "a red circle", "A", "", ""]
 
 
-@pytest.mark.parametrize(("rows", "words"), [
-    ([GOOD, ["absent.mp4", *GOOD[1:]]], r"t.csv row 3, path_A: .*absent.mp4: no such file"),
-    ([["true_0.mp4", "cut.mp4", *GOOD[2:]]], r"row 2, path_B: .*cut.mp4: not a video"),
-    ([["true_0.mp4", "short.mp4", *GOOD[2:]]], r"path_B: .*short.mp4: 2 frames at 8 fps are too few, .* needs 3"),
-    ([GOOD, [], [*GOOD[:3], "A", "better", ""]], r"row 4: 'better' under MQ; use A, B, same, invalid or nothing"),
-    ([[*GOOD[:2], "a red", " circle", "A", "A", "B"]], r"row 2: 7 cells under 6 columns; put a prompt"),
-    ([["", *GOOD[1:]]], r"row 2: no file under path_A"),
-    ([GOOD[:1]], r"row 2: no file under path_B"),
-    ([["x.mp4", "./x.mp4", *GOOD[2:]]], r"row 2: path_A and path_B are the same video"),
-    ([[*GOOD[:3], "", "invalid", ""]], r"t.csv: no usable pair"),
-    ([], r"t.csv: no usable pair"),
-])
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([GOOD, ["absent.mp4", *GOOD[1:]]], r"t.csv row 3, path_A: .*absent.mp4: no such file"),
+        ([["true_0.mp4", "cut.mp4", *GOOD[2:]]], r"row 2, path_B: .*cut.mp4: not a video"),
+        ([["true_0.mp4", "short.mp4", *GOOD[2:]]], r"path_B: .*short.mp4: 2 frames at 8 fps are too few, .* needs 3"),
+        ([GOOD, [], [*GOOD[:3], "A", "better", ""]], r"row 4: 'better' under MQ; use A, B, same, invalid or nothing"),
+        ([[*GOOD[:2], "a red", " circle", "A", "A", "B"]], r"row 2: 7 cells under 6 columns; put a prompt"),
+        ([["", *GOOD[1:]]], r"row 2: no file under path_A"),
+        ([GOOD[:1]], r"row 2: no file under path_B"),
+        ([["x.mp4", "./x.mp4", *GOOD[2:]]], r"row 2: path_A and path_B are the same video"),
+        ([[*GOOD[:3], "", "invalid", ""]], r"t.csv: no usable pair"),
+        ([], r"t.csv: no usable pair"),
+    ],
+)
 def test_a_table_says_what_is_wrong_with_it(folder, tmp_path, capsys, rows, words):
     for name in GOOD[:2]:
         (tmp_path / name).symlink_to(folder / name)
@@ -259,12 +262,15 @@ def test_a_table_says_what_is_wrong_with_it(folder, tmp_path, capsys, rows, word
     assert err.startswith("reelgym: error: ") and re.search(words, err), err
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (None, "t.csv: no such file"),
-    (b"", "t.csv: no column path_A; the first row has to name path_A, path_B, prompt, VQ, MQ, TA"),
-    (b"path_A,path_B,prompt,VQ,MQ\n", "t.csv: no column TA"),
-    (b"path_A,path_B,prompt,VQ,MQ,TA\n\xff\xfe,b,c,A,A,A\n", "t.csv: not a CSV file in UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "t.csv: no such file"),
+        (b"", "t.csv: no column path_A; the first row has to name path_A, path_B, prompt, VQ, MQ, TA"),
+        (b"path_A,path_B,prompt,VQ,MQ\n", "t.csv: no column TA"),
+        (b"path_A,path_B,prompt,VQ,MQ,TA\n\xff\xfe,b,c,A,A,A\n", "t.csv: not a CSV file in UTF-8"),
+    ],
+)
 def test_a_file_that_is_no_table(tmp_path, capsys, content, words):
     if content is not None:
         (tmp_path / "t.csv").write_bytes(content)
@@ -278,14 +284,20 @@ def test_a_table_may_begin_with_a_byte_order_mark(tmp_path):
     assert row.number == 2 and row.labels == (1, None, None) and row.paths[0] == (tmp_path / "a").resolve()
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    (["codec", "--pairs", "t.csv"], "--pairs trains the reward, not the codec"),
-    (["reward", "--pairs", "t.csv", "--install"], "--install would put a reward with the vocabulary of your pairs"),
-    (["reward", "--fps", "4"], "--fps, --size and --validation say how to read --pairs"),
-    (["reward", "--pairs", "t.csv", "--size", "20"], "size must be a multiple of 8, not 20"),
-    (["reward", "--pairs", "t.csv", "--validation", "1"], "validation is a share of the pairs between 0 and 1, not 1"),
-    (["reward", "--pairs", "t.csv", "--fps", "0"], "fps must be a positive number, not 0"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["codec", "--pairs", "t.csv"], "--pairs trains the reward, not the codec"),
+        (["reward", "--pairs", "t.csv", "--install"], "--install would put a reward with the vocabulary of your pairs"),
+        (["reward", "--fps", "4"], "--fps, --size and --validation say how to read --pairs"),
+        (["reward", "--pairs", "t.csv", "--size", "20"], "size must be a multiple of 8, not 20"),
+        (
+            ["reward", "--pairs", "t.csv", "--validation", "1"],
+            "validation is a share of the pairs between 0 and 1, not 1",
+        ),
+        (["reward", "--pairs", "t.csv", "--fps", "0"], "fps must be a positive number, not 0"),
+    ],
+)
 def test_options_that_do_not_fit(tmp_path, capsys, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *args]) == 1

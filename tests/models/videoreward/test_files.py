@@ -137,18 +137,21 @@ def test_every_misfit_is_listed_and_nothing_is_loaded(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("section", "key", "value", "words"), [
-    ("model_config", "output_dim", 3, "model_config.output_dim is 3, supported is 1"),
-    ("model_config", "reward_token", "last", "model_config.reward_token is 'last', supported is 'special'"),
-    ("model_config", "use_special_tokens", False, "use_special_tokens is False"),
-    ("data_config", "num_frames", 8, "data_config.num_frames is 8"),
-    ("data_config", "sample_type", "multi_pts", "sample_type is 'multi_pts'"),
-    ("data_config", "max_frame_pixels", None, "missing or no number"),
-    ("inference_config", "MQ_std", 0, "positive deviations"),
-    ("inference_config", "MQ_std", "wide", "missing or no number"),
-    ("peft_lora_config", "lora_r", None, "missing or no number"),
-    ("peft_lora_config", "lora_enable", False, "LoRA rank of .* none, lora_enable is not set"),
-])
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("model_config", "output_dim", 3, "model_config.output_dim is 3, supported is 1"),
+        ("model_config", "reward_token", "last", "model_config.reward_token is 'last', supported is 'special'"),
+        ("model_config", "use_special_tokens", False, "use_special_tokens is False"),
+        ("data_config", "num_frames", 8, "data_config.num_frames is 8"),
+        ("data_config", "sample_type", "multi_pts", "sample_type is 'multi_pts'"),
+        ("data_config", "max_frame_pixels", None, "missing or no number"),
+        ("inference_config", "MQ_std", 0, "positive deviations"),
+        ("inference_config", "MQ_std", "wide", "missing or no number"),
+        ("peft_lora_config", "lora_r", None, "missing or no number"),
+        ("peft_lora_config", "lora_enable", False, "LoRA rank of .* none, lora_enable is not set"),
+    ],
+)
 def test_settings_that_are_not_supported(tmp_path, section, key, value, words):
     def change(config):
         config.setdefault(section, {})[key] = value
@@ -157,13 +160,16 @@ def test_settings_that_are_not_supported(tmp_path, section, key, value, words):
         VideoReward.from_pretrained(folder_with(tmp_path, config=change))
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda config: config.pop("model_config"), "model_config.output_dim is None"),
-    (lambda config: config.update(model_config=[1]), "model_config is no JSON object"),
-    (lambda config: config.update(special_token_ids=[1, 2]), "three different ids"),
-    (lambda config: config.update(special_token_ids=[1, 2, 300]), "beyond the 300 rows"),
-    (lambda config: config.pop("special_token_ids"), "backbone: needed for the tokenizer"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config.pop("model_config"), "model_config.output_dim is None"),
+        (lambda config: config.update(model_config=[1]), "model_config is no JSON object"),
+        (lambda config: config.update(special_token_ids=[1, 2]), "three different ids"),
+        (lambda config: config.update(special_token_ids=[1, 2, 300]), "beyond the 300 rows"),
+        (lambda config: config.pop("special_token_ids"), "backbone: needed for the tokenizer"),
+    ],
+)
 def test_settings_that_are_wrong(tmp_path, change, words):
     with pytest.raises(CheckpointError, match=words):
         VideoReward.from_pretrained(folder_with(tmp_path, config=change))
@@ -187,15 +193,18 @@ def test_the_last_step_unless_one_is_named(tmp_path):
         VideoReward.from_pretrained(folder, step=2)
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("model_config.json", None, "model_config.json: no such file"),
-    ("model_config.json", b"{", "not JSON"),
-    ("model_config.json", b"[]", "not a JSON object"),
-    ("backbone.json", None, "no backbone.json in it; pass backbone="),
-    ("checkpoint-1/model.pth", None, "neither model.pth nor adapter_model.safetensors and non_lora_state_dict.pth"),
-    ("checkpoint-1/model.pth", b"no tensors", "not a file of tensors"),
-    ("checkpoint-1", None, "no checkpoint-<step> folder"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model_config.json", None, "model_config.json: no such file"),
+        ("model_config.json", b"{", "not JSON"),
+        ("model_config.json", b"[]", "not a JSON object"),
+        ("backbone.json", None, "no backbone.json in it; pass backbone="),
+        ("checkpoint-1/model.pth", None, "neither model.pth nor adapter_model.safetensors and non_lora_state_dict.pth"),
+        ("checkpoint-1/model.pth", b"no tensors", "not a file of tensors"),
+        ("checkpoint-1", None, "no checkpoint-<step> folder"),
+    ],
+)
 def test_missing_and_damaged_files_are_named(tmp_path, name, content, words):
     place = folder_with(tmp_path) / name
     shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -222,12 +231,15 @@ def test_pickles_are_not_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("config.json", None, "config.json: no such file"),
-    ("config.json", '{"model_type": "llama"}', "model_type is 'llama'"),
-    ("tokenizer.json", None, "its tokenizer does not write <.video_pad.> as 24"),
-    ("chat_template.jinja", None, "no chat template"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", None, "config.json: no such file"),
+        ("config.json", '{"model_type": "llama"}', "model_type is 'llama'"),
+        ("tokenizer.json", None, "its tokenizer does not write <.video_pad.> as 24"),
+        ("chat_template.jinja", None, "no chat template"),
+    ],
+)
 def test_backbones_that_do_not_serve(tmp_path, qwen_files, name, content, words):
     backbone = tmp_path / "backbone"
     shutil.copytree(qwen_files.backbone, backbone)
@@ -258,15 +270,18 @@ def test_wording_from_a_checkout_is_read_and_not_executed(tmp_path):
         assert read_template(path) == WORDING
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("absent.txt", None, "absent.txt: no such file"),
-    ("a.txt", "", f"holds {VQ} 0 times"),
-    ("a.txt", WORDING.replace("{text_prompt}", "{prompt}"), "holds {text_prompt} 0 times"),
-    ("a.txt", WORDING + TA, f"holds {TA} 2 times"),
-    ("a.txt", f"{VQ} {{text_prompt}} {MQ} {TA}", "the order must be"),
-    ("a.py", "A = 1", "it has no string DETAILED_PROMPT_WITH_SPECIAL_TOKEN"),
-    ("a.py", "def", "no prompt template"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("absent.txt", None, "absent.txt: no such file"),
+        ("a.txt", "", f"holds {VQ} 0 times"),
+        ("a.txt", WORDING.replace("{text_prompt}", "{prompt}"), "holds {text_prompt} 0 times"),
+        ("a.txt", WORDING + TA, f"holds {TA} 2 times"),
+        ("a.txt", f"{VQ} {{text_prompt}} {MQ} {TA}", "the order must be"),
+        ("a.py", "A = 1", "it has no string DETAILED_PROMPT_WITH_SPECIAL_TOKEN"),
+        ("a.py", "def", "no prompt template"),
+    ],
+)
 def test_wrong_wording_says_where_to_get_it(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_text(content)

@@ -70,12 +70,15 @@ def test_three_axis_positions_would_be_seen(golden, trace, monkeypatch):
     assert logit > 0.01 and min(gradients) > 0.1
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"pixel_values": torch.zeros(95, 1176)}, r"pixel_values must be \[96, 1176\].* not \[95, 1176\]"),
-    ({"grid_thw": torch.tensor([[1, 4, 6], [3, 8, 3]])}, r"hold \[12, 12\] video tokens, .* needs \[6, 18\]"),
-    ({"input_ids": torch.full((2, 41), 290)}, "video tokens"),
-    ({"special": (1, 2, 3)}, r"every row needs each of the reward tokens \[1, 2, 3\] once"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pixel_values": torch.zeros(95, 1176)}, r"pixel_values must be \[96, 1176\].* not \[95, 1176\]"),
+        ({"grid_thw": torch.tensor([[1, 4, 6], [3, 8, 3]])}, r"hold \[12, 12\] video tokens, .* needs \[6, 18\]"),
+        ({"input_ids": torch.full((2, 41), 290)}, "video tokens"),
+        ({"special": (1, 2, 3)}, r"every row needs each of the reward tokens \[1, 2, 3\] once"),
+    ],
+)
 def test_inputs_that_do_not_fit_each_other(golden, trace, monkeypatch, change, words):
     given = {
         "pixel_values": trace["pixel_values_videos"],
@@ -186,17 +189,20 @@ def test_small_frames_grow_as_published_where_a_data_config_says_so(qwen_files, 
     assert golden.pixels.min_pixels == 3136 and golden.pixels.max_pixels == 200_704
 
 
-@pytest.mark.parametrize(("clip", "words"), [
-    (torch.rand(4, 4, 56, 56), r"clips\[1\] must be float \[T, 3, H, W\].*not float32 \[4, 4, 56, 56\]"),
-    (torch.rand(3, 56, 56), r"not float32 \[3, 56, 56\]"),
-    (torch.rand(3, 3, 56, 56), r"at least 4 frames, not float32 \[3, 3, 56, 56\]"),
-    (torch.zeros(4, 3, 56, 56, dtype=torch.uint8), "not uint8"),
-    (torch.rand(4, 3, 0, 56), r"not float32 \[4, 3, 0, 56\]"),
-    (torch.full((4, 3, 56, 56), 1.1), "go from 1.1 to 1.1"),
-    (torch.full((4, 3, 56, 56), -0.1), "go from -0.1"),
-    (torch.full((4, 3, 56, 56), torch.nan), "go from nan"),
-    (torch.full((4, 3, 56, 56), torch.inf), "go from inf"),
-])
+@pytest.mark.parametrize(
+    ("clip", "words"),
+    [
+        (torch.rand(4, 4, 56, 56), r"clips\[1\] must be float \[T, 3, H, W\].*not float32 \[4, 4, 56, 56\]"),
+        (torch.rand(3, 56, 56), r"not float32 \[3, 56, 56\]"),
+        (torch.rand(3, 3, 56, 56), r"at least 4 frames, not float32 \[3, 3, 56, 56\]"),
+        (torch.zeros(4, 3, 56, 56, dtype=torch.uint8), "not uint8"),
+        (torch.rand(4, 3, 0, 56), r"not float32 \[4, 3, 0, 56\]"),
+        (torch.full((4, 3, 56, 56), 1.1), "go from 1.1 to 1.1"),
+        (torch.full((4, 3, 56, 56), -0.1), "go from -0.1"),
+        (torch.full((4, 3, 56, 56), torch.nan), "go from nan"),
+        (torch.full((4, 3, 56, 56), torch.inf), "go from inf"),
+    ],
+)
 def test_clips_that_cannot_be_scored_are_named(model, clip, words):
     with pytest.raises(ValueError, match=words):
         model.score_clips([*clips_of((4, 56, 56)), clip], TEXTS)

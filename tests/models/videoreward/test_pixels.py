@@ -53,29 +53,35 @@ def test_an_odd_last_frame_stands_twice():
     assert grid == (3, 4, 4) and torch.equal(odd, to_patches(torch.cat([clip, clip[-1:]]), PixelConfig())[0])
 
 
-@pytest.mark.parametrize(("size", "bounds", "wanted"), [
-    ((480, 832), (3136, 200704), (336, 588)),
-    ((1080, 1920), (3136, 200704), (336, 588)),
-    ((32, 32), (3136, 200704), (56, 56)),
-    ((32, 32), (100352, 200704), (336, 336)),
-    ((56, 84), (3136, 200704), (56, 84)),
-    ((10, 500), (3136, 200704), (28, 504)),
-    ((9, 1800), (3136, 50000), (28, 3136)),
-])
+@pytest.mark.parametrize(
+    ("size", "bounds", "wanted"),
+    [
+        ((480, 832), (3136, 200704), (336, 588)),
+        ((1080, 1920), (3136, 200704), (336, 588)),
+        ((32, 32), (3136, 200704), (56, 56)),
+        ((32, 32), (100352, 200704), (336, 336)),
+        ((56, 84), (3136, 200704), (56, 84)),
+        ((10, 500), (3136, 200704), (28, 504)),
+        ((9, 1800), (3136, 50000), (28, 3136)),
+    ],
+)
 def test_sizes(size, bounds, wanted):
     found = target_size(*size, *bounds)
     assert found == wanted and found[0] % 28 == found[1] % 28 == 0
     assert target_size(*found, *bounds) == found or found[0] * found[1] > bounds[1]
 
 
-@pytest.mark.parametrize(("total", "fps", "wanted"), [
-    (4, 2, [0, 1, 2, 3]),
-    (5, 2, [0, 1, 3, 4]),
-    (4, 16, [0, 1, 2, 3]),
-    (16, 8, [0, 5, 10, 15]),
-    (81, 16, [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]),
-    (4, 0.1, [0, 1, 2, 3]),
-])
+@pytest.mark.parametrize(
+    ("total", "fps", "wanted"),
+    [
+        (4, 2, [0, 1, 2, 3]),
+        (5, 2, [0, 1, 3, 4]),
+        (4, 16, [0, 1, 2, 3]),
+        (16, 8, [0, 5, 10, 15]),
+        (81, 16, [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]),
+        (4, 0.1, [0, 1, 2, 3]),
+    ],
+)
 def test_sampled_frames(total, fps, wanted):
     assert sample_frames(total, fps).tolist() == wanted
 
@@ -85,14 +91,17 @@ def test_long_clips_are_sampled_at_most_768_times():
     assert len(chosen) == 768 and chosen[-1] == 99_999 and chosen.diff().min() > 0
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda: sample_frames(3, 2), "at least 4 frames, not 3"),
-    (lambda: sample_frames(9, 0), "source_fps must be a positive number"),
-    (lambda: sample_frames(9, float("nan")), "source_fps must be a positive number"),
-    (lambda: target_size(10, 2010, 1, 9), "10 x 2010 pixels is too long"),
-    (lambda: PixelConfig(min_pixels=9, max_pixels=8), "min_pixels 9"),
-    (lambda: PixelConfig(fps=0), "fps must be"),
-])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: sample_frames(3, 2), "at least 4 frames, not 3"),
+        (lambda: sample_frames(9, 0), "source_fps must be a positive number"),
+        (lambda: sample_frames(9, float("nan")), "source_fps must be a positive number"),
+        (lambda: target_size(10, 2010, 1, 9), "10 x 2010 pixels is too long"),
+        (lambda: PixelConfig(min_pixels=9, max_pixels=8), "min_pixels 9"),
+        (lambda: PixelConfig(fps=0), "fps must be"),
+    ],
+)
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()

@@ -1,0 +1,46 @@
+"""Recipes of RL fine-tuning by name: ours, and what published work does, in the same trainer."""
+
+from __future__ import annotations
+
+from .credit import Credit
+from .finetune import FineTuneConfig
+from .forward_process import ForwardProcess
+from .learner import LearnerConfig
+from .policy_gradient import PolicyGradient
+from .reward_gradient import RewardGradient
+
+WHOLE = Credit(reach="clip")
+"""One score for all chunks of a clip."""
+
+
+def rate(learning_rate: float) -> LearnerConfig:
+    """AdamW at this rate."""
+    return LearnerConfig(learning_rate=learning_rate)
+
+
+FINETUNE: dict[str, FineTuneConfig] = {
+    "reward": FineTuneConfig(RewardGradient(), prefix="own", prompts=4, group=1, reference=1.0, learner=rate(1.5e-4)),
+    "forward": FineTuneConfig(ForwardProcess(), learner=rate(1e-4)),
+    "policy": FineTuneConfig(PolicyGradient(), learner=rate(5e-5)),
+    "raven": FineTuneConfig(PolicyGradient(), WHOLE, prefix="own", prompts=8, reference=0.05, learner=rate(5e-5)),
+    "flow-grpo": FineTuneConfig(
+        PolicyGradient(sde=0.7, rescale=False, clip=1e-4),
+        WHOLE,
+        prefix="own",
+        prompts=8,
+        reference=0.05,
+        learner=rate(5e-5),
+    ),
+    "ddpo": FineTuneConfig(
+        PolicyGradient(steps=3, rescale=False, clip=1e-4),
+        Credit(reach="clip", baseline="batch", spread="batch"),
+        prefix="own",
+        prompts=64,
+        group=1,
+        epochs=2,
+        learner=rate(5e-5),
+    ),
+}
+"""reward, forward and policy are ours: a reward gradient, and two that see nothing of the reward but its value, with
+credit by chunk from forked prefixes. raven (2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) give a clip one
+score and share no prefix."""

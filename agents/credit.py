@@ -1,0 +1,93 @@
+"""Credit for chunks: which rewards a chunk answers for, and against what they are held.
+
+B streams in runs of G that share a prompt, n chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ADVANTAGE_LIMIT = 5.0
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Each part can be switched off."""
+
+    reach: Literal["clip", "togo"] = "togo"
+    """Rewards that a chunk answers for: the clip's, as one score for all its chunks, or its own and later ones."""
+    baseline: Literal["none", "batch", "group", "critic"] = "group"
+    """What is subtracted, per chunk: nothing, the mean over the batch or over the group, or the critic's value of what
+    was seen before the chunk."""
+    spread: Literal["none", "batch", "group"] = "group"
+    """Whose standard deviation, per chunk, divides what is left."""
+    bootstrap: bool = False
+    """Let the critic's value stand for what comes after a chunk: for all of it where a forked prefix ends with the
+    chunk, else for as much as `decay` says."""
+    decay: float = 0.95
+    """With bootstrap: lambda of generalised advantage estimation (1506.02438); 1 is the return itself."""
+    perplexity: bool = False
+    """Weigh elements by the reward's perplexity: credit that depends on the sampled action, so it is biased."""
+    placebo: bool = False
+    """Give every advantage to another clip of the batch: a control that cannot learn what the reward rewards."""
+
+    def __post_init__(self) -> None:
+        if self.reach == "clip" and (self.bootstrap or self.baseline == "critic"):
+            raise ValueError("one score for the whole clip leaves a critic nothing to predict: use reach='togo'")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], not {self.decay}")
+
+    @property
+    def critic(self) -> bool:
+        """Whether a critic is needed."""
+        return self.bootstrap or self.baseline == "critic"
+
+
+def returns_to_go(rewards: Tensor) -> Tensor:
+    """Rewards [B, n] of chunks; [B, n], for each chunk what it and later ones earn: what is past is left out."""
+    return rewards.flip(1).cumsum(1).flip(1)
+
+
+def bootstrapped(rewards: Tensor, after: Tensor, decay: float) -> Tensor:
+    """Lambda-returns [B, n]: R_k = r_k + (1 - decay) V_k + decay R_{k+1}, with V_k the value of what follows chunk k.
+
+    rewards [B, n]; after [B, n], whose last column stands for what follows the last chunk: 0 where the clip ends.
+    R less the value before the chunk is generalised advantage estimation (1506.02438) at discount 1.
+    """
+    last, found = after[:, -1], []
+    for reward, value in zip(rewards.flip(1).unbind(1), after.flip(1).unbind(1), strict=True):
+        last = reward + (1 - decay) * value + decay * last
+        found.append(last)
+    return torch.stack(found[::-1], 1)
+
+
+def advantages(returns: Tensor, credit: Credit, group: int, before: Tensor | None = None) -> Tensor:
+    """Advantage [B, n] of chunks from what they are credited with, clamped to +-5.
+
+    returns, before [B, n]: what followed, and the critic's value before the chunk where it is the baseline. Spread is
+    divided by with 1e-4 added; a group of one, or of equal returns, gets 0 from its group's baseline.
+    """
+    if returns.shape[0] % group:
+        raise ValueError(f"{returns.shape[0]} clips are not whole groups of {group}")
+    returns = returns.float()
+    over = {"group": _by_group(returns, group), "batch": returns[None]}
+    if credit.baseline == "critic":
+        if before is None:
+            raise ValueError("baseline='critic' needs the critic's values")
+        left = returns - before
+    elif credit.baseline == "none":
+        left = returns
+    else:
+        left = returns - over[credit.baseline].mean(1, keepdim=True).expand_as(over[credit.baseline]).flatten(0, 1)
+    if credit.spread != "none":
+        runs = _by_group(left, group) if credit.spread == "group" else left[None]
+        left = left / (runs.std(1, correction=0, keepdim=True) + 1e-4).expand_as(runs).flatten(0, 1)
+    return left.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
+
+
+def _by_group(values: Tensor, group: int) -> Tensor:
+    return values.unflatten(0, (-1, group))

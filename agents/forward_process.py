@@ -1,0 +1,59 @@
+"""RL on the forward process (DiffusionNFT, 2509.16117): good chunks and bad ones, noised afresh, pull and push."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..envs.stream_gen import StreamGenVectorEnv
+from ..models.generator import Generator
+from ..models.sampler import renoise
+from ..noise import fold, normal, uniform
+from .credit import ADVANTAGE_LIMIT
+from .direction import Ask, contrast_direction
+from .rollout import Rollout
+
+
+@dataclass(frozen=True)
+class ForwardProcess:
+    """It needs neither log-probabilities nor a stochastic sampler: only chunks and how good they were."""
+
+    kind: Literal["forward"] = "forward"
+    passes: int = 1
+    """Times that every chunk is noised afresh for an update; each costs a backward."""
+    among: tuple[int, ...] = (-1,)
+    """Denoising steps whose levels are drawn from, the last by default; empty: all of them."""
+    beta: float = 1.0
+    """How far the two models that are contrasted lie from the one that acted."""
+
+    def actor(self, generator: Generator) -> Generator:
+        """The generator that plays the rollouts; ValueError where `among` does not fit it."""
+        steps = len(generator.sigmas)
+        if any(not -steps <= step < steps for step in self.among) or self.passes < 1 or self.beta <= 0:
+            raise ValueError(f"steps lie in 0 .. {steps - 1}, passes is at least 1 and beta positive: {self}")
+        return generator
+
+    def asks(self, played: Rollout, keys: Tensor, generator: Generator, env: StreamGenVectorEnv) -> list[list[Ask]]:
+        """`passes` passes over the turns."""
+        sigmas = torch.tensor(generator.sigmas, device=keys.device)
+        levels = sigmas[list(self.among)] if self.among else sigmas
+        return [
+            [self._ask(turn.chunk.detach(), turn.number, fold(keys, 1 + number), levels) for turn in played.turns]
+            for number in range(self.passes)
+        ]
+
+    def _ask(self, clean: Tensor, number: int, keys: Tensor, levels: Tensor) -> Ask:
+        sigma = levels[(uniform(keys, number, 0, ()) * len(levels)).long().clamp_max(len(levels) - 1)]
+        x = renoise(clean, normal(keys, number, 0, tuple(clean.shape[1:])), sigma)
+        return Ask(x, sigma, clean, None, torch.ones_like(sigma))
+
+    def push(
+        self, ask: Ask, x0: Tensor, old: Tensor, advantage: Tensor, weight: Tensor | float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Direction on x0, on-policy advantage times error, and what to log. weight broadcasts to x0."""
+        goodness = 0.5 + 0.5 * advantage / ADVANTAGE_LIMIT
+        direction = ADVANTAGE_LIMIT * contrast_direction(x0, old, ask.given, goodness, self.beta)
+        return weight * direction, {"denoising_error": (x0 - ask.given).abs().mean()}
