@@ -44,6 +44,8 @@ class FineTuneConfig:
     prefix: Prefix = "local"
     """What the clips of a group share (`rollout`): "own" nothing; "local" at every chunk all that came before it;
     "full" an opening of random length."""
+    shared_steps: int = 0
+    """Denoising steps of a chunk, from the first, that continuations of a prefix share too; prefix "local" alone."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=5e-5))
     critic: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-3))
     """Of the critic, where credit wants one."""
@@ -64,6 +66,10 @@ class FineTuneConfig:
             raise ValueError(f"prompts, group, epochs and reference_every are at least 1: {self}")
         if isinstance(self.direction, RewardGradient) and (self.prefix != "own" or self.epochs > 1):
             raise ValueError("a reward gradient belongs to whole clips, once: it takes prefix='own' and epochs=1")
+        if self.shared_steps and self.prefix != "local":
+            raise ValueError(
+                f"shared_steps={self.shared_steps}: only prefix='local' shares denoising steps"
+            )
         if self.prefix != "own" and self.credit.reach == "clip":
             raise ValueError(f"with prefix={self.prefix!r} a chunk does not answer for the whole clip: reach='togo'")
 
@@ -121,9 +127,9 @@ class FineTune:
         keys = fold(stream_keys(config.seed, self.env.num_envs, self.env.device), draw)
         repeated = [row for row in texts for _ in range(config.group)]
         policy = GeneratorPolicy(self.actor, grad=isinstance(config.direction, RewardGradient))
-        played = rollout(self.env, policy, keys, repeated, config.group, config.prefix)
+        played = rollout(self.env, policy, keys, repeated, config.group, config.prefix, config.shared_steps)
         self.counts.chunks += played.chunks
-        self.counts.generator_calls += played.chunks * (len(self.generator.sigmas) + 1)
+        self.counts.generator_calls += played.calls
         self.counts.reward_calls += played.chunks
         return played, keys
 

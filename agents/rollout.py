@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ..envs.prompt_source import Texts
 from ..envs.stream_gen import StreamGenVectorEnv
-from ..models.generator import Generator, StreamState, Transition, generate_chunk, read_chunk
+from ..models.generator import Fork, Generator, StreamState, Transition, denoise_chunk, read_chunk
 from ..models.sampler import Kernel, x0_from_v
 from ..models.wan import CausalWan
-from ..noise import fold, uniform
+from ..noise import uniform
 
 Seen = Mapping[str, Tensor]
 """An observation of StreamGen."""
 Prefix = Literal["own", "local", "full"]
-FORK = 2**20
+FORK_DRAWS = 2**20
 """Where draws about forks lie among the noise of a stream: no clip has so many chunks."""
 
 
@@ -43,18 +43,28 @@ class GeneratorPolicy:
         self.state, self.transitions = StreamState.start(keys), ()
 
     def act(self, observation: Seen) -> Tensor:
-        """The next chunk [B, f, C, h, w] for the prompts of StreamGen's observation.
+        """The next chunk [B, f, C, h, w] for the prompts of StreamGen's observation."""
+        chunk = self.propose(observation)
+        self.read(chunk, observation)
+        return chunk
 
-        At the first call, chunks that the clips have already are read, as far back as the window shows them; the
-        prompt at hand stands for theirs.
+    def propose(self, observation: Seen, fork: Fork | None = None) -> Tensor:
+        """A next chunk that the streams do not go on from yet: `read` does that. With a fork, M chunks.
+
+        Before the first, chunks that the clips have already are read, as far back as the window shows them; the prompt
+        at hand stands for theirs.
         """
         state = self._state()
         if state.chunk == 0:
-            state = self._opened(state, observation)
-        chunk, self.transitions, self.state = generate_chunk(
-            self.generator, state, observation["prompt"], exit_step=self.exit_step, grad=self.grad
+            self.state = state = self._opened(state, observation)
+        chunk, self.transitions = denoise_chunk(
+            self.generator, state, observation["prompt"], exit_step=self.exit_step, grad=self.grad, fork=fork
         )
         return chunk
+
+    def read(self, chunk: Tensor, observation: Seen) -> None:
+        """Go on from this chunk [B, f, C, h, w]."""
+        self.state = read_chunk(self.generator, self._state(), chunk.detach(), observation["prompt"])
 
     def _state(self) -> StreamState:
         if self.state is None:
@@ -74,13 +84,6 @@ class GeneratorPolicy:
         """A policy whose streams continue this one's at rows [M] (int64), with the same noise to come."""
         branch = GeneratorPolicy(self.generator, grad=self.grad, exit_step=self.exit_step)
         branch.state = None if self.state is None else self.state.take(rows)
-        return branch
-
-    def fork(self, rows: Tensor) -> GeneratorPolicy:
-        """`take`, each stream with noise of its own from now on, so that a repeated row branches."""
-        branch = self.take(rows)
-        state = branch._state()
-        branch.state = replace(state, keys=fold(state.keys, torch.arange(len(rows), device=rows.device)))
         return branch
 
 
@@ -108,7 +111,8 @@ class Rollout:
 
     turns: n of them, fewer where a shared opening earns no credit.   embeds: prompts [B, n, L, D], texts: B rows of n.
     prefix: "own": row i of a turn goes on where row i of the turn before ended. "local": it goes on where some row of
-    its group did. "full": as "own", after an opening that its group shares.   chunks: that were generated and scored.
+    its group did. "full": as "own", after an opening that its group shares.   chunks: that were generated.   calls: of
+    the generator for them, a call being one chunk of one stream through the network.
     """
 
     turns: tuple[Turn, ...]
@@ -116,6 +120,7 @@ class Rollout:
     texts: Texts
     prefix: Prefix
     chunks: int
+    calls: int
 
     @property
     def rewards(self) -> Tensor:
@@ -137,62 +142,96 @@ def rollout(
     texts: Sequence[Sequence[str]],
     group: int = 1,
     prefix: Prefix = "own",
+    shared_steps: int = 0,
 ) -> Rollout:
     """Play one clip per row of texts (n prompts each); keys int64 [B] decide the noise, and where prefixes are shared.
 
     prefix "local": after each chunk one stream of every group is drawn at random, evenly, and the whole group goes on
     from there. Every stream alone is then still a draw from the policy, and the continuations of a group differ in
-    nothing but the noise of one chunk. "full": the first chunks of a clip, 0 to n - 1 of them as one draw decides, are
-    made once for a group, and its continuations go on to the end each by itself.
+    nothing but the noise of one chunk; of its first `shared_steps` denoising steps they share that too, which are then
+    computed once. "full": the first chunks of a clip, 0 to n - 1 of them as one draw decides, are made once for a
+    group, and its continuations go on to the end each by itself.
     """
     if len(keys) % group:
         raise ValueError(f"{len(keys)} streams are not whole groups of {group}")
-    observation: Seen = env.reset(options={"scripts": texts})[0]
-    state, count = env.state, env.clock.chunks
+    seen: Seen = env.reset(options={"scripts": texts})[0]
+    game = _Game(env, policy, keys, group, env.state.latents[:, :0], seen)
+    state = env.state
     embeds = torch.stack([batch.embeds for batch in state.prompts], 1)
-    policy.reset(keys)
-    past, made, first = state.latents[:, :0], 0, 0
-    if prefix == "full":
-        first = int(uniform(keys[:1], FORK, 0, ()) * count)
-        observation, past = _opening(env, policy, observation, group, first)
-        made = first * (len(keys) // group)
-    turns: list[Turn] = []
-    for number in range(first, count):
-        if prefix == "local" and turns:
-            rows = _survivors(keys, group, number)
-            env.state, policy, past = env.state.take(rows), policy.fork(rows), past[rows]
-            observation = {name: value[rows] for name, value in observation.items()}
-        chunk = policy.act(observation)
-        after, reward, _, _, info = env.step(chunk.detach())
-        seen, observation = observation, info["final_obs"] if "final_obs" in info else after
-        turns.append(Turn(number, seen, observation, past, chunk, policy.transitions, reward))
-        past = torch.cat((past, chunk.detach()), 1)
-    return Rollout(tuple(turns), embeds, state.texts, prefix, made + len(turns) * len(keys))
+    first = int(uniform(keys[:1], FORK_DRAWS, 0, ()) * env.clock.chunks) if prefix == "full" else 0
+    if prefix == "local":
+        policy.reset(keys[::group])
+        turns = [game.branch(number, shared_steps) for number in range(env.clock.chunks)]
+    else:
+        game.open(first)
+        turns = [game.go(number) for number in range(first, env.clock.chunks)]
+    return Rollout(tuple(turns), embeds, state.texts, prefix, game.chunks, game.calls)
 
 
-def _opening(
-    env: StreamGenVectorEnv, policy: GeneratorPolicy, observation: Seen, group: int, chunks: int
-) -> tuple[Seen, Tensor]:
-    """Make so many chunks once per group; env and policy then stand after them, with all their rows."""
-    rows = torch.arange(env.num_envs, device=env.device)
-    leaders = rows[::group]
-    one, lead = env.fork(leaders), policy.take(leaders)
-    seen = {name: value[leaders] for name, value in observation.items()}
-    past = env.state.latents[leaders, :0]
-    for _ in range(chunks):
-        chunk = lead.act(seen).detach()
-        seen, *_ = one.step(chunk)
-        past = torch.cat((past, chunk), 1)
-    back = rows // group
-    env.state, policy.state = one.state.take(back), lead.fork(back).state
-    return {name: value[back] for name, value in seen.items()}, past[back]
+class _Game:
+    """Where a rollout stands: environment, policy, the clean chunks so far [B, k * f, C, h, w], what is seen."""
 
+    def __init__(
+        self, env: StreamGenVectorEnv, policy: GeneratorPolicy, keys: Tensor, group: int, past: Tensor, seen: Seen
+    ) -> None:
+        self.env, self.policy, self.keys, self.group, self.past, self.seen = env, policy, keys, group, past, seen
+        self.steps = len(policy.generator.sigmas) if policy.exit_step is None else policy.exit_step + 1
+        rows = torch.arange(len(keys), device=keys.device)
+        self.leaders, self.leader_of = rows[::group], rows // group
+        self.chunks = self.calls = 0
 
-def _survivors(keys: Tensor, group: int, number: int) -> Tensor:
-    """For every row the row that its group goes on from, drawn evenly; int64 [B]."""
-    rows = torch.arange(len(keys), device=keys.device)
-    drawn = (uniform(keys[::group], FORK, number, ()) * group).long().clamp_max(group - 1)
-    return rows - rows % group + drawn[rows // group]
+    def open(self, chunks: int) -> None:
+        """So many chunks, made once per group; then all rows go on from there, each with its own noise."""
+        if not chunks:
+            self.policy.reset(self.keys)
+            return
+        env, leaders = self.env.fork(self.leaders), self.leaders
+        self.policy.reset(self.keys[leaders])
+        seen, past = {name: value[leaders] for name, value in self.seen.items()}, self.past[leaders]
+        for _ in range(chunks):
+            chunk = self.policy.act(seen).detach()
+            seen, *_ = env.step(chunk)
+            past = torch.cat((past, chunk), 1)
+        self._made(chunks * len(leaders), chunks * len(leaders) * (self.steps + 1))
+        self.env.state = env.state.take(self.leader_of)
+        self.policy.state = replace(self.policy._state().take(self.leader_of), keys=self.keys)
+        self.seen, self.past = {name: value[self.leader_of] for name, value in seen.items()}, past[self.leader_of]
+
+    def go(self, number: int) -> Turn:
+        """The next chunk of every stream, from where it is."""
+        seen, chunk = self.seen, self.policy.propose(self.seen)
+        self._made(len(chunk), len(chunk) * self.steps)
+        turn = self._step(number, chunk)
+        if number + 1 < self.env.clock.chunks:
+            self.policy.read(chunk, seen)
+            self._made(0, len(chunk))
+        return turn
+
+    def branch(self, number: int, shared_steps: int) -> Turn:
+        """Continuations of one chunk, from where one stream of each group is; then one of them is drawn."""
+        leaders = self.leaders
+        seen = {name: value[leaders] for name, value in self.seen.items()}
+        chunk = self.policy.propose(seen, Fork(shared_steps, self.leader_of, self.keys))
+        self._made(len(chunk), len(leaders) * shared_steps + len(chunk) * (self.steps - shared_steps))
+        turn = self._step(number, chunk)
+        if number + 1 < self.env.clock.chunks:
+            drawn = (uniform(self.keys[leaders], FORK_DRAWS, number, ()) * self.group).long().clamp_max(self.group - 1)
+            self.policy.read(chunk[leaders + drawn], seen)
+            self._made(0, len(leaders))
+            rows = (leaders + drawn)[self.leader_of]
+            self.env.state, self.past = self.env.state.take(rows), self.past[rows]
+            self.seen = {name: value[rows] for name, value in self.seen.items()}
+        return turn
+
+    def _step(self, number: int, chunk: Tensor) -> Turn:
+        after, reward, _, _, info = self.env.step(chunk.detach())
+        after = info["final_obs"] if "final_obs" in info else after
+        turn = Turn(number, self.seen, after, self.past, chunk, self.policy.transitions, reward)
+        self.seen, self.past = after, torch.cat((self.past, chunk.detach()), 1)
+        return turn
+
+    def _made(self, chunks: int, calls: int) -> None:
+        self.chunks, self.calls = self.chunks + chunks, self.calls + calls
 
 
 @dataclass(frozen=True)

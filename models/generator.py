@@ -45,6 +45,11 @@ class Transition:
     kernel: Kernel
     context: KVCache | None
 
+    def take(self, rows: Tensor, context: KVCache | None) -> Transition:
+        """Of the streams at rows [M] (int64), whose context is at hand."""
+        x, x_next, x0 = (value[rows] for value in (self.x, self.x_next, self.x0))
+        return replace(self, x=x, x_next=x_next, x0=x0, context=context)
+
 
 @dataclass(frozen=True)
 class StreamState:
@@ -63,6 +68,16 @@ class StreamState:
         """The streams at rows [M] (int64); a fork is a repeated row, told apart by folding a branch into its key."""
         cache = None if self.cache is None else self.cache.take(rows)
         return StreamState(cache, self.chunk, self.keys.index_select(0, rows))
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Streams that branch inside a chunk: from denoising step `step` on there is one for each of rows [M] (int64), with
+    noise from keys int64 [M]; what came before, the past included, they share with the stream at their row."""
+
+    step: int
+    rows: Tensor
+    keys: Tensor
 
 
 def generate_chunk(
@@ -85,26 +100,50 @@ def generate_chunk(
     Returns:
         the clean chunk x0 [B, f, C, h, w], its transitions, and the state after it, with the chunk in its cache.
     """
+    x0, transitions = denoise_chunk(generator, state, embeds, noise=noise, exit_step=exit_step, grad=grad)
+    return x0, transitions, read_chunk(generator, state, x0.detach(), embeds)
+
+
+def denoise_chunk(
+    generator: Generator,
+    state: StreamState,
+    embeds: Tensor,
+    *,
+    noise: Tensor | None = None,
+    exit_step: int | None = None,
+    grad: bool = False,
+    fork: Fork | None = None,
+) -> tuple[Tensor, tuple[Transition, ...]]:
+    """`generate_chunk` before the chunk is read: x0 and its transitions, B streams each, or M where they fork.
+
+    noise belongs to streams that do not fork.
+    """
     sigmas = generator.sigmas
     last = len(sigmas) - 1 if exit_step is None else exit_step
     if not 0 <= last < len(sigmas):
         raise ValueError(f"exit_step must lie in 0 .. {len(sigmas) - 1}, not {exit_step}")
+    if fork is not None and (noise is not None or not 0 <= fork.step <= last):
+        raise ValueError(f"a fork lies at step 0 .. {last}, not {fork.step}, and draws its noise from keys")
     shape = (generator.frames_per_chunk, *generator.latent_shape)
-
-    def draw(step: int) -> Tensor:
-        return normal(state.keys, state.chunk, step, shape) if noise is None else noise[:, step]
-
-    x = draw(0)
-    transitions = []
+    transitions: list[Transition] = []
+    x = x0 = state.keys.new_empty(0)
     for step in range(last + 1):
+        if fork is not None and step == fork.step:
+            state, embeds = replace(state.take(fork.rows), keys=fork.keys), embeds[fork.rows]
+            transitions = [before.take(fork.rows, state.cache) for before in transitions]
+        eps = normal(state.keys, state.chunk, step, shape) if noise is None else noise[:, step]
+        if transitions:
+            before = transitions[-1]
+            x = before.kernel.draw(before.x, before.x0, eps)
+            transitions[-1] = replace(before, x_next=x)
+        else:
+            x = eps
         with torch.set_grad_enabled(grad and step == last):
             x0 = x0_from_v(x, generator.model(x, sigmas[step], embeds, cache=state.cache), sigmas[step])
         next_sigma = 0.0 if step == last else sigmas[step + 1]
         kernel = generator.kernel(sigmas[step], next_sigma)
-        x_next = x0.detach() if step == last else kernel.draw(x, x0, draw(step + 1))
-        transitions.append(Transition(x, sigmas[step], next_sigma, x_next, x0, kernel, state.cache))
-        x = x_next
-    return x0, tuple(transitions), read_chunk(generator, state, x, embeds)
+        transitions.append(Transition(x, sigmas[step], next_sigma, x0.detach(), x0, kernel, state.cache))
+    return x0, tuple(transitions)
 
 
 def read_chunk(generator: Generator, state: StreamState, x0: Tensor, embeds: Tensor) -> StreamState:
