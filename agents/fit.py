@@ -15,6 +15,8 @@ from .learner import Groups, Learner
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from .guard import Guard
+
 State = tuple[Groups, dict[str, Any]]
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -65,29 +67,61 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
     accelerator: Accelerator | None = None,
+    guard: Guard | None = None,
 ) -> None:
     """Train until `updates` updates are done, going on from `checkpoint` where there is one.
 
     log: takes a dict and the number of updates. evaluate: its dict is logged every `evaluate_every` updates.
     checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only). accelerator: the trainer's,
-    where there are several processes; the first alone logs, evaluates and writes.
+    where there are several processes; the first alone logs, evaluates and writes. guard: looks at the start, every so
+    many updates and at the end, and may end the training; ValueError with an accelerator.
     """
+    if guard is not None and accelerator is not None:
+        raise ValueError("a guard watches a training in one process: leave out the accelerator")
     if checkpoint is not None and has_checkpoint(checkpoint):
-        trainer.load_state(*load_checkpoint(checkpoint))
-    while trainer.counts.updates < updates:
+        _resume(trainer, guard, checkpoint)
+    if guard is not None and guard.start is None:
+        first = guard.look(trainer.counts.updates)
+        if log is not None:
+            log(first, trainer.counts.updates)
+    while trainer.counts.updates < updates and not (guard is not None and guard.stopped):
         measured = dict(trainer.update())
         done = trainer.counts.updates
         if accelerator is not None and not accelerator.is_main_process:
             continue
         if evaluate is not None and evaluate_every and done % evaluate_every == 0:
             measured |= evaluate()
+        if guard is not None and guard.due(done, updates):
+            measured |= guard.look(done)
+        if guard is not None and done == updates:
+            guard.close()
         if log is not None:
             log(measured, done)
-        due = done == updates or (checkpoint_every and done % checkpoint_every == 0)
-        if checkpoint is not None and due:
-            save_checkpoint(checkpoint, *trainer.state())
+        ended = done == updates or (guard is not None and guard.stopped)
+        if checkpoint is not None and (ended or (checkpoint_every and done % checkpoint_every == 0)):
+            save_checkpoint(checkpoint, *_state(trainer, guard))
 
 
+def _state(trainer: Trainer, guard: Guard | None) -> State:
+    groups, meta = trainer.state()
+    if guard is None:
+        return groups, meta
+    watched, told = guard.state()
+    return groups | {f"{GUARD}{name}": group for name, group in watched.items()}, meta | {"guard": told}
+
+
+def _resume(trainer: Trainer, guard: Guard | None, checkpoint: Path) -> None:
+    """Inverse of `_state`; CheckpointError where only one of checkpoint and call has a guard."""
+    groups, meta = load_checkpoint(checkpoint)
+    if ("guard" in meta) != (guard is not None):
+        raise CheckpointError(f"{checkpoint}: the checkpoint and this call differ in whether there is a guard")
+    if guard is not None:
+        watched = {name.removeprefix(GUARD): group for name, group in groups.items() if name.startswith(GUARD)}
+        guard.load_state(watched, meta["guard"])
+    trainer.load_state({name: group for name, group in groups.items() if not name.startswith(GUARD)}, meta)
+
+
+GUARD = "guard-"
 SEEDS_APART = 1_000_003
 
 

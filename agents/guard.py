@@ -1,0 +1,260 @@
+"""A guard against reward hacking: it watches a training from outside, stops it and puts the best weights back.
+
+P prompts with K clips each, n chunks a clip; videos [P * K, F, 3, H, W], the clips of a prompt together.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import CheckpointError
+from ..envs.prompt_source import Draw
+from ..envs.windows import Clock, clip_prompts, clip_reward
+from ..models.codec import Codec
+from ..models.generator import Generator, StreamState, Transition, generate_chunk
+from ..models.prompts import PromptBatch
+from ..noise import fold, stream_keys
+from ..rewards.measures import MEASURES
+from ..rewards.stream_reward import StreamReward
+from .fit import Counts, State
+from .learner import Groups
+from .rollout import prediction
+
+LOOK = 2**40
+"""Where the guard's prompts and noise lie among the draws: no training gets so far."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """How often the guard looks, at what, and when it has seen enough."""
+
+    every: int = 4
+    """Updates between looks."""
+    prompts: int = 12
+    """P, at least 2: prompts of a look, the same every time."""
+    clips: int = 2
+    """K, at least 2: clips of each, with the same noise every time."""
+    patience: int = 2
+    """Strikes in a row that stop the training."""
+    margin: float = 1.0
+    """Standard errors of the paired difference by which the held-out reward may lie below its best."""
+    sharpness: float = 0.6
+    """Least sharpness, as a share of the start's; 0 asks for none."""
+    motion: float = 0.6
+    """Least motion, as a share of the start's."""
+    diversity: float = 0.6
+    """Least diversity, as a share of the start's."""
+    seed: int = 0
+    """Of prompts and noise."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.patience < 1 or self.prompts < 2 or self.clips < 2 or self.margin < 0:
+            raise ValueError(
+                f"every and patience are at least 1, prompts and clips at least 2, margin not below 0: {self}"
+            )
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Shares of the start by name."""
+        return {"sharpness": self.sharpness, "motion": self.motion, "diversity": self.diversity}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw. update: how many were done. heldout: the held-out reward of each prompt [P], mean over its
+    clips. values: means over all clips of reward, heldout, the measures, diversity and kl."""
+
+    update: int
+    heldout: Tensor
+    values: dict[str, float]
+
+
+def fallen(now: Tensor, best: Tensor, margin: float) -> bool:
+    """Whether held-out rewards [P] lie below the best ones [P] by more than so many standard errors of the paired
+    difference; so do those that are not numbers."""
+    difference = now - best
+    return not float(difference.mean()) >= -margin * float(difference.std()) / len(difference) ** 0.5
+
+
+def broken_floors(values: dict[str, float], start: dict[str, float], floors: dict[str, float]) -> list[str]:
+    """Names of the measures that lie below their share of the start."""
+    return [name for name, share in floors.items() if values[name] < share * start[name]]
+
+
+def diversity(groups: Tensor) -> Tensor:
+    """[P]: root mean square pixel distance of the clips of each prompt, mean over pairs; groups [P, K, F, 3, H, W]."""
+    first, second = torch.triu_indices(groups.shape[1], groups.shape[1], 1, device=groups.device)
+    return (groups[:, first] - groups[:, second]).flatten(2).square().mean(2).sqrt().mean(1)
+
+
+class Guard:
+    """Looks at a generator with fixed prompts and noise; `fit(..., guard=...)` calls it.
+
+    config. generator: the one in training, as it is at the start; its weights alone are ever put back, not an
+    optimiser's state nor averaged weights. codec, clock: of the clips. reward: what is trained on. heldout: what
+    decides, on which nothing may be trained. prompts: best of another split than the training's.
+
+    `stopped`: whether the training is to end. `why`: what happened when weights were put back, else empty.
+    `counts`: what the looks have spent; both rewards count.
+    """
+
+    def __init__(
+        self,
+        config: GuardConfig,
+        generator: Generator,
+        codec: Codec,
+        clock: Clock,
+        reward: StreamReward,
+        heldout: StreamReward,
+        prompts: Draw,
+    ) -> None:
+        self.config, self.generator, self.codec, self.clock = config, generator, codec, clock
+        self.reward, self.heldout = (clip_reward(model, codec, clock) for model in (reward, heldout))
+        self.prompts = prompts
+        self.reference = copy.deepcopy(generator.model).requires_grad_(False)
+        self.start: Look | None = None
+        self.best: Look | None = None
+        self.weights: dict[str, Tensor] = {}
+        self.strikes = 0
+        self.stopped, self.why = False, ""
+        self.counts = Counts()
+        self._charge = ""
+
+    def due(self, update: int, last: int) -> bool:
+        """Whether to look after this update of `last`: every so many, and at the end."""
+        return update % self.config.every == 0 or update == last
+
+    def look(self, update: int) -> dict[str, float]:
+        """Look, judge, and where it is time, stop and put the best weights back; returns what is to be logged."""
+        started = time.monotonic()
+        now = self._see(update)
+        self._judge(now)
+        self.counts.seconds += time.monotonic() - started
+        return {f"guard/{name}": value for name, value in now.values.items()} | {"guard/strikes": float(self.strikes)}
+
+    def close(self) -> None:
+        """The training has ended: with strikes pending, put the best weights back."""
+        if self.strikes and not self.stopped:
+            self._roll_back()
+            self.strikes = 0
+
+    def state(self) -> State:
+        """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
+        groups: Groups = {"best": self.weights, "reference": dict(self.reference.state_dict()), "looks": {}}
+        meta: dict[str, Any] = {"config": asdict(self.config), "counts": asdict(self.counts), "looks": {}}
+        for name in ("start", "best"):
+            look: Look | None = getattr(self, name)
+            if look is not None:
+                groups["looks"][name] = look.heldout
+                meta["looks"][name] = {"update": look.update, "values": look.values}
+        flags = {name: getattr(self, name) for name in ("strikes", "stopped", "why", "_charge")}
+        return groups, {**meta, "flags": flags}
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave; CheckpointError when it belongs to another config."""
+        if meta["config"] != asdict(self.config):
+            raise CheckpointError(f"the checkpoint's guard has another config: {meta['config']}")
+        device = next(self.reference.parameters()).device
+        self.weights = {name: value.to(device) for name, value in groups["best"].items()}
+        self.reference.load_state_dict(groups["reference"])
+        for name, told in meta["looks"].items():
+            setattr(self, name, Look(told["update"], groups["looks"][name].to(device), told["values"]))
+        for name, value in meta["flags"].items():
+            setattr(self, name, value)
+        self.counts = Counts(**meta["counts"])
+
+    @torch.no_grad()
+    def _see(self, update: int) -> Look:
+        config = self.config
+        embeds, texts = self.prompts(config.prompts, LOOK + config.seed)
+        device = next(self.reference.parameters()).device
+        embeds = embeds.to(device).repeat_interleave(config.clips, 0)
+        keys = fold(stream_keys(config.seed, len(embeds), device), LOOK)
+        latents, kl = self._generate(embeds, keys)
+        video = self.codec.decode(latents)
+        prompts = clip_prompts(embeds, [row for row in texts for _ in range(config.clips)])
+        reward, heldout = (self._score(model, video, prompts) for model in (self.reward, self.heldout))
+        found = {"reward": reward, "heldout": heldout}
+        found |= {name: measure(video) for name, measure in MEASURES.items()}
+        found |= {"diversity": diversity(video.unflatten(0, (-1, config.clips))), "kl": kl}
+        values = {name: float(value.mean()) for name, value in found.items()}
+        return Look(update, heldout.unflatten(0, (-1, config.clips)).mean(1), values)
+
+    def _generate(self, embeds: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of clips for embeds [P * K, n, L, D], and the KL to the start at every chunk [n]."""
+        state = StreamState.start(keys)
+        past: list[Tensor] = []
+        distances: list[Tensor] = []
+        for prompts in embeds.unbind(1):
+            chunk, transitions, state = generate_chunk(self.generator, state, prompts)
+            distances.append(self._distance(transitions, past, embeds))
+            past.append(chunk)
+        self.counts.chunks += len(keys) * len(past)
+        self.counts.generator_calls += len(keys) * len(past) * (len(self.generator.sigmas) + 1)
+        return torch.cat(past, 1), torch.stack(distances)
+
+    def _distance(self, transitions: tuple[Transition, ...], past: list[Tensor], embeds: Tensor) -> Tensor:
+        """KL of the kernel from the start's, per element: at one stochastic step, which takes turns from chunk to
+        chunk, of the first clip of every prompt. A sampler of one step is deterministic: 0."""
+        if len(transitions) < 2:
+            return embeds.new_zeros(())
+        step = transitions[len(past) % (len(transitions) - 1)]
+        rows = slice(None, None, self.config.clips)
+        x = step.x[rows]
+        history = torch.cat([chunk[rows] for chunk in past], 1) if past else x[:, :0]
+        sigma = torch.full((len(x),), step.sigma, device=x.device)
+        frozen = prediction(self.reference, x, sigma, history, embeds[rows])
+        self.counts.reference_calls += len(x) * (len(past) + 1)
+        away = (step.kernel.mean(x, step.x0[rows]) - step.kernel.mean(x, frozen)) / step.kernel.std
+        return away.square().mean() / 2
+
+    def _score(self, model: StreamReward, video: Tensor, prompts: PromptBatch) -> Tensor:
+        self.counts.reward_calls += len(video) * self.clock.chunks
+        return model(video, prompts).reward
+
+    def _judge(self, now: Look) -> None:
+        if self.start is None or self.best is None:
+            self.start = now
+            return self._keep(now)
+        broken = broken_floors(now.values, self.start.values, self.config.floors)
+        if not broken and now.values["heldout"] > self.best.values["heldout"]:
+            return self._keep(now)
+        below = fallen(now.heldout, self.best.heldout, self.config.margin)
+        self.strikes = self.strikes + 1 if below or broken else 0
+        if not self.strikes:
+            return
+        self._charge = charge(now, self.best, self.start, below, broken)
+        if self.strikes >= self.config.patience:
+            self.stopped = True
+            self._roll_back()
+
+    def _keep(self, now: Look) -> None:
+        self.best, self.strikes = now, 0
+        self.weights = {name: value.detach().clone() for name, value in self.generator.model.state_dict().items()}
+
+    def _roll_back(self) -> None:
+        assert self.best is not None
+        self.generator.model.load_state_dict(self.weights)
+        self.why = f"{self._charge}; the weights of update {self.best.update} are back"
+
+
+def charge(now: Look, best: Look, start: Look, below: bool, broken: list[str]) -> str:
+    """What a look has against the weights, in a sentence."""
+    parts = []
+    if below:
+        parted = now.values["reward"] > best.values["reward"]
+        what = "the trained and the held-out reward parted" if parted else "both rewards fell"
+        moves = [f"{label} {best.values[key]:.3f} to {now.values[key]:.3f}" for key, label in REWARDS.items()]
+        parts.append(f"{what} after update {best.update} ({', '.join(moves)})")
+    for name in broken:
+        parts.append(f"{name} fell to {now.values[name] / start.values[name]:.2f} of the start's")
+    return f"by update {now.update} " + " and ".join(parts)
+
+
+REWARDS = {"reward": "trained", "heldout": "held out"}

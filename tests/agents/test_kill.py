@@ -1,0 +1,101 @@
+"""SIGKILL at random moments: what is resumed ends bit for bit as what was never killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from reelgym.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parent.parent.parent
+UPDATES, KILLS = 12, 3
+
+SCRIPT = f"""
+import os, random, signal, sys, time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, {str(ROOT)!r})
+from tests.conftest import ColourModel, PaintCodec, WORDS, sample
+from reelgym.agents.credit import Credit
+from reelgym.agents.finetune import FineTune, FineTuneConfig
+from reelgym.agents.fit import fit
+from reelgym.agents.guard import Guard, GuardConfig
+from reelgym.agents.learner import LearnerConfig
+from reelgym.envs.prompt_source import ScriptPrompts
+from reelgym.envs.stream_gen import StreamGenVectorEnv
+from reelgym.envs.windows import Clock
+from reelgym.models.generator import Generator
+from reelgym.models.prompts import WordEncoder
+from reelgym.models.sampler import step_sigmas
+from reelgym.models.wan import CausalWan
+from reelgym.rewards.stream_reward import StreamReward
+from diffusers import WanTransformer3DModel
+
+
+def train(folder, told):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    clock, codec, reward = Clock(), PaintCodec(), StreamReward(ColourModel())
+    prompts = ScriptPrompts(WordEncoder(WORDS, 8), clock.chunks, sample)
+    wan = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=prompts.encoder.dim,
+        freq_dim=16, ffn_dim=32, num_layers=1,
+    )
+    generator = Generator(CausalWan(wan.eval(), 3, 8), step_sigmas(4, 2.0), (4, 4, 4), 3)
+    learner = LearnerConfig(learning_rate=1e-3, ema=0.5)
+    config = FineTuneConfig(credit=Credit(baseline="critic"), group=3, reference=0.1, learner=learner)
+    env = StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
+    trainer = FineTune(config, generator, env, prompts)
+    guard = Guard(GuardConfig(every=3, prompts=2, margin=9.0), generator, codec, clock, reward, reward, prompts)
+    log = lambda measured, update: os.write(told, b".")
+    fit(trainer, {UPDATES}, guard=guard, log=log, checkpoint=Path(folder), checkpoint_every=1)
+
+
+def begin(folder):
+    heard, told = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(told)
+        return child, heard
+    train(folder, told)
+    os._exit(0)
+
+
+def end(child, heard):
+    while os.read(heard, 99):
+        pass
+    os.close(heard)
+    return os.waitpid(child, 0)[1]
+
+
+unbroken, killed = sys.argv[1:]
+started = time.monotonic()
+assert end(*begin(unbroken)) == 0
+each = (time.monotonic() - started) / {UPDATES}
+for _ in range({KILLS}):
+    child, heard = begin(killed)
+    for _ in range(random.randint(0, 3)):
+        os.read(heard, 1)
+    time.sleep(random.uniform(0, each))
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(end(child, heard)) == signal.SIGKILL
+assert end(*begin(killed)) == 0
+"""
+
+
+def test_kill_9_at_random_moments_changes_no_bit(tmp_path):
+    folders = [tmp_path / "unbroken", tmp_path / "killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", SCRIPT, *map(str, folders)], check=True, env=environment)
+    (groups, meta), (others, told) = (load_checkpoint(folder) for folder in folders)
+    assert groups.keys() == others.keys() and meta["counts"]["updates"] == UPDATES
+    for name, group in groups.items():
+        assert group.keys() == others[name].keys()
+        assert all(torch.equal(value, others[name][key]) for key, value in group.items()), name
+    for counts in (meta["counts"], meta["guard"]["counts"], told["counts"], told["guard"]["counts"]):
+        counts["seconds"] = 0
+    assert meta == told
