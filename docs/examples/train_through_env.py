@@ -4,8 +4,8 @@
 
 The generator is a policy: an action is the next chunk's latents, and every denoising step but the last is a draw from
 N((1 - s') x0, s'^2), so its log-probability is exact. Each prompt is played by a group of streams; a chunk's advantage
-is what it and later chunks earn, against the rest of its group. `reelgym.agents.policy_gradient` is the same, with a
-reference to stay near to, clipping, and exact resume.
+is what it and later chunks earn, against the rest of its group. `reelgym.agents.finetune` does this and more, with
+shared prefixes, a reference to stay near to, clipping, and exact resume.
 """
 
 from dataclasses import dataclass
