@@ -24,7 +24,7 @@ FINETUNE: dict[str, FineTuneConfig] = {
     "policy": FineTuneConfig(PolicyGradient(), learner=rate(5e-5)),
     "raven": FineTuneConfig(PolicyGradient(), WHOLE, prefix="own", prompts=8, reference=0.05, learner=rate(5e-5)),
     "flow-grpo": FineTuneConfig(
-        PolicyGradient(sde=0.7, rescale=False, clip=1e-4),
+        PolicyGradient(sde=0.7, rescale=False),
         WHOLE,
         prefix="own",
         prompts=8,
@@ -42,5 +42,5 @@ FINETUNE: dict[str, FineTuneConfig] = {
     ),
 }
 """reward, forward and policy are ours: a reward gradient, and two that see nothing of the reward but its value, with
-credit by chunk from forked prefixes. raven (2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) give a clip one
-score and share no prefix."""
+credit by chunk from forked prefixes. raven (the RL half of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301)
+give a clip one score and share no prefix."""

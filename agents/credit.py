@@ -19,7 +19,8 @@ class Credit:
     """Each part can be switched off."""
 
     reach: Literal["clip", "togo"] = "togo"
-    """Rewards that a chunk answers for: the clip's, as one score for all its chunks, or its own and later ones."""
+    """Rewards that a chunk answers for: the clip's, as one score for all its chunks, or its own and later ones; under a
+    forked prefix that ends with the chunk, "local", there are no later ones."""
     baseline: Literal["none", "batch", "group", "critic"] = "group"
     """What is subtracted, per chunk: nothing, the mean over the batch or over the group, or the critic's value of what
     was seen before the chunk."""
@@ -33,7 +34,8 @@ class Credit:
     perplexity: bool = False
     """Weigh elements by the reward's perplexity: credit that depends on the sampled action, so it is biased."""
     placebo: bool = False
-    """Give every advantage to another clip of the batch: a control that cannot learn what the reward rewards."""
+    """Give every advantage to a clip of another prompt (of one prompt: to the next clip), a control that cannot learn
+    what the reward rewards."""
 
     def __post_init__(self) -> None:
         if self.reach == "clip" and (self.bootstrap or self.baseline == "critic"):

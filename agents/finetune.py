@@ -67,9 +67,7 @@ class FineTuneConfig:
         if isinstance(self.direction, RewardGradient) and (self.prefix != "own" or self.epochs > 1):
             raise ValueError("a reward gradient belongs to whole clips, once: it takes prefix='own' and epochs=1")
         if self.shared_steps and self.prefix != "local":
-            raise ValueError(
-                f"shared_steps={self.shared_steps}: only prefix='local' shares denoising steps"
-            )
+            raise ValueError(f"shared_steps={self.shared_steps}: only prefix='local' shares denoising steps")
         if self.prefix != "own" and self.credit.reach == "clip":
             raise ValueError(f"with prefix={self.prefix!r} a chunk does not answer for the whole clip: reach='togo'")
 
@@ -92,6 +90,8 @@ class FineTune:
             given = f"{env.num_envs} streams were given"
             raise ValueError(f"{config.prompts} prompts x {config.group} clips need as many streams: {given}")
         self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
+        if not 0 <= config.shared_steps < len(generator.sigmas):
+            raise ValueError(f"shared_steps lies in 0 .. {len(generator.sigmas) - 1}, not {config.shared_steps}")
         self.actor = config.direction.actor(generator)
         self.learner = Learner(generator.model, config.learner, accelerator)
         self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.reference else None
@@ -148,7 +148,8 @@ class FineTune:
             returns = returns_to_go(rewards)
         measured = self._teach_critic(played, returns) if self.critic is not None else {}
         advantage = advantages(returns, credit, config.group, before)
-        return advantage.roll(len(advantage) // 2 + 1, 0) if credit.placebo else advantage, measured
+        elsewhere = config.group if config.prompts > 1 else 1
+        return advantage.roll(elsewhere, 0) if credit.placebo else advantage, measured
 
     @torch.no_grad()
     def _values(self, played: Rollout) -> tuple[Tensor, Tensor]:
