@@ -19,6 +19,7 @@ COMMANDS = {
     "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",
     "bench reward": "time scores and saliency against the published procedure",
     "bench envs": "time the environments: alone, with inference, with training, and doing nothing",
+    "bench rl": "time to a real gain: chunks and seconds of every way to fine-tune, against published ones",
 }
 GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 

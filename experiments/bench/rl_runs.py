@@ -1,0 +1,173 @@
+"""What one worker of `reelgym bench rl` does: train the starting student until it has gained enough, or give up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ...agents.baselines import FINETUNE, WHOLE
+from ...agents.credit import Credit
+from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.learner import NonFiniteError
+from ...checkpoint import has_checkpoint
+from ...envs.windows import clip_prompts, clip_reward
+from ...models.tiny import WEIGHTS
+from ...rewards.stream_reward import StreamReward
+from ..evaluate import Exam, Grades, System, encode_clauses, examine
+from ..jobs import Result
+from ..methods import Stack
+
+LOOK_NOISE = 1_000_004
+"""Of every look: the same for all runs, so that they are paired."""
+FIRST_LOOK = 64
+OURS = ("reward", "forward", "policy")
+BASELINES = ("raven", "flow-grpo", "ddpo")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train. pace: chunks a second with all that training does, on one idle core, for the estimate."""
+
+    label: str
+    recipe: FineTuneConfig
+    pace: float = 45.0
+
+
+def _forward(label: str, pace: float = 45.0, **changes: Any) -> Setting:
+    return Setting(f"forward, {label}", replace(FINETUNE["forward"], **changes), pace)
+
+
+SETTINGS = {
+    "reward": Setting("reward gradient (ours)", FINETUNE["reward"], 21),
+    "forward": Setting("forward process (ours)", FINETUNE["forward"]),
+    "policy": Setting("policy gradient (ours)", FINETUNE["policy"]),
+    "raven": Setting("whole-video groups (RAVEN)", FINETUNE["raven"], 35),
+    "flow-grpo": Setting("Flow-GRPO SDE", FINETUNE["flow-grpo"], 38),
+    "ddpo": Setting("DDPO", FINETUNE["ddpo"], 18),
+    "forward-own": _forward("own prefix", prefix="own"),
+    "forward-clip": _forward("whole-clip score", prefix="own", credit=WHOLE),
+    "forward-full": _forward("full continuations", 39, prefix="full"),
+    "forward-critic": _forward("critic for what follows", 43, credit=Credit(bootstrap=True)),
+    "forward-perplexity": _forward("perplexity", 19, credit=Credit(perplexity=True)),
+    "forward-placebo": _forward("placebo (other clips' rewards)", credit=Credit(placebo=True)),
+    "policy-own": Setting("policy, own prefix", replace(FINETUNE["policy"], prefix="own")),
+}
+"""What can be run. Ours share prefixes and credit the window; each "forward, ..." changes that in one way."""
+
+
+@dataclass(frozen=True)
+class ReferenceTask:
+    """Measure "start" or "teacher": one look, and the exam with the noise of every seed."""
+
+    row: str
+    seeds: tuple[int, ...]
+    look: Exam
+    exam: Exam
+    weights: str = ""
+    """Folder of the pretrained stack; empty: the shipped one."""
+    device: str = "cpu"
+    made_from: str = ""
+    """Hash of code and weights."""
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """Train with one setting and one seed."""
+
+    recipe: FineTuneConfig
+    seed: int
+    """Of the training and of the exam's noise."""
+    goal: float
+    """Mean oracle total of a look that counts as arrived."""
+    chunks: int
+    """Generated at most."""
+    look: Exam
+    exam: Exam
+    weights: str = ""
+    device: str = "cpu"
+    made_from: str = ""
+
+
+def ladder(chunks: int) -> list[int]:
+    """Chunk counts at which a run is looked at: 64, 96, 128, 192, 256, ... and `chunks` itself, the last."""
+    doublings = range(max(chunks // FIRST_LOOK, 1).bit_length())
+    rungs = sorted(first << power for first in (FIRST_LOOK, FIRST_LOOK * 3 // 2) for power in doublings)
+    return [rung for rung in rungs if rung < chunks] + [chunks]
+
+
+def arrival(looks: Sequence[Mapping[str, Any]], goal: float) -> Mapping[str, Any] | None:
+    """The first look whose oracle total reaches the goal."""
+    return next((look for look in looks if look["oracle"] >= goal), None)
+
+
+def work(task: ReferenceTask | RunTask) -> Result:
+    """Do a task; the result holds looks, and of every exam totals and diversity per prompt."""
+    return {}, _trained(task) if isinstance(task, RunTask) else _measured(task)
+
+
+def _measured(task: ReferenceTask) -> dict[str, Any]:
+    stack = _stack(task.weights, task.device)
+    system = stack.system(task.row)
+    exams = [_sat(stack, system, task.exam, seed) for seed in task.seeds]
+    return {"looks": [looked(stack, system, task.look)], "exams": exams}
+
+
+def _trained(task: RunTask) -> dict[str, Any]:
+    """A run that diverges keeps its last finite weights; it is not looked at again, and sits the exam with them."""
+    stack, recipe = _stack(task.weights, task.device), replace(task.recipe, seed=task.seed)
+    student = stack.student()
+    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
+    system, counts = stack.as_system(student), trainer.counts
+    rungs, looks, diverged = ladder(task.chunks), list[dict[str, Any]](), False
+    while rungs and not arrival(looks, task.goal) and not diverged:
+        try:
+            trainer.update()
+        except NonFiniteError:
+            diverged = True
+        passed = [rung for rung in rungs if rung <= counts.chunks]
+        if passed and not diverged:
+            rungs = rungs[len(passed) :]
+            spent = {"rung": passed[-1], "chunks": counts.chunks, "seconds": counts.seconds}
+            looks.append(spent | looked(stack, system, task.look))
+    spent = {"chunks": counts.chunks, "seconds": counts.seconds, "updates": counts.updates, "diverged": diverged}
+    return {"looks": looks, "exam": _sat(stack, system, task.exam, task.seed), **spent}
+
+
+def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
+    """Means over the clips of a look: the oracle, and rewards: the one that is trained on and the held-out one."""
+    grades = examine(system, exam, LOOK_NOISE, device=stack.device, long=False)
+    axes = {"oracle": "total", "vq": "VQ", "mq": "MQ", "ta": "TA"}
+    found: dict[str, float | None] = {name: float(grades.scores[axis].mean()) for name, axis in axes.items()}
+    heldout = stack.heldout() if has_checkpoint(stack.folder / "heldout") else None
+    return found | {
+        "diversity": float(grades.diversity.mean()),
+        "reward": _rewarded(stack, stack.reward, exam, grades),
+        "heldout": None if heldout is None else _rewarded(stack, heldout, exam, grades),
+    }
+
+
+@torch.no_grad()
+def _rewarded(stack: Stack, reward: StreamReward, exam: Exam, grades: Grades) -> float:
+    video, clauses = grades.video.flatten(0, 1), exam.clauses()
+    scorer = clip_reward(reward, stack.codec, stack.clock)
+    total = 0.0
+    for start in range(0, len(video), exam.batch):
+        rows = clauses[start : start + exam.batch]
+        texts = [[str(clause) for clause in row] for row in rows]
+        prompts = clip_prompts(encode_clauses(stack.encoder, rows).to(stack.device), texts)
+        total += float(scorer(video[start : start + exam.batch], prompts).reward.sum())
+    return total / len(video)
+
+
+def _sat(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, list[float]]:
+    grades = examine(system, exam, seed, device=stack.device, long=False)
+    return {"total": grades.scores["total"].tolist(), "diversity": grades.diversity.tolist()}
+
+
+@lru_cache(maxsize=1)
+def _stack(weights: str, device: str) -> Stack:
+    return Stack.load(weights or WEIGHTS, device)

@@ -1,0 +1,169 @@
+"""`reelgym bench rl`: from end to end on a stack with random weights, and its arithmetic by hand."""
+
+import json
+from dataclasses import replace
+from math import inf
+
+import pytest
+import torch
+
+from reelgym.envs.worlds.grammar import GRAMMARS
+from reelgym.experiments import cli
+from reelgym.experiments.bench import rl, rl_tables
+from reelgym.experiments.bench.rl import Config, apart, core_seconds, goal_of
+from reelgym.experiments.bench.rl_runs import SETTINGS, arrival, ladder
+from reelgym.experiments.bench.rl_tables import interval_of, median_span, ratio_rows, ratio_span, report, times_of
+from reelgym.experiments.evaluate import Exam, texts_of
+from reelgym.experiments.readme import filled
+from reelgym.models.codec import FrameCodec
+from reelgym.models.prompts import WordEncoder
+from reelgym.models.reward_net import TinyReward
+from reelgym.models.tiny import CODEC, STREAMING_CACHE, TRANSFORMER, save_tiny
+from reelgym.models.wan import CausalWan
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A stack with random weights, thinner than the tiny one."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("stack")
+    encoder = WordEncoder(GRAMMARS["plain"].vocabulary(), 8)
+    sizes = TRANSFORMER | {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24}
+    manifest = {"vocab": list(encoder.vocab), "recipe": {"grammar": "plain"}}
+    for name in ("teacher", "student"):
+        transformer = WanTransformer3DModel(text_dim=encoder.dim, **sizes)
+        save_tiny(folder / name, CausalWan(transformer, 3, 8, STREAMING_CACHE), manifest)
+    save_tiny(folder / "codec", FrameCodec.from_config(**CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
+    save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
+    return folder
+
+
+def a_run(oracle, chunks=(64, 128), diverged=False):
+    looks = [{"rung": at, "chunks": at, "seconds": at / 10, "oracle": x} for at, x in zip(chunks, oracle, strict=True)]
+    return {"looks": looks, "chunks": chunks[-1], "seconds": chunks[-1] / 10, "diverged": diverged}
+
+
+def test_end_to_end_and_again(weights, tmp_path, monkeypatch, capsys):
+    size = ["--settings", "reward", "raven", "--seeds", "1", "--chunks", "64", "--prompts", "2", "--exam-prompts", "2"]
+    small = replace(SETTINGS["raven"].recipe, prompts=1)
+    monkeypatch.setitem(SETTINGS, "raven", replace(SETTINGS["raven"], recipe=small))
+    monkeypatch.setattr(rl, "fingerprint", lambda weights: "one state of the code")
+    args = ["bench", "rl", *size, "--gain", "0.9", "--workers", "1", "--weights", str(weights), "--out", str(tmp_path)]
+    assert cli.main(args) == 0, capsys.readouterr().err
+    shown = capsys.readouterr()
+    written = json.loads((tmp_path / "results.json").read_text())
+    rows = {kind: [row for row in written["rows"] if row["kind"] == kind] for kind in ("setting", "run", "curve")}
+    assert [row["setting"] for row in rows["setting"]] == ["reward", "raven"]
+    assert [(row["arrived"], row["chunks"], row["chunks_at_least"]) for row in rows["setting"]] == [(0, None, 64)] * 2
+    assert [row["updates"] for row in rows["run"]] == [4, 2] and not any(row["diverged"] for row in rows["run"])
+    assert all(row["rung"] == row["chunks"] == 64 and row["seconds"] > 0 for row in rows["curve"])
+    assert all(row["heldout"] is None and row["reward"] is not None for row in rows["curve"])
+    assert written["command"].startswith("reelgym bench rl --settings reward raven --seeds 1")
+    assert "minutes on 1 idle cores" in shown.err and "> 64" in shown.out and "Not run, for want of time" in shown.out
+    assert (tmp_path / "bench-rl.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    page = filled("<!-- measured: results.json -->\n<!-- end -->", tmp_path)
+    assert report(written["rows"]) in page and "| – |" in page
+
+    monkeypatch.setattr(rl, "work", None)
+    assert cli.main(args) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out == shown.out
+
+
+def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch, capsys):
+    from reelgym.agents.finetune import FineTune
+    from reelgym.agents.learner import NonFiniteError
+    from reelgym.experiments.bench import rl_runs
+
+    exam = Exam(prompts=2, clips=2, long_prompts=0)
+    recipe = replace(SETTINGS["reward"].recipe, prompts=16)
+    task = rl_runs.RunTask(recipe, 0, -1.0, 256, exam, exam, str(weights))
+    found = rl_runs.work(task)[1]
+    assert [look["chunks"] for look in found["looks"]] == [64] and found["updates"] == 1
+    assert len(found["exam"]["total"]) == len(found["exam"]["diversity"]) == 2
+    assert found["looks"] == [rl_runs.work(task)[1]["looks"][0] | {"seconds": found["seconds"]}]
+
+    def fails(trainer):
+        if trainer.counts.updates:
+            raise NonFiniteError("no")
+        return updated(trainer)
+
+    updated = FineTune.update
+    monkeypatch.setattr(FineTune, "update", fails)
+    found = rl_runs.work(replace(task, goal=2.0))[1]
+    assert found["diverged"] and found["chunks"] == 64 and len(found["looks"]) == 1
+
+
+def test_ladder():
+    assert ladder(2048) == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
+    assert ladder(64) == [64] and ladder(10) == [10] and ladder(100) == [64, 96, 100] and ladder(65) == [64, 65]
+
+
+def test_arrival_and_censoring():
+    late, early, never = a_run([0.1, 0.6]), a_run([0.5, 0.4]), a_run([0.1, 0.2])
+    assert arrival(late["looks"], 0.5)["chunks"] == 128 and arrival(early["looks"], 0.5)["seconds"] == 6.4
+    assert arrival(never["looks"], 0.5) is None and arrival([], 0.5) is None
+    assert times_of([late, early, never], 0.5, "chunks") == ([128, 64, 128], [True, True, False])
+    broken = {"looks": [], "chunks": 16, "seconds": 1.6, "diverged": True}
+    assert times_of([broken, late], 0.5, "chunks") == ([128, 128], [False, True])
+
+
+def test_medians_and_ratios_by_hand():
+    assert median_span([64, 96, 128], [True, True, True]) == (96, 96)
+    assert median_span([64, 512, 512, 512], [True, False, False, False]) == (512, inf)
+    assert median_span([64, 96, 512, 512], [False] * 4) == (96, inf)
+    assert ratio_span((512, 512), (64, 64)) == (8, 8) and ratio_span((512, inf), (64, 64)) == (8, inf)
+    assert ratio_span((64, 64), (512, inf)) == (0, 0.125) and ratio_span((512, inf), (512, inf)) == (0, inf)
+    spans = [(2, 2)] * 95 + [(4, 4)] * 5
+    assert interval_of(spans, [(1, 1)] * 100) == (2, 4) and interval_of([(9, inf)] * 9, [(3, 3)] * 9) == (3, inf)
+
+
+def test_ratio_rows_and_how_they_are_shown():
+    fast, slow, never = a_run([1, 1]), a_run([0, 1]), a_run([0, 0])
+    found = {"forward": [fast] * 3, "policy": [never] * 3, "raven": [slow] * 3, "ddpo": [never] * 3}
+    rows = ratio_rows(found, 0.5)
+    assert [(row["setting"], row["against"]) for row in rows] == [
+        ("raven", "forward"), ("raven", "policy"), ("ddpo", "forward"), ("ddpo", "policy")
+    ]  # fmt: skip
+    assert [rl_tables.RATIO_COLUMNS[1].show(row) for row in rows] == ["2.0 [2.0, 2.0]", "<= 1.0", ">= 2.0", "–"]
+    assert rows[0]["seconds"] == pytest.approx(2) and rows[2]["chunks_high"] is None and rows[2]["chunks_low"] == 2
+    mixed = ratio_rows({"forward": [fast] * 3, "raven": [slow, slow, never]}, 0.5)[0]
+    assert rl_tables.RATIO_COLUMNS[1].show(mixed) == "2.0 [2.0, open]"
+
+
+def test_the_curve_of_a_run_that_stopped_stays():
+    held = {64: 1.0, 128: 2.0}
+    assert [rl_tables._held(held, rung) for rung in (64, 96, 128, 512)] == [1, 1, 2, 2]
+
+
+def test_looks_and_exam_share_no_prompt(monkeypatch):
+    exam = Exam(prompts=32, long_prompts=0)
+    look = apart(Exam(prompts=24, long_prompts=0, scripts_seed=2), exam)
+    assert not set(texts_of(look.scripts())) & set(texts_of(exam.scripts()))
+    monkeypatch.setattr(rl, "DRAWS", 3)
+    with pytest.raises(ValueError, match="too many to lie apart"):
+        apart(exam, exam)
+
+
+def test_the_goal():
+    assert goal_of(Config(), 0.8, 0.9) == pytest.approx(0.85) and goal_of(Config(gain=0.02), 0.8, 0.7) == 0.8 + 0.02
+    with pytest.raises(ValueError, match=r"the teacher \(0.700\) is not above the start"):
+        goal_of(Config(), 0.8, 0.7)
+
+
+def test_the_default_is_within_its_budget():
+    assert core_seconds(Config()) / 2 <= 45 * 60 and Config().seeds == 10
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--settings", "mystery"], "unknown setting mystery; choose from reward, forward"),
+        (["--seeds", "0"], "are at least 1"),
+        (["--gain", "0"], "a gain is positive"),
+    ],
+)
+def test_wrong_arguments(args, words, tmp_path, capsys):
+    assert cli.main(["bench", "rl", *args, "--out", str(tmp_path)]) == 1
+    assert words in capsys.readouterr().err
