@@ -16,7 +16,7 @@ from ..checkpoint import save_checkpoint
 from ..models.tiny import WEIGHTS, load_manifest
 from .events import write_events
 from .jobs import Job, Result, one_thread, run_jobs
-from .methods import METHODS, REFERENCES, Plan, rate_of, with_rate
+from .methods import LABELS, REFERENCES, Chain, Plan, chain, rates_of, with_rate
 from .presets import PRESETS, Preset
 from .report import load_media, read_results, summary_text, write_picture, write_report
 from .results import pick_device, write_results
@@ -112,7 +112,10 @@ def prepare(config: Config) -> Setup:
 
 
 def search_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
-    """Every method's tries of learning rates, judged on validation prompts; none where the preset stores its rates."""
+    """Every method's tries of learning rates, judged on validation prompts; none where the preset stores its rates.
+
+    A sequence is not searched: it takes the winners of its parts.
+    """
     share = setup.preset.search_share
     return [
         setup.job(
@@ -121,10 +124,11 @@ def search_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
             SEARCH_SEED,
             cost=2 * share,
             exam=None,
-            plan=replace(with_rate(plan, factor * rate_of(plan)), updates=max(1, round(share * plan.updates))),
+            plan=replace(with_rate(plan, factor * rates_of(plan)[0]), updates=max(1, round(share * plan.updates))),
             points=1,
         )
         for name, plan in plans.items()
+        if not isinstance(plan.recipe, Chain)
         for number, factor in enumerate(setup.preset.search)
     ]
 
@@ -158,25 +162,24 @@ def training_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
 
 
 def winners(plans: Mapping[str, Plan], tries: Sequence[Job], results: Mapping[str, Result]) -> dict[str, Plan]:
-    """Each plan at the learning rate whose try ended with the highest oracle total on the validation prompts."""
+    """Each plan at the learning rate whose try ended with the highest oracle total on the validation prompts; a
+    sequence at those of its parts."""
     found = dict(plans)
     for name, plan in plans.items():
         ends = {job.name: results[job.name][1] for job in tries if job.config.row == name}
         if ends:
             best = max(ends.values(), key=lambda result: result["curve"][-1]["oracle"])
             found[name] = with_rate(plan, best["learning_rate"])
-    return found
+    return {name: chain(name, found) if isinstance(plan.recipe, Chain) else plan for name, plan in found.items()}
 
 
 def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Mapping[str, Result]) -> None:
     """Write results.json, media, TensorBoard events and report.html; print the tables."""
     out, preset = setup.out, setup.preset
     found = {name: result for name, (_, result) in results.items()}
-    runs = {
-        name: [{"seed": seed, **found[f"{name}-{seed}"]} for seed in setup.seeds] for name in (*REFERENCES, *METHODS)
-    }
+    runs = {name: [{"seed": seed, **found[f"{name}-{seed}"]} for seed in setup.seeds] for name in (*REFERENCES, *plans)}
     rows = table_rows(runs)
-    rows += [row for name in METHODS for one in runs[name] for row in curve_rows(name, one)]
+    rows += [row for name in plans for one in runs[name] for row in curve_rows(name, one)]
     rows += [_search_row(name, result) for name, result in found.items() if name.startswith("search-")]
     settings: dict[str, Any] = {"preset": asdict(preset)}
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
@@ -198,7 +201,8 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Ma
 def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
     """What a reader of the table must know, in sentences."""
     preset = setup.preset
-    rates = ", ".join(f"{name} {rate_of(plan):.2g}" for name, plan in plans.items())
+    alone = {name: plan for name, plan in plans.items() if not isinstance(plan.recipe, Chain)}
+    rates = ", ".join(f"{name} {rates_of(plan)[0]:.2g}" for name, plan in alone.items())
     search = (
         f"Learning rates were searched in this run, {len(preset.search)} tries for each method on validation prompts"
         if preset.search
@@ -208,6 +212,7 @@ def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
         f"{search}: {rates}.",
         f"Every method trains the same starting student, with a budget of {preset.seconds:g} s on one core of the "
         "reference machine, converted once to the updates shown; the weights are the last ones, not averages.",
+        *sequence_notes(plans),
         f"The teacher is examined on the first {min(preset.teacher_prompts, preset.exam.prompts)} prompts alone.",
         f"Intervals: paired bootstrap over {preset.seeds} seeds and {preset.exam.prompts} prompts."
         + (" With so few seeds they say little about other seeds." if preset.seeds < 5 else ""),
@@ -215,6 +220,20 @@ def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
         f"Calls count chunks through a network. Test prompts are of the grammar “{preset.exam.grammar}”, half with a "
         "(colour, shape, motion) that training never shows; the search never sees them.",
     ]
+
+
+def sequence_notes(plans: Mapping[str, Plan]) -> list[str]:
+    """How the sequences share the budget; nothing where there are none."""
+    shares = [
+        f"{LABELS[name]} {' + '.join(str(part.updates) for part in plan.recipe.parts)}"
+        for name, plan in plans.items()
+        if isinstance(plan.recipe, Chain)
+    ]
+    text = (
+        f"A sequence has one budget too, half of the updates of each part ({'; '.join(shares)}). It is not searched: "
+        "it takes the learning rates of its parts. What its second part is pulled towards is what the first one left."
+    )
+    return [text] if shares else []
 
 
 def diverged(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

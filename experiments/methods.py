@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..agents.finetune import FineTune, FineTuneConfig
-from ..agents.fit import Trainer
+from ..agents.fit import Counts, State, Trainer
+from ..agents.learner import Groups
 from ..distill.causal_init import CausalInit, CausalInitConfig
 from ..distill.trainer import Distill, DistillConfig
 from ..envs.prompt_source import ScriptPrompts, world_prompts
@@ -113,7 +114,7 @@ class Stack:
 class Plan:
     """One method's share of a comparison."""
 
-    recipe: Any
+    recipe: Recipe
     """The trainer's config."""
     updates: int
     """What the budget of seconds came to on the reference machine, converted once."""
@@ -122,17 +123,74 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Method:
-    """label: the row's name. build: a plan, with the seed in its recipe, to a trainer of `generator`."""
+class Chain:
+    """A recipe made of others."""
 
-    label: str
-    build: Callable[[Stack, Plan, Generator], Trainer]
+    parts: tuple[Plan, ...]
+    """Each trains what the one before it left; the last goes on for as long as it is asked to."""
 
 
-def continued(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
-    """The starting recipe goes on, on other clips of the world."""
-    recipe: CausalInitConfig = plan.recipe
-    world = make_clips(plan.pool, split="train", seed=FRESH_CLIPS + recipe.seed, grammar=stack.grammar)
+Recipe = CausalInitConfig | DistillConfig | FineTuneConfig | Chain
+
+
+class Chained:
+    """One trainer after another on the same generator.
+
+    build: a part to its trainer; it is called when the part's turn comes, so that a pull towards the start is one
+    towards what the part before left. `counts` adds up.
+    """
+
+    def __init__(self, chain: Chain, build: Callable[[Plan], Trainer]) -> None:
+        self.chain, self.build = chain, build
+        self.ended: list[Counts] = []
+        self.trainer = build(chain.parts[0])
+        self.counts = Counts()
+
+    def update(self) -> dict[str, float]:
+        """One update of the part whose turn it is."""
+        at = len(self.ended)
+        if at + 1 < len(self.chain.parts) and self.trainer.counts.updates >= self.chain.parts[at].updates:
+            self.ended.append(self.trainer.counts)
+            self.trainer = self.build(self.chain.parts[at + 1])
+        measured = self.trainer.update()
+        self.counts = added([*self.ended, self.trainer.counts])
+        return measured
+
+    def state(self) -> State:
+        """What the part whose turn it is needs for a bitwise resume, and what those before it spent."""
+        groups, meta = self.trainer.state()
+        return groups, {"ended": [asdict(counts) for counts in self.ended], "part": meta}
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.ended = [Counts(**counts) for counts in meta["ended"]]
+        self.trainer = self.build(self.chain.parts[len(self.ended)])
+        self.trainer.load_state(groups, meta["part"])
+        self.counts = added([*self.ended, self.trainer.counts])
+
+
+def added(counts: Sequence[Counts]) -> Counts:
+    """What they come to together."""
+    spent = [asdict(one) for one in counts]
+    return Counts(**{key: sum(one[key] for one in spent) for key in spent[0]})
+
+
+def trainer_of(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
+    """A plan, with the seed in its recipe, to a trainer of `generator`."""
+    recipe = plan.recipe
+    if isinstance(recipe, Chain):
+        return Chained(recipe, lambda part: trainer_of(stack, part, generator))
+    if isinstance(recipe, CausalInitConfig):
+        return continued(stack, recipe, plan.pool, generator)
+    if isinstance(recipe, DistillConfig):
+        helpers: dict[str, Any] = {"codec": stack.codec, "reward": stack.reward, "clock": stack.clock}
+        return Distill(recipe, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
+    return FineTune(recipe, generator, stack.env(recipe.prompts * recipe.group), stack.prompts())
+
+
+def continued(stack: Stack, recipe: CausalInitConfig, count: int, generator: Generator) -> Trainer:
+    """The starting recipe goes on, on `count` other clips of the world."""
+    world = make_clips(count, split="train", seed=FRESH_CLIPS + recipe.seed, grammar=stack.grammar)
     pool = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
 
     def clips(batch: int, step: int) -> tuple[Tensor, Tensor]:
@@ -142,33 +200,33 @@ def continued(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
     return CausalInit(recipe, generator, clips)
 
 
-def distilled(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
-    """DMD, or Stream-R1: the recipe says which."""
-    helpers: dict[str, Any] = {"codec": stack.codec, "reward": stack.reward, "clock": stack.clock}
-    return Distill(plan.recipe, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
-
-
-def finetuned(stack: Stack, plan: Plan, generator: Generator) -> Trainer:
-    """RL: the recipe says which."""
-    recipe: FineTuneConfig = plan.recipe
-    return FineTune(recipe, generator, stack.env(recipe.prompts * recipe.group), stack.prompts())
-
-
 FRESH_CLIPS = 4_000_000
 METHODS = {
-    "continued": Method("starting recipe continued", continued),
-    "dmd": Method("DMD", distilled),
-    "stream-r1": Method("Stream-R1", distilled),
-    "policy": Method("policy gradient", finetuned),
-    "reward": Method("reward gradient", finetuned),
+    "continued": "starting recipe continued",
+    "dmd": "DMD",
+    "stream-r1": "Stream-R1",
+    "policy": "policy gradient",
+    "forward": "forward process (NFT)",
+    "reward": "reward gradient",
+    "raven": "policy gradient, whole clip",
+    "dmd+forward": "DMD, then forward process",
+    "stream-r1+reward": "Stream-R1, then reward gradient",
 }
-"""Rows that train the starting student."""
-LABELS = REFERENCES | {name: method.label for name, method in METHODS.items()}
+"""Rows that train the starting student; a name with a + is a sequence of others."""
+LABELS = REFERENCES | METHODS
+
+
+def chain(name: str, plans: Mapping[str, Plan]) -> Plan:
+    """The sequence that `name` spells: half of the updates of each of its two parts (rounded up), at their rates."""
+    parts = tuple(replace(plans[part], updates=(plans[part].updates + 1) // 2) for part in name.split("+"))
+    return Plan(Chain(parts), sum(part.updates for part in parts))
 
 
 def with_rate(plan: Plan, rate: float) -> Plan:
-    """The plan with another learning rate of the generator; a critic's stays in proportion."""
+    """The plan with another learning rate of the generator; a critic's stays in proportion. Not for a sequence."""
     recipe = plan.recipe
+    if isinstance(recipe, Chain):
+        raise ValueError("a sequence takes the learning rates of its parts")
     if isinstance(recipe, DistillConfig):
         critic = recipe.critic.learning_rate * rate / recipe.generator.learning_rate
         recipe = replace(recipe, critic=replace(recipe.critic, learning_rate=critic))
@@ -177,19 +235,26 @@ def with_rate(plan: Plan, rate: float) -> Plan:
 
 
 def with_seed(plan: Plan, seed: int) -> Plan:
-    """The plan with another seed of its trainer."""
-    return replace(plan, recipe=replace(plan.recipe, seed=seed))
+    """The plan with another seed of its trainer; the parts of a sequence share it."""
+    recipe = plan.recipe
+    if isinstance(recipe, Chain):
+        return replace(plan, recipe=Chain(tuple(with_seed(part, seed) for part in recipe.parts)))
+    return replace(plan, recipe=replace(recipe, seed=seed))
 
 
 def with_batch(plan: Plan, clips: int) -> Plan:
     """The plan with another number of clips an update (RL: `clips` prompts, up to two clips of each)."""
     recipe = plan.recipe
+    if isinstance(recipe, Chain):
+        return replace(plan, recipe=Chain(tuple(with_batch(part, clips) for part in recipe.parts)))
     if isinstance(recipe, FineTuneConfig):
         return replace(plan, recipe=replace(recipe, prompts=clips, group=min(2, recipe.group)))
     return replace(plan, recipe=replace(recipe, batch=clips))
 
 
-def rate_of(plan: Plan) -> float:
-    """The learning rate of the generator."""
+def rates_of(plan: Plan) -> tuple[float, ...]:
+    """The learning rate of the generator, in every part of a sequence."""
     recipe = plan.recipe
-    return float((recipe.generator if isinstance(recipe, DistillConfig) else recipe.learner).learning_rate)
+    if isinstance(recipe, Chain):
+        return tuple(rate for part in recipe.parts for rate in rates_of(part))
+    return ((recipe.generator if isinstance(recipe, DistillConfig) else recipe.learner).learning_rate,)

@@ -1,8 +1,8 @@
 """The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
 
 A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. The
-kinds are table, pictures and slices (of a comparison's results.json), measured (of any other command's) and weights (a
-folder of trained parts).
+kinds are table, verdict, pictures and slices (of a comparison's results.json), measured (of any other command's) and
+weights (a folder of trained parts).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .tables import (
     SLICES_NOTE,
     Column,
     Row,
+    findings,
     markdown_table,
     rows_of,
     slice_table_rows,
@@ -36,7 +37,7 @@ from .tables import (
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/images/clips.webp"
-BLOCK = re.compile(r"(<!-- (table|pictures|slices|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (table|verdict|pictures|slices|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PROMPTS = 4
 TAKEN = {"reelgym audit probe": ("probe.png",), "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg")}
 """Pictures that a command's results come with."""
@@ -114,6 +115,7 @@ def filled(text: str, root: Path = ROOT) -> str:
     """A page with the content of its blocks made anew from the files below `root`."""
     kinds: dict[str, Callable[[Path, str], str]] = {
         "table": table,
+        "verdict": verdict,
         "pictures": pictures,
         "slices": slices,
         "measured": measured,
@@ -136,6 +138,18 @@ def table(root: Path, path: str) -> str:
     legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
     folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
     return f"{made}\n\n{summary_markdown(results)}\n\n{notes}\n\n{folded}"
+
+
+def verdict(root: Path, path: str) -> str:
+    """What a comparison found, in sentences, and which runs say so."""
+    results = _results(root / path)
+    if results is None:
+        return _nothing(path)
+    parts = [f"### {head}\n\n" + "\n".join(f"- {line}" for line in lines) for head, lines in findings(results)]
+    config, seeds = results["config"], ", ".join(str(seed) for seed in results["seeds"])
+    exam = f"{config['prompts']} test prompts, {config['clips']} clips each, seeds {seeds}."
+    notes = "\n".join(f"- {note}" for note in config["notes"])
+    return "\n\n".join([f"{_compared(results)} {exam}", *parts, f"### How it was run\n\n{notes}"])
 
 
 def pictures(root: Path, path: str) -> str:

@@ -34,6 +34,8 @@ from .tables import (
 
 Media = Mapping[str, NDArray[Any]]
 SCALE, MAP_SCALE = 4, 3
+COLOURS = 9
+"""Entries of the page's palette."""
 
 
 def write_report(folder: Path | str, fps: float = 8) -> Path:
@@ -169,7 +171,7 @@ def _curves(results: Row) -> str:
         for key, title in (("oracle", "Oracle total, validation prompts"), ("reward", "Trained reward (z), same clips"))
     )
     keys = "".join(
-        f'<span><svg viewBox="0 0 22 10"><polyline class="c{place}" points="0,5 22,5"/></svg>'
+        f'<span><svg viewBox="0 0 22 10"><polyline class="c{place % COLOURS}" points="0,5 22,5"/></svg>'
         f"{escape(names.get(method, method))}</span>"
         for place, method in enumerate(order)
     )
@@ -186,8 +188,8 @@ def _lines(curves: list[Row], order: list[str], names: Mapping[str, str], key: s
         mean = tuple((share, float(np.mean(values))) for share, values in sorted(by_share.items()))
         for seed in sorted({row["seed"] for row in rows}):
             run = tuple(sorted((row["share"], row[key]) for row in rows if row["seed"] == seed))
-            lines.append(Line(f"{names.get(method, method)}, seed {seed}", run, colour % 8, faint=True))
-        lines.append(Line(names.get(method, method), mean, colour % 8))
+            lines.append(Line(f"{names.get(method, method)}, seed {seed}", run, colour % COLOURS, faint=True))
+        lines.append(Line(names.get(method, method), mean, colour % COLOURS))
     return lines
 
 

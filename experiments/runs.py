@@ -19,7 +19,7 @@ from ..models.generator import Generator
 from ..models.tiny import WEIGHTS
 from .evaluate import Exam, Grades, System, encode_clauses, examine
 from .jobs import Result
-from .methods import METHODS, Plan, Stack, rate_of, with_seed
+from .methods import Plan, Stack, rates_of, trainer_of, with_seed
 from .slices import examine_slices
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +61,7 @@ def work(task: Task) -> Result:
     if task.plan is None:
         return _measured(stack, task)
     student = stack.student()
-    trainer = METHODS[task.row].build(stack, with_seed(task.plan, task.seed), student)
+    trainer = trainer_of(stack, with_seed(task.plan, task.seed), student)
     curve, log = [_validate(stack, task, student) | {"update": 0}], []
 
     def note(measured: Mapping[str, float], update: int) -> None:
@@ -82,7 +82,8 @@ def work(task: Task) -> Result:
         curve.append(_validate(stack, task, student) | {"update": updates})
     groups: dict[str, dict[str, Tensor]] = {}
     result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts), "diverged": diverged}
-    result["learning_rate"] = rate_of(task.plan)
+    rates = rates_of(task.plan)
+    result["learning_rate"] = rates[0] if len(rates) == 1 else None
     if task.exam is not None:
         system = stack.as_system(student)
         grades = examine(system, task.exam, task.seed, device=stack.device)

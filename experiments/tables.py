@@ -139,9 +139,148 @@ def verdict_lines(results: Row) -> list[str]:
 
 
 def _sentence(row: Row) -> str:
-    numbers = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-    line = f"{row['question']} {row['verdict']} ({numbers})"
+    line = f"{row['question']} {row['verdict']} ({_signed(row)})"
     if row.get("diversity_ratio") is None:
         return line + "."
-    kept = "kept" if row["diversity_ratio"] >= 0.9 else "lost"
+    kept = "kept" if row["diversity_ratio"] >= KEPT else "lost"
     return f"{line}; diversity {kept} ({row['diversity_ratio']:.2f} of it)."
+
+
+KEPT = 0.9
+"""A row that has this share of another's diversity has kept it."""
+
+
+def findings(results: Row) -> list[tuple[str, list[str]]]:
+    """What a comparison found, in sentences made from its numbers: heads with what stands below them."""
+    trained = sorted(
+        (row for row in rows_of(results, "method") if row.get("updates") is not None), key=lambda row: -row["total"]
+    )
+    if not trained:
+        return [("What won", ["Nothing was trained."])]
+    asked = [row for row in rows_of(results, "contrast") if "ours" in row]
+    declared = [row for row in asked if row["declared"]]
+    in_turn = [row for row in asked if "+" in row["ours"] and not row["declared"]]
+    others = [row for row in asked if row not in declared and row not in in_turn]
+    parts = [
+        ("What won", _ranking(results, trained)),
+        ("The questions asked before the run", [_answer(results, row) for row in declared]),
+        ("Was diversity kept?", _diversity(results, trained)),
+        ("What a sequence added", [_answer(results, row) for row in in_turn]),
+        ("Other differences", [_answer(results, row) for row in others]),
+        ("What each spent", [_spent(row) for row in trained]),
+        ("What remains unclear", _unclear(results, asked)),
+    ]
+    return [(head, lines) for head, lines in parts if lines]
+
+
+def _ranking(results: Row, trained: Sequence[Row]) -> list[str]:
+    """The order by total, what the first won by, and what there was to win."""
+    known = {row["method"]: row for row in rows_of(results, "method")}
+    best, start = trained[0], known.get("start")
+    rows = sorted([*trained, *([start] if start else [])], key=lambda row: -row["total"])
+    order = "; ".join(f"{row['label']} {_of_total(row)}" for row in rows)
+    lines = [f"By the oracle's total: {order}."]
+    lines += [_first_against(results, best, row) for row in (start, *trained[1:2]) if row]
+    if start and "codec" in known:
+        low, high = start["total"], known["codec"]["total"]
+        share = (best["total"] - low) / (high - low) if high > low else 0.0
+        lines.append(
+            f"The first went {share:.0%} of the way from the start ({low:.3f}) to the codec's ceiling ({high:.3f})."
+        )
+    late = [f"{row['label']} {row['late']:.3f}" for row in rows if row.get("late") is not None]
+    return [*lines, *([f"Over the last 15% of streams four times longer: {'; '.join(late)}."] if late else [])]
+
+
+def _first_against(results: Row, best: Row, other: Row) -> str:
+    """By how much the first leads another row, and how sure that is."""
+    pair = {"ours": best["method"], "theirs": other["method"]}
+    found = next((row for row in rows_of(results, "contrast") if pair.items() <= row.items()), None)
+    by = f"{best['total'] - other['total']:+.3f}" if found is None else _signed(found)
+    sure = "No interval was taken of it." if found is None else _SURE[found["verdict"]]
+    if other["method"] == "start":
+        return f"First, {best['label']}, against the start: {by}{_in_seeds(results, pair)}. {sure}"
+    chosen = "The scores themselves chose these two, which makes their difference look surer than it is."
+    return f"First against the next, {other['label']}: {by}{_in_seeds(results, pair)}. {sure} {chosen}"
+
+
+def _answer(results: Row, row: Row) -> str:
+    """A question, its answer with the interval, in how many seeds, and what became of diversity."""
+    ratio = row.get("diversity_ratio")
+    spread = "" if ratio is None else f" Diversity {'kept' if ratio >= KEPT else 'lost'} ({ratio:.2f} of it)."
+    return f"{_question(row)}? {_SAID[row['verdict']]}: {_signed(row)}{_in_seeds(results, row)}.{spread}"
+
+
+def _question(row: Row) -> str:
+    text = str(row["question"]).rstrip(":")
+    return text[:1].upper() + text[1:]
+
+
+def _in_seeds(results: Row, row: Row) -> str:
+    """In how many seeds the first row lay above the second."""
+    totals = {(run["method"], run["seed"]): run["total"] for run in rows_of(results, "run")}
+    pairs = [(totals.get((row["ours"], seed)), totals.get((row["theirs"], seed))) for seed in results["seeds"]]
+    both = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+    return f", above in {sum(ours > theirs for ours, theirs in both)} of {len(both)} seeds" if both else ""
+
+
+def _diversity(results: Row, trained: Sequence[Row]) -> list[str]:
+    """Each trained row's diversity as a share of the start's."""
+    start = next((row.get("diversity") for row in rows_of(results, "method") if row["method"] == "start"), None)
+    shares = {row["label"]: row["diversity"] / start for row in trained if start and row.get("diversity") is not None}
+    if not shares:
+        return []
+    lost = [f"{label} ({share:.2f})" for label, share in shares.items() if share < KEPT]
+    least = min(shares, key=lambda label: shares[label])
+    kept = f"All rows kept at least {KEPT:g} of the start's; the least is {least} with {shares[least]:.2f}."
+    return [f"Lost, below {KEPT:g} of the start's: {'; '.join(lost)}. All others kept it." if lost else kept]
+
+
+def _spent(row: Row) -> str:
+    calls = (("chunks", "chunks made"), ("teacher_calls", "through the teacher"), ("reward_calls", "windows scored"))
+    spent = "".join(f", {row[key]:,.0f} {what}" for key, what in calls if row.get(key))
+    return f"{row['label']} ({row['total']:.3f}): {row['updates']:,.0f} updates{spent}; {row['seconds']:,.0f} s."
+
+
+def _unclear(results: Row, asked: Sequence[Row]) -> list[str]:
+    """Questions without an answer, and how much a difference may be; searches that ended at an end of their range."""
+    lines = []
+    for row in asked:
+        if row["verdict"] == "unclear":
+            most = max(-row["low"], row["high"])
+            lines.append(f"{_question(row)}: a difference beyond {most:.3f} either way is unlikely.")
+    if ends := _at_an_end(results):
+        tried = "the smallest or the largest of those tried, so a better one may lie beyond"
+        lines.append(f"The learning rate that won was {tried}: {'; '.join(ends)}.")
+    count = len(results["seeds"])
+    least = f"With {count} seeds a sign test can reach p = {2 / 2**count:.2g} at best."
+    return [*lines, f"Other budgets, worlds and sizes of model, of which this says nothing. {least}"]
+
+
+def _at_an_end(results: Row) -> list[str]:
+    """Methods whose search ended at an end of its range."""
+    labels = {row["method"]: row["label"] for row in rows_of(results, "method")}
+    tries: dict[str, list[Row]] = {}
+    for row in rows_of(results, "search"):
+        tries.setdefault(row["try"].removeprefix("search-").rsplit("-", 1)[0], []).append(row)
+    found = []
+    for name, rows in tries.items():
+        rates = [row["learning_rate"] for row in rows]
+        best = max(rows, key=lambda row: row["oracle"])["learning_rate"]
+        found += [labels.get(name, name)] if len(rates) > 1 and best in (min(rates), max(rates)) else []
+    return found
+
+
+_SAID = {"yes": "Yes", "no": "No, it lies below", "unclear": "This cannot be told"}
+_SURE = {
+    "yes": "The whole interval lies above zero.",
+    "no": "The whole interval lies below zero.",
+    "unclear": "The interval holds zero, so this may be chance.",
+}
+
+
+def _signed(row: Row) -> str:
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _of_total(row: Row) -> str:
+    return f"{row['total']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -171,10 +171,10 @@ def results():
 
 def test_blocks_are_filled_from_a_run(tmp_path, capsys):
     path = "experiments/results/standard/results.json"
-    blocks = "".join(f"<!-- {kind}: {path} -->\nold\n<!-- end -->\n" for kind in ("pictures", "table"))
+    blocks = "".join(f"<!-- {kind}: {path} -->\nold\n<!-- end -->\n" for kind in ("pictures", "table", "verdict"))
     (tmp_path / "README.md").write_text(f"before\n{blocks}after\n")
     readme.run(readme.Config(), tmp_path)
-    assert (tmp_path / "README.md").read_text().count("No results are committed yet") == 2
+    assert (tmp_path / "README.md").read_text().count("No results are committed yet") == 3
 
     wrote = tmp_path / "runs"
     wrote.mkdir()
@@ -189,9 +189,19 @@ def test_blocks_are_filled_from_a_run(tmp_path, capsys):
     assert "| starting student |" in text and "0.500 [0.400, 0.600]" in text
     assert "`0123456789ab` (with changes) on: a machine, 2 worker processes" in text and "- A note." in text
     assert f"]({readme.PICTURE})" in text and "1. a red circle moves left" in text
+    assert "test prompts, 3 clips each, seeds 0, 1." in text and "- Nothing was trained." in text
     assert capsys.readouterr().out == "README.md\n" * 2
     readme.run(readme.Config(), tmp_path)
     assert capsys.readouterr().out == ""
+
+
+def test_the_comparison_page_answers_every_question_of_its_run():
+    (path,) = [path for _, kind, path, _ in readme.BLOCK.findall(PAGES["docs/comparison.md"]) if kind == "verdict"]
+    rows = json.loads((ROOT / path).read_text())["rows"]
+    text = PAGES["docs/comparison.md"].lower()
+    for row in rows:
+        if row["kind"] == "contrast":
+            assert row["question"].rstrip(":").lower() + "? " in text and f"{row['difference']:+.3f}" in text
 
 
 def test_a_run_that_is_none_is_one_line(capsys, tmp_path):

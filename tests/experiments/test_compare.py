@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from reelgym.agents.fit import fit
 from reelgym.agents.learner import NonFiniteError
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.worlds.grammar import GRAMMARS
@@ -12,8 +13,18 @@ from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import compare, longer, runs
 from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
 from reelgym.experiments.jobs import stored
-from reelgym.experiments.methods import METHODS, REFERENCES, Plan, Stack, rate_of, with_rate
-from reelgym.experiments.presets import PRESETS
+from reelgym.experiments.methods import (
+    METHODS,
+    REFERENCES,
+    Stack,
+    chain,
+    rates_of,
+    trainer_of,
+    with_batch,
+    with_rate,
+    with_seed,
+)
+from reelgym.experiments.presets import ALONE, PRESETS, SEQUENCES
 from reelgym.experiments.rows import curve_rows, table_rows
 from reelgym.experiments.runs import work
 from reelgym.models.codec import FrameCodec
@@ -59,12 +70,13 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     assert not (tmp_path / "results.json").exists()
     setup = prepare(config)
     before = training_jobs(setup, setup.preset.plans())
-    assert [stored(job, tmp_path / "jobs") is not None for job in before] == [True, True, True, False, False]
+    there = [stored(job, tmp_path / "jobs") is not None for job in before]
+    assert there == [True] * 3 + [False] * (len(METHODS) - 3)
 
     done = []
     monkeypatch.setattr(compare, "work", lambda task: done.append(task.row) or work(task))
     run(config)
-    assert done == ["policy", "reward"]
+    assert done == list(METHODS)[3:]
 
     shown = capsys.readouterr()
     results = json.loads((tmp_path / "results.json").read_text())
@@ -76,6 +88,11 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     spent = {row["method"]: row for row in methods}
     assert spent["start"].get("updates") is None and spent["dmd"]["updates"] == 1
     assert spent["dmd"]["teacher_calls"] > 0 == spent["dmd"]["reward_calls"] and spent["policy"]["reward_calls"] > 0
+    assert spent["dmd+forward"]["updates"] == 2 and spent["dmd+forward"]["learning_rate"] is None
+    for part in ("teacher_calls", "critic_calls"):
+        assert spent["dmd+forward"][part] == spent["dmd"][part]
+    assert spent["dmd+forward"]["reward_calls"] == spent["forward"]["reward_calls"]
+    assert spent["dmd+forward"]["chunks"] == spent["dmd"]["chunks"] + spent["forward"]["chunks"]
     assert spent["truth"]["diversity"] == 1 and spent["teacher"]["late"] is None
     edges = [(row["method"], row["slice"]) for row in results["rows"] if row["kind"] == "slice"]
     assert edges == [(name, edge) for name in (*REFERENCES, *METHODS) if name != "teacher" for edge in SLICES]
@@ -89,7 +106,7 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     assert any(not torch.equal(changed[name], start[name]) for name in start)
 
     run(replace(config, seeds=1))
-    assert done == ["policy", "reward"]
+    assert done == list(METHODS)[3:]
 
 
 def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeypatch):
@@ -112,13 +129,18 @@ def test_every_method_gets_the_same_search(weights, monkeypatch):
     setup = prepare(Config("smoke", weights=weights, device="cpu"))
     plans = setup.preset.plans()
     tries = search_jobs(setup, plans)
-    assert {row: sum(job.config.row == row for job in tries) for row in METHODS} == dict.fromkeys(METHODS, 2)
+    assert {row: sum(job.config.row == row for job in tries) for row in ALONE} == dict.fromkeys(ALONE, 2)
+    assert not any(job.config.row in SEQUENCES for job in tries)
     assert all(job.config.exam is None and job.config.validation.split == "validation" for job in tries)
     assert not {job.config.seed for job in tries} & set(setup.seeds)
-    ends = {job.name: ({}, {"curve": [{"oracle": 0.9}, {"oracle": number}], "learning_rate": rate_of(job.config.plan)})
-            for number, job in enumerate(tries)}  # fmt: skip
+    ends = {}
+    for number, job in enumerate(tries):
+        curve = [{"oracle": 0.9}, {"oracle": number}]
+        ends[job.name] = ({}, {"curve": curve, "learning_rate": rates_of(job.config.plan)[0]})
     found = winners(plans, tries, ends)
-    assert all(rate_of(found[name]) == pytest.approx(2 * rate_of(plans[name])) for name in plans)
+    doubled = {name: [2 * rate for rate in rates_of(plan)] for name, plan in plans.items()}
+    assert {name: list(rates_of(plan)) for name, plan in found.items()} == doubled
+    assert rates_of(found["stream-r1+reward"]) == (*rates_of(found["stream-r1"]), *rates_of(found["reward"]))
     assert found["dmd"].recipe.critic.learning_rate == pytest.approx(2 * plans["dmd"].recipe.critic.learning_rate)
     assert winners(plans, [], {}) == plans
 
@@ -131,12 +153,61 @@ def test_no_folder_means_the_shipped_weights(weights, monkeypatch):
     runs._stack.cache_clear()
 
 
-def test_presets_name_every_method_and_test_scripts_are_test_scripts():
+def test_presets_have_whole_plans_and_test_scripts_are_test_scripts():
     for name, preset in PRESETS.items():
-        assert set(preset.plans()) == set(METHODS), name
+        plans = preset.plans()
+        assert set(plans) == set(METHODS) or name == "quick" and set(plans) == set(ALONE) - {"raven"}
         assert preset.exam.split == "test" and preset.validation.split == "validation"
         assert preset.seeds >= 2 or name == "smoke"
-    assert all(isinstance(plan, Plan) and rate_of(with_rate(plan, 0.5)) == 0.5 for plan in preset.plans().values())
+        for name in ALONE:
+            assert name not in plans or rates_of(with_rate(plans[name], 0.5)) == (0.5,)
+    with pytest.raises(ValueError, match="of its parts"):
+        with_rate(plans["dmd+forward"], 0.5)
+
+
+def test_a_sequence_has_the_budget_of_one_method():
+    plans = PRESETS["standard"].plans()
+    for name in SEQUENCES:
+        first, second = plans[name].recipe.parts
+        one, other = (plans[part] for part in name.split("+"))
+        assert (first.recipe, second.recipe) == (one.recipe, other.recipe)
+        assert [2 * first.updates - one.updates, 2 * second.updates - other.updates] in ([0, 0], [1, 0])
+        assert plans[name].updates == first.updates + second.updates
+    seeded, smaller = with_seed(plans["dmd+forward"], 7), with_batch(plans["dmd+forward"], 1)
+    assert [part.recipe.seed for part in seeded.recipe.parts] == [7, 7]
+    assert smaller.recipe.parts[0].recipe.batch == smaller.recipe.parts[1].recipe.prompts == 1
+
+
+def test_the_second_part_starts_from_what_the_first_left_and_goes_on_after_a_checkpoint(weights):
+    stack = Stack.load(weights)
+    plan = chain("dmd+reward", {name: replace(PRESETS["smoke"].plans()[name], updates=3) for name in ("dmd", "reward")})
+
+    def begin():
+        student = stack.student()
+        return student, trainer_of(stack, plan, student)
+
+    def copied(state):
+        return {group: {key: value.clone() for key, value in found.items()} for group, found in state[0].items()}
+
+    student, trainer = begin()
+    fit(trainer, 2)
+    left = {name: value.clone() for name, value in student.model.state_dict().items()}
+    assert any(not torch.equal(left[name], value) for name, value in stack.start.model.state_dict().items())
+    fit(trainer, 3)
+    frozen = trainer.trainer.reference.state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in left.items())
+    groups, meta = copied(trainer.state()), json.loads(json.dumps(trainer.state()[1]))
+    fit(trainer, 5)
+    assert (trainer.counts.updates, trainer.ended[0].updates, trainer.trainer.counts.updates) == (5, 2, 3)
+    assert trainer.counts.teacher_calls > 0 < trainer.counts.reward_calls
+
+    other, again = begin()
+    again.load_state(groups, meta)
+    assert again.counts.updates == 3
+    fit(again, 5)
+    ends = student.model.state_dict()
+    assert all(torch.equal(ends[name], value) for name, value in other.model.state_dict().items())
+    assert replace(again.counts, seconds=0) == replace(trainer.counts, seconds=0)
 
 
 def test_wrong_arguments_are_refused(weights):
@@ -162,14 +233,22 @@ def test_rows_by_hand():
     assert dmd["total"] == pytest.approx(0.45) and dmd["low"] < 0.45 < dmd["high"]
     assert dmd["diversity"] == pytest.approx(0.75) and dmd["late"] == 0.4 and dmd["seconds"] == 1.5
     contrasts = {(row["ours"], row["theirs"]): row for row in rows if row["kind"] == "contrast"}
-    assert list(contrasts)[0] == ("stream-r1", "dmd") and len(contrasts) == 6
+    declared = [("stream-r1", "dmd"), ("forward", "start"), ("reward", "start")]
+    assert list(contrasts)[:3] == declared == [pair for pair, row in contrasts.items() if row["declared"]]
+    described = {("forward", "raven"), ("forward", "dmd"), ("reward", "stream-r1")}
+    described |= {("dmd+forward", "forward"), ("stream-r1+reward", "reward"), *((name, "start") for name in METHODS)}
+    chosen = {("continued", "dmd")}
+    assert set(contrasts) == {*declared, *described, *chosen}
     assert contrasts["stream-r1", "dmd"]["verdict"] == "unclear"
     assert contrasts["policy", "start"]["difference"] == pytest.approx(0.15)
     assert contrasts["policy", "start"]["diversity_ratio"] == pytest.approx(0.75)
-    assert contrasts["policy", "start"]["declared"] and not contrasts["dmd", "start"]["declared"]
+    few = table_rows({name: found for name, found in table.items() if name in (*REFERENCES, "reward", "stream-r1")})
+    asked = [(row["ours"], row["theirs"]) for row in few if row["kind"] == "contrast"]
+    assert asked[:3] == [("reward", "start"), ("stream-r1", "start"), ("reward", "stream-r1")]
+    assert asked[3:] == [("stream-r1", "reward")]
     curve = {"seed": 0, "curve": [{"update": 0, "oracle": 0.1}, {"update": 4, "oracle": 0.2}]}
     assert [row["share"] for row in curve_rows("dmd", curve)] == [0, 1]
-    assert np.isclose(sum(row["kind"] == "run" for row in rows), 2 * 9)
+    assert np.isclose(sum(row["kind"] == "run" for row in rows), 2 * (4 + 9))
 
 
 def test_a_curve_begins_at_the_start_and_ends_at_the_last_update(weights):

@@ -13,7 +13,7 @@ from reelgym.envs.draw import overlay
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments.plots import Line, animation, film_strip, line_chart, side_by_side, ticks
 from reelgym.experiments.report import report_html, summary_markdown, summary_text, write_picture, write_report
-from reelgym.experiments.tables import NOTHING
+from reelgym.experiments.tables import NOTHING, findings
 
 METHODS = {"truth": "ground truth", "start": "starting student", "dmd": "DMD <b>"}
 PROMPTS = ["a red circle moves left fast", "a blue cross rests"]
@@ -143,6 +143,68 @@ def test_edge_slices_are_shown_where_there_are_any(results):
     table = [line for line in marked.splitlines() if line.startswith("|")][-3:]
     assert [line.split(" | ")[0][2:] for line in table] == list(METHODS.values())
     assert table[1].count(NOTHING) == len(SLICES) and "odd light" in page
+
+
+def contrast(ours: str, theirs: str, by: tuple[float, float, float], ratio: float, declared: bool = False) -> dict:
+    verdict = "yes" if by[1] > 0 else "no" if by[2] < 0 else "unclear"
+    row = {"kind": "contrast", "ours": ours, "theirs": theirs, "label": "", "question": f"{ours} above {theirs}:"}
+    row |= dict(zip(("difference", "low", "high"), by, strict=True))
+    return row | {"verdict": verdict, "diversity_ratio": ratio, "declared": declared, "sign_p": 0.5}
+
+
+def compared() -> dict:
+    """Three trained rows, of which the sequence is first; every kind of answer is among the contrasts."""
+    totals = {"codec": 1.0, "start": 0.5, "dmd": 0.49, "forward": 0.6, "dmd+forward": 0.7}
+    rows = [method_row(name, name.upper(), total) | {"updates": None} for name, total in totals.items()]
+    for row in rows[2:]:
+        row |= {"updates": 12, "chunks": 1024, "teacher_calls": 0, "reward_calls": 7, "seconds": 40.0}
+    rows[-1]["diversity"] = 0.8
+    rows += [
+        contrast("forward", "start", (0.1, 0.05, 0.15), 1.0, declared=True),
+        contrast("dmd", "start", (-0.01, -0.04, 0.02), 1.0),
+        contrast("dmd+forward", "start", (0.2, 0.1, 0.3), 0.8),
+        contrast("dmd+forward", "forward", (0.1, -0.01, 0.2), 0.8),
+        contrast("dmd", "forward", (-0.11, -0.2, -0.1), 1.0),
+    ]
+    rows += [
+        {"kind": "run", "method": name, "seed": seed, "total": total - 0.25 * seed * (name == "forward")}
+        for name, total in totals.items()
+        for seed in (0, 1)
+    ]
+    rows += [
+        {"kind": "search", "try": f"search-{name}-{place}", "learning_rate": rate, "oracle": oracle}
+        for name, scores in (("dmd", (3, 2, 1)), ("forward", (1, 3, 2)))
+        for place, (rate, oracle) in enumerate(zip((0.1, 0.3, 0.9), scores, strict=True))
+    ]
+    return {"seeds": [0, 1], "rows": rows}
+
+
+def test_findings_say_what_the_numbers_say():
+    found = dict(findings(compared()))
+    won, asked, diversity, sequence, others, spent, unclear = map("\n".join, found.values())
+    assert "total: DMD+FORWARD 0.700 [0.600, 0.800]; FORWARD 0.600" in won and won.index("START") < won.index("; DMD 0")
+    assert "against the start: +0.200 [+0.100, +0.300], above in 2 of 2 seeds. The whole interval lies above" in won
+    assert "the next, FORWARD: +0.100 [-0.010, +0.200], above in 2 of 2 seeds. The interval holds zero" in won
+    assert "40% of the way from the start (0.500)" in won
+    assert (
+        asked
+        == "Forward above start? Yes: +0.100 [+0.050, +0.150], above in 1 of 2 seeds. Diversity kept (1.00 of it)."
+    )
+    assert diversity == "Lost, below 0.9 of the start's: DMD+FORWARD (0.80). All others kept it."
+    assert sequence.splitlines()[1].startswith("Dmd+forward above forward? This cannot be told")
+    assert "Dmd above forward? No, it lies below: -0.110" in others
+    assert spent.splitlines()[0] == "DMD+FORWARD (0.700): 12 updates, 1,024 chunks made, 7 windows scored; 40 s."
+    assert "Dmd above start: a difference beyond 0.040 either way is unlikely." in unclear
+    assert unclear.count("either way") == 2 and "may lie beyond: DMD." in unclear and "p = 0.5 at best" in unclear
+
+
+def test_findings_of_little(results):
+    assert findings({"rows": [], "seeds": [0]}) == [("What won", ["Nothing was trained."])]
+    few = compared()
+    few["rows"] = [row for row in few["rows"] if row["kind"] == "method"]
+    heads = dict(findings(few))
+    assert "What a sequence added" not in heads and "The questions asked before the run" not in heads
+    assert "against the start: +0.200. No interval was taken of it." in "\n".join(heads["What won"])
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.531, 0.559), (-3, 17), (0.5, 0.5), (-1e-3, 2e-3)])
