@@ -1,34 +1,63 @@
-"""Each direction against autograd of its objective written out; credit at its edges."""
+"""Each direction against autograd of its objective written out."""
 
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from reelgym.agents.credit import ADVANTAGE_LIMIT
 from reelgym.agents.direction import (
+    Ask,
     clipped_weight,
-    group_advantage,
+    contrast_direction,
     log_ratio,
     policy_direction,
     reference_direction,
-    returns_to_go,
+    rows,
     surrogate,
 )
-from reelgym.models.sampler import kernel_log_prob
+from reelgym.agents.forward_process import ForwardProcess
+from reelgym.agents.policy_gradient import PolicyGradient
+from reelgym.agents.reward_gradient import augmented, reward_direction
+from reelgym.agents.rollout import Choice
+from reelgym.envs.windows import clip_prompts, clip_reward
+from reelgym.models.sampler import FlowSDE, Kernel, consistency
+from reelgym.noise import stream_keys
 
 SHAPE = (3, 2, 4, 5, 5)
-LEVELS = torch.tensor([0.9, 0.5, 0.2])
+ADVANTAGE = torch.tensor([1.0, -2.0, 0.0])
+STEPS = ((1.0, 0.9), (0.9, 0.5), (0.5, 0.2))
 
 
-def rows(values):
-    return values[:, None, None, None, None]
+def columns(kernel_of):
+    """The kernels of several steps, one a stream."""
+    kernels = [kernel_of(*step) for step in STEPS]
+    return Kernel(*(torch.tensor([getattr(k, name) for k in kernels]) for name in ("keep", "pull", "std")))
+
+
+KERNELS = {
+    "consistency": columns(consistency),
+    "sde": columns(FlowSDE(0.7)),
+    "one consistency": consistency(0.9, 0.5),
+    "one sde": FlowSDE(0.7)(0.9, 0.5),
+}
+EACH_KERNEL = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+RESCALE = pytest.mark.parametrize("rescale", [False, True])
 
 
 def draw(*seeds):
     return [torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
 
 
-def kernel(x0):
-    return Normal((1 - rows(LEVELS)) * x0, rows(LEVELS))
+def column(value):
+    return rows(torch.as_tensor(value).expand(3))
+
+
+def normal_of(kernel, x, x0):
+    return Normal(column(kernel.keep) * x + column(kernel.pull) * x0, column(kernel.std).expand_as(x0))
+
+
+def scale_of(kernel, rescale):
+    return column(kernel.std / kernel.pull) if rescale else 1.0
 
 
 def test_the_surrogate_has_the_direction_as_its_gradient():
@@ -45,75 +74,128 @@ def test_a_weight_of_zero_teaches_nothing():
     assert not x0.grad.any()
 
 
-def test_log_probability_in_float32_is_torchs():
-    x0, x_next = draw(0, 1)
-    expected = kernel(x0).log_prob(x_next).flatten(1).mean(1)
-    torch.testing.assert_close(kernel_log_prob(x_next, x0, LEVELS), expected)
-    old = draw(2)[0]
-    torch.testing.assert_close(
-        log_ratio(x_next, x0, old, LEVELS),
-        kernel_log_prob(x_next, x0, LEVELS) - kernel_log_prob(x_next, old, LEVELS),
-        atol=1e-4,
-        rtol=1e-5,
-    )
-    assert kernel_log_prob(x_next.bfloat16(), x0.bfloat16(), LEVELS).dtype == torch.float32
-
-
-@pytest.mark.parametrize("rescale", [False, True])
-def test_policy_direction(rescale):
-    x0, x_next = draw(0, 1)
-    advantage = torch.tensor([1.0, -2.0, 0.0])
+@EACH_KERNEL
+@RESCALE
+def test_policy_direction(kernel, rescale):
+    x, x0, x_next = draw(0, 1, 2)
     leaf = x0.clone().requires_grad_()
-    scale = LEVELS / (1 - LEVELS) if rescale else torch.ones(3)
-    (rows(scale * advantage) * kernel(leaf).log_prob(x_next)).sum().neg().backward()
-    torch.testing.assert_close(policy_direction(x0, x_next, LEVELS, advantage, rescale), leaf.grad)
+    objective = rows(ADVANTAGE) * scale_of(kernel, rescale) * normal_of(kernel, x, leaf).log_prob(x_next)
+    objective.sum().neg().backward()
+    torch.testing.assert_close(policy_direction(kernel, x_next, x, x0, ADVANTAGE, rescale), leaf.grad)
 
 
-def test_on_policy_and_rescaled_it_is_advantage_times_the_noise():
-    x0, eps = draw(0, 1)
-    x_next = (1 - rows(LEVELS)) * x0 + rows(LEVELS) * eps
-    torch.testing.assert_close(policy_direction(x0, x_next, LEVELS, torch.ones(3)), -eps, atol=1e-4, rtol=1e-4)
+@EACH_KERNEL
+def test_on_policy_and_rescaled_it_is_advantage_times_the_noise_at_every_step(kernel):
+    x, x0, eps = draw(0, 1, 2)
+    found = policy_direction(kernel, kernel.draw(x, x0, eps), x, x0, ADVANTAGE)
+    torch.testing.assert_close(found, -rows(ADVANTAGE) * eps, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rescale", [False, True])
-def test_reference_direction_is_the_gradient_of_the_kl(rescale):
-    x0, reference = draw(0, 1)
+@EACH_KERNEL
+@RESCALE
+def test_the_pull_of_a_policys_ask_is_the_gradient_of_the_kl(kernel, rescale):
+    x, x0, reference = draw(0, 1, 2)
     leaf = x0.clone().requires_grad_()
-    scale = LEVELS / (1 - LEVELS) if rescale else torch.ones(3)
-    (rows(scale) * kl_divergence(kernel(leaf), kernel(reference))).sum().backward()
-    torch.testing.assert_close(reference_direction(x0, reference, LEVELS, rescale), leaf.grad)
+    kl = kl_divergence(normal_of(kernel, x, leaf), normal_of(kernel, x, reference))
+    (scale_of(kernel, rescale) * kl).sum().backward()
+    stiffness = PolicyGradient(rescale=rescale)._ask(Choice(x, torch.ones(3), x, x0, kernel)).stiffness.expand(3)
+    torch.testing.assert_close(reference_direction(x0, reference, stiffness), leaf.grad)
 
 
+@EACH_KERNEL
 @pytest.mark.parametrize("weighted", [False, True])
-def test_ppo_clipping_against_the_clipped_objective(weighted):
-    x0, old, x_next, raw = draw(0, 1, 2, 3)
+def test_log_ratio_is_the_difference_of_torchs_log_probabilities(kernel, weighted):
+    x, x0, old, x_next, raw = draw(0, 1, 2, 3, 4)
+    weight = raw.abs() if weighted else 1.0
+    laws = [normal_of(kernel, x, prediction) for prediction in (x0, old)]
+    expected = (weight * (laws[0].log_prob(x_next) - laws[1].log_prob(x_next))).flatten(1).mean(1)
+    torch.testing.assert_close(log_ratio(kernel, x_next, x, x0, old, weight), expected, atol=1e-4, rtol=1e-4)
+    assert not log_ratio(kernel, x_next, x, x0, x0, weight).any()
+    assert log_ratio(kernel, *(value.bfloat16() for value in (x_next, x, x0, old))).dtype == torch.float32
+
+
+@EACH_KERNEL
+@RESCALE
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_a_policys_push_is_the_gradient_of_ppos_objective(kernel, rescale, weighted, clip):
+    x, x0, old, x_next, raw = draw(0, 1, 2, 3, 4)
     x0, old = 0.1 * x0, 0.1 * old
     weight = raw.abs() if weighted else 1.0
-    advantage, clip = torch.tensor([1.0, -1.0, 0.5]), 0.01
+    advantage = torch.tensor([1.0, -1.0, 0.5])
     leaf = x0.clone().requires_grad_()
-    ratio = (weight * (kernel(leaf).log_prob(x_next) - kernel(old).log_prob(x_next))).flatten(1).mean(1).exp()
-    objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    objective.sum().neg().backward()
-    scale = clipped_weight(log_ratio(x_next, x0, old, LEVELS, weight).exp(), advantage, clip)
-    direction = weight * policy_direction(x0, x_next, LEVELS, scale * advantage, rescale=False)
+    log_probs = [weight * normal_of(kernel, x, prediction).log_prob(x_next) for prediction in (leaf, old)]
+    ratio = (log_probs[0] - log_probs[1]).flatten(1).mean(1).exp()
+    clipped = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    objective = clipped if clip else log_probs[0].flatten(1).mean(1) * advantage
+    (scale_of(kernel, rescale).flatten() * objective if rescale else objective).sum().neg().backward()
+    policy = PolicyGradient(rescale=rescale, clip=clip)
+    ask = policy._ask(Choice(x, torch.ones(3), x_next, x0, kernel))
+    direction, measured = policy.push(ask, x0, old, advantage, weight)
     torch.testing.assert_close(direction / x0[0].numel(), leaf.grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(measured["ratio_error"], (ratio - 1).abs().max().detach(), atol=1e-5, rtol=1e-4)
+    assert measured["clipped"] == (leaf.grad.flatten(1) == 0).all(1).float().mean()
 
 
-def test_returns_to_go_leave_out_the_past():
-    assert returns_to_go(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[6.0, 5.0, 3.0]]
+def test_where_clipping_cuts_off():
+    ratio, advantage = torch.tensor([0.8, 1.0, 1.2, 0.8, 1.0, 1.2]), torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    torch.testing.assert_close(clipped_weight(ratio, advantage, 0.1), torch.tensor([0.8, 1.0, 0.0, 0.0, 1.0, 1.2]))
 
 
-def test_group_advantage_by_hand():
-    returns = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 1.0], [5.0, 1.0]])
-    expected = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
-    torch.testing.assert_close(group_advantage(returns, 2), expected, atol=2e-4, rtol=0)
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_contrast_direction_is_the_gradient_of_diffusion_nfts_loss(beta, on_policy):
+    x0, old, clean = draw(0, 1, 2)
+    old, goodness = x0 if on_policy else old, torch.tensor([0.9, 0.2, 0.5])
+    leaf, loss = x0.clone().requires_grad_(), 0.0
+    for share, prediction in (
+        (goodness, beta * leaf + (1 - beta) * old),
+        (1 - goodness, (1 + beta) * old - beta * leaf),
+    ):
+        width = (prediction - clean).abs().mean((1, 2, 3, 4)).detach()
+        loss = loss + (rows(share / width) * (prediction - clean).square()).sum()
+    loss.backward()
+    found = contrast_direction(x0, old, clean, goodness, beta)
+    torch.testing.assert_close(found, leaf.grad / (2 * beta), atol=1e-5, rtol=1e-4)
+    assert not on_policy or found[2].abs().max() < 1e-6  # half way it teaches nothing
 
 
-def test_group_advantage_at_its_edges():
-    assert not group_advantage(torch.full((8, 3), 0.7), 8).any()
-    assert not group_advantage(torch.randn(5, 3), 1).any()
-    outlier = torch.zeros(100, 1)
-    outlier[0] = 1.0
-    assert group_advantage(outlier, 100).max() == 5
-    with pytest.raises(ValueError, match="whole groups"):
-        group_advantage(torch.zeros(5, 1), 2)
+def test_on_policy_the_forward_process_pushes_by_the_advantage():
+    x, x0, clean, weight = draw(0, 1, 2, 3)
+    ask = Ask(x, torch.ones(3), clean, None, torch.ones(3))
+    width = (x0 - clean).abs().mean((1, 2, 3, 4), keepdim=True)
+    for beta in (0.3, 1.0):
+        found, _ = ForwardProcess(beta=beta).push(ask, x0, x0, ADVANTAGE, weight)
+        torch.testing.assert_close(found, weight * rows(ADVANTAGE) * (x0 - clean) / width, atol=1e-4, rtol=1e-4)
+    limits = torch.tensor([ADVANTAGE_LIMIT, -ADVANTAGE_LIMIT, 0.0])
+    assert ForwardProcess().push(ask, x0, x0, limits, 1.0)[0].isfinite().all()
+
+
+def test_a_perfect_prediction_is_left_alone():
+    x0 = draw(0)[0]
+    assert not contrast_direction(x0, x0, x0, torch.tensor([0.0, 0.5, 1.0]), 1.0).any()
+
+
+def test_reward_direction_is_the_gradient_of_the_return(codec, reward, prompts, clock):
+    latents, (embeds, texts) = torch.randn(2, 12, 4, 4, 4), prompts(2, 0)
+    scorer, keys = clip_reward(reward, codec, clock), stream_keys(0, 2)
+    direction = reward_direction(latents, clip_prompts(embeds, texts), scorer, codec, keys, 0.0, 0)
+    leaf, total = latents.clone().requires_grad_(), 0.0
+    for j in range(4):
+        window = codec.decode(leaf[:, max(0, 3 * j - 3) : 3 * j + 3])
+        total = total + reward(window, clip_prompts(embeds[:, j : j + 1], [[row[j]] for row in texts])).reward / 4
+    total.sum().neg().backward()
+    torch.testing.assert_close(direction, leaf.grad / leaf.grad.square().mean((1, 2, 3, 4), keepdim=True).sqrt())
+    torch.testing.assert_close(direction.square().mean((1, 2, 3, 4)), torch.ones(2))
+
+
+def test_augmentation(codec):
+    video, keys = torch.rand(5, 2, 3, 8, 8), stream_keys(0, 5)
+    assert torch.equal(augmented(video, keys, 0.0, 0), video)
+    moved = augmented(video, keys, 0.0, 1)
+    wide = torch.nn.functional.pad(video.flatten(0, 1), (1,) * 4, mode="replicate").unflatten(0, (5, 2))
+    places = [[(y, x) for y in range(3) for x in range(3)
+               if torch.equal(moved[clip], wide[clip, :, :, y : y + 8, x : x + 8])] for clip in range(5)]  # fmt: skip
+    assert all(places) and len({place[0] for place in places}) > 1
+    assert 0.08 < (augmented(video, keys, 0.1, 0) - video).std() < 0.12
+    assert torch.equal(augmented(video[3:], keys[3:], 0.1, 1), augmented(video, keys, 0.1, 1)[3:])

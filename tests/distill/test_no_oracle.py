@@ -1,12 +1,13 @@
 """Every trainer runs where touching an oracle is an error."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from reelgym.agents.policy_gradient import PolicyGradient, PolicyGradientConfig
-from reelgym.agents.reward_gradient import RewardGradient, RewardGradientConfig
+from reelgym.agents.baselines import FINETUNE
+from reelgym.agents.finetune import FineTune
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig
 from reelgym.distill.trainer import DMD, STREAM_R1, Distill
 
@@ -24,19 +25,21 @@ def no_oracles(monkeypatch):
         monkeypatch.setitem(sys.modules, f"reelgym.envs.worlds.{name}", Stub())
 
 
-@pytest.mark.parametrize("method", ["policy gradient", "reward gradient", "dmd", "stream-r1", "starting recipe"])
+@pytest.mark.parametrize("method", [*FINETUNE, "dmd", "stream-r1", "starting recipe"])
 def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward, clock):
     def clips(batch, step):
         return torch.randn(batch, 12, 4, 4, 4), prompts(batch, step)[0]
 
     trainers = {
-        "policy gradient": lambda: PolicyGradient(PolicyGradientConfig(prompts=2, group=3), generator, env, prompts),
-        "reward gradient": lambda: RewardGradient(RewardGradientConfig(), generator, env, prompts),
         "dmd": lambda: Distill(DMD, generator, make_wan(1), prompts, torch.zeros(8, 18)),
         "stream-r1": lambda: Distill(
             STREAM_R1, generator, make_wan(1), prompts, torch.zeros(8, 18), codec=codec, reward=reward, clock=clock
         ),
         "starting recipe": lambda: CausalInit(CausalInitConfig(batch=2), generator, clips),
     }
+    if method in FINETUNE:
+        recipe = FINETUNE[method]
+        sizes = {"prompts": 6, "group": 1} if recipe.group == 1 else {"prompts": 2, "group": 3}
+        trainers[method] = lambda: FineTune(replace(recipe, **sizes), generator, env, prompts)
     trainer = trainers[method]()
     assert trainer.update()["grad_norm"] > 0 and trainer.counts.updates == 1

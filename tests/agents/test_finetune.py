@@ -1,0 +1,231 @@
+"""The trainer: credit, learning in every direction, exact resume, counts, and settings that do not fit."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reelgym.agents.credit import Credit, advantages, bootstrapped, returns_to_go
+from reelgym.agents.finetune import FineTune, FineTuneConfig
+from reelgym.agents.fit import fit
+from reelgym.agents.forward_process import ForwardProcess
+from reelgym.agents.learner import LearnerConfig
+from reelgym.agents.policy_gradient import PolicyGradient
+from reelgym.agents.reward_gradient import RewardGradient
+from reelgym.agents.rollout import GeneratorPolicy, rollout
+from reelgym.checkpoint import CheckpointError
+from reelgym.envs.stream_gen import StreamGenVectorEnv
+from reelgym.noise import stream_keys
+from reelgym.rewards.compose import CallableReward
+from reelgym.rewards.stream_reward import StreamReward
+
+BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning_rate=1e-3, ema=0.5))
+POLICY = replace(BASE, direction=PolicyGradient())
+OWN = replace(BASE, prefix="own")
+REWARD = replace(OWN, direction=RewardGradient())
+CRITIC = Credit(baseline="critic", spread="batch", bootstrap=True, decay=0.7)
+
+
+@pytest.fixture
+def make(generator, env, prompts):
+    def made(config, env=env, **changes):
+        own = replace(generator, model=copy.deepcopy(generator.model))
+        return FineTune(replace(config, **changes), own, env, prompts)
+
+    return made
+
+
+@pytest.mark.parametrize("prefix", ["own", "local", "full"])
+@pytest.mark.parametrize("credit", [Credit(), CRITIC, Credit(bootstrap=True, spread="none")])
+def test_credit_is_what_the_settings_say(make, prefix, credit):
+    trainer = make(BASE, prefix=prefix, credit=credit)
+    if trainer.critic is not None:
+        torch.nn.init.normal_(trainer.critic.module.judge[-1].weight)
+        judge = copy.deepcopy(trainer.critic.module)
+    played, _ = trainer._play()
+    found, measured = trainer._credit(played)
+    rewards, before, after = played.rewards, None, torch.zeros_like(played.rewards)
+    if credit.critic:
+        before = torch.stack([judge(turn.seen) for turn in played.turns], 1)
+        after[:, :-1] = torch.stack([judge(turn.after) for turn in played.turns], 1)[:, :-1]
+    if prefix == "local":
+        returns = rewards + after
+    else:
+        returns = bootstrapped(rewards, after, credit.decay) if credit.bootstrap else returns_to_go(rewards)
+    torch.testing.assert_close(found, advantages(returns, credit, 3, before).detach())
+    assert not found.requires_grad
+    if credit.critic:
+        torch.testing.assert_close(measured["critic_loss"], (before - returns).square().mean().item())
+        assert trainer.critic.updates == 1 and not torch.equal(
+            judge.judge[-1].weight, trainer.critic.module.judge[-1].weight
+        )
+
+
+def test_whole_clip_credit_and_the_placebo(make):
+    trainer, whole = make(OWN), make(OWN, credit=Credit(reach="clip"))
+    played, _ = trainer._play()
+    total = played.rewards.sum(1, keepdim=True).expand(-1, 4)
+    torch.testing.assert_close(whole._credit(played)[0], advantages(total, Credit(), 3))
+    placebo, real = make(OWN, credit=Credit(placebo=True))._credit(played)[0], trainer._credit(played)[0]
+    assert torch.equal(placebo, torch.cat((real[3:], real[:3])))  # of the other prompt
+    placebo, real = (
+        make(OWN, prompts=1, group=6, credit=Credit(placebo=on))._credit(played)[0] for on in (True, False)
+    )
+    assert torch.equal(placebo, torch.cat((real[5:], real[:5])))
+
+
+def test_the_critic_learns_to_predict_returns(make):
+    trainer = make(OWN, credit=CRITIC, critic=LearnerConfig(learning_rate=3e-3))
+    played, _ = trainer._play()
+    explained = [trainer._credit(played)[1]["critic_explains"] for _ in range(60)]
+    assert explained[0] < 0.1 and explained[-1] > 0.8
+
+
+@pytest.fixture
+def gain(make, codec, prompts, clock):
+    """How much redder clips of the same noise are after a training whose reward is redness, from about 0 to at most 9.
+
+    Twelve updates of a tiny generator on one of the shared fixtures' rewards would show little but chance.
+    """
+
+    def redness(video, prompts):
+        return 10 * (video[:, :, 0] - video[:, :, 2]).mean((1, 2, 3))
+
+    env = StreamGenVectorEnv(16, codec, StreamReward(CallableReward(redness, ["red"])), prompts, clock=clock)
+
+    def judged(generator):
+        return rollout(env, GeneratorPolicy(generator), stream_keys(77, 16), prompts(16, 0)[1]).rewards.sum(1).mean()
+
+    def measured(config):
+        trainer = make(config, env, group=8, learner=LearnerConfig(learning_rate=4e-3))
+        before = judged(trainer.generator)
+        for _ in range(10):
+            trainer.update()
+        return judged(trainer.generator) - before
+
+    return measured
+
+
+LEARNERS = {
+    "reward": REWARD,
+    "policy": POLICY,
+    "policy, full": replace(POLICY, prefix="full"),
+    "policy, epochs": replace(BASE, direction=PolicyGradient(clip=1e-2), epochs=2),
+    "policy, sde": replace(OWN, direction=PolicyGradient(sde=0.7)),
+    "policy, inside a chunk": replace(BASE, direction=PolicyGradient(among=(1, 2)), shared_steps=2),
+    "forward": BASE,
+    "forward, own": OWN,
+    "forward, bootstrap": replace(BASE, credit=Credit(bootstrap=True)),
+}
+
+
+@pytest.mark.parametrize("config", LEARNERS.values(), ids=LEARNERS)
+def test_training_raises_the_reward(gain, config):
+    assert gain(config) > 2
+
+
+@pytest.mark.parametrize("config", [POLICY, BASE], ids=["policy", "forward"])
+def test_the_placebo_does_not(gain, config):
+    assert gain(replace(config, credit=Credit(placebo=True))) < 1
+
+
+@pytest.mark.parametrize("config", [POLICY, BASE, replace(POLICY, prefix="full"), OWN])
+def test_equal_rewards_teach_nothing(make, env, config):
+    env.reward.model.std.fill_(1e12)
+    env.reward.model.mean.zero_()
+    assert make(config).update()["grad_norm"] < 1e-6
+
+
+@pytest.mark.parametrize("prefix", ["own", "local", "full"])
+def test_weights_of_zero_teach_nothing(make, env, monkeypatch, prefix):
+    monkeypatch.setattr(env.clips, "credit", lambda clips, prompts: torch.zeros(6, 3, 4, 4))
+    for direction in (PolicyGradient(steps=2, clip=1e-4), ForwardProcess()):
+        trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=True))
+        assert trainer.update()["grad_norm"] == 0
+
+
+RESUMED = {
+    "reward": replace(REWARD, reference=0.1),
+    "policy, own": replace(OWN, direction=PolicyGradient(steps=2), reference=0.1, reference_every=2),
+    "policy, local": replace(BASE, direction=PolicyGradient(clip=1e-4, sde=0.7), epochs=2, shared_steps=1),
+    "policy, full": replace(POLICY, prefix="full", credit=Credit(perplexity=True)),
+    "forward, everything": replace(BASE, credit=CRITIC, epochs=2, reference=0.1),
+}
+
+
+@pytest.mark.parametrize("config", RESUMED.values(), ids=RESUMED)
+def test_resume_is_bitwise(make, config, tmp_path):
+    unbroken, first, second = (make(config) for _ in range(3))
+    fit(unbroken, 4)
+    fit(first, 2, checkpoint=tmp_path / "at")
+    logged = {}
+    fit(second, 4, checkpoint=tmp_path / "at", log=lambda values, step: logged.update({step: values}))
+    (mine, meta), (its, other) = second.state(), unbroken.state()
+    assert sorted(logged) == [3, 4] and mine.keys() == its.keys()
+    for name, group in mine.items():
+        assert all(torch.equal(value, its[name][key]) for key, value in group.items())
+    meta["counts"]["seconds"] = other["counts"]["seconds"] = 0
+    assert meta == other
+    with pytest.raises(CheckpointError, match="seed"):
+        fit(make(config, seed=9), 5, checkpoint=tmp_path / "at")
+
+
+def test_fit_evaluates_and_logs(make):
+    logged = []
+
+    def log(values, step):
+        logged.append((step, "judged" in values))
+
+    fit(make(REWARD), 3, log=log, evaluate=lambda: {"judged": 1.0}, evaluate_every=2)
+    assert logged == [(1, False), (2, True), (3, False)]
+
+
+PLAYED = 24 * 4 + 3 * 2  # calls of a local rollout: four steps a chunk, and reading the survivors
+
+
+@pytest.mark.parametrize(
+    ("config", "calls", "reference", "rewards"),
+    [
+        (
+            replace(BASE, direction=PolicyGradient(steps=2), reference=1.0, reference_every=2),
+            PLAYED + 48,
+            2 * 3 * 10,
+            24,
+        ),
+        (replace(BASE, epochs=3, credit=Credit(perplexity=True)), PLAYED + 72, 0, 48),
+        (replace(BASE, direction=ForwardProcess(passes=2), shared_steps=2), PLAYED - 2 * 4 * 4 + 48, 0, 24),
+        (replace(REWARD, reference=1.0, reference_every=60), 24 * 4 + 18, 10, 48),
+    ],
+)
+def test_counts(make, config, calls, reference, rewards):
+    trainer = make(config)
+    trainer.update()
+    counts = trainer.counts
+    assert (counts.updates, counts.chunks, counts.reward_calls) == (1, 24, rewards)
+    assert (counts.generator_calls, counts.reference_calls) == (calls, reference)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"group": 4}, "6 streams were given"),
+        ({"group": 0}, "at least 1"),
+        ({"epochs": 0}, "at least 1"),
+        ({"reference_every": 0}, "at least 1"),
+        ({"direction": RewardGradient()}, "prefix='own' and epochs=1"),
+        ({"direction": RewardGradient(), "prefix": "own", "epochs": 2}, "prefix='own' and epochs=1"),
+        ({"credit": Credit(reach="clip")}, "does not answer for the whole clip"),
+        ({"prefix": "own", "shared_steps": 1}, "only prefix='local' shares"),
+        ({"shared_steps": 4}, "shared_steps lies in 0 .. 3, not 4"),
+        ({"direction": PolicyGradient(steps=4)}, "steps must lie in 1 .. 3, not 4"),
+        ({"direction": PolicyGradient(steps=2, among=(1,))}, "steps must lie in 1 .. 1, not 2"),
+        ({"direction": PolicyGradient(among=(3,))}, "stochastic steps are 0 .. 2"),
+        ({"direction": ForwardProcess(among=(4,))}, "steps lie in 0 .. 3"),
+        ({"direction": ForwardProcess(passes=0)}, "passes is at least 1"),
+        ({"direction": ForwardProcess(beta=0.0)}, "beta positive"),
+    ],
+)
+def test_wrong_settings_are_told(make, changes, told):
+    with pytest.raises(ValueError, match=told):
+        make(BASE, **changes).update()

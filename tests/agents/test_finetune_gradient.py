@@ -1,0 +1,175 @@
+"""The gradient of an update, by autograd of what each direction is to do; ratios, and what epochs share."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from reelgym.agents.credit import Credit
+from reelgym.agents.finetune import FineTune, FineTuneConfig
+from reelgym.agents.forward_process import ForwardProcess
+from reelgym.agents.learner import LearnerConfig
+from reelgym.agents.policy_gradient import PolicyGradient
+from reelgym.agents.reward_gradient import RewardGradient, reward_direction
+from reelgym.agents.rollout import prediction
+from reelgym.envs.windows import clip_prompts, clip_reward
+from reelgym.models.prompts import PromptBatch
+from reelgym.models.sampler import x0_from_v
+from reelgym.noise import fold
+
+BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning_rate=1e-3, ema=0.5))
+POLICY = replace(BASE, direction=PolicyGradient())
+OWN = replace(BASE, prefix="own")
+REWARD = replace(OWN, direction=RewardGradient())
+ALL_STEPS = PolicyGradient(steps=3)
+
+
+@pytest.fixture
+def make(generator, env, prompts):
+    def made(config, **changes):
+        own = replace(generator, model=copy.deepcopy(generator.model))
+        return FineTune(replace(config, **changes), own, env, prompts)
+
+    return made
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.generator.model.parameters()])
+
+
+def gradient(trainer):
+    return torch.cat([p.grad.flatten() for p in trainer.learner.parameters if p.grad is not None])
+
+
+def updated(trainer, monkeypatch):
+    """The gradient of an update, and what was played and credited for it."""
+    found = {}
+    play, credit, apply = trainer._play, trainer._credit, trainer.learner.apply
+    monkeypatch.setattr(trainer, "_play", lambda: found.setdefault("played", play()))
+    monkeypatch.setattr(trainer, "_credit", lambda played: found.setdefault("credit", credit(played)))
+    monkeypatch.setattr(trainer.learner, "apply", lambda: found.update(gradient=gradient(trainer)) or apply())
+    model = copy.deepcopy(trainer.generator.model)
+    trainer.update()
+    trainer.generator.model.load_state_dict(model.state_dict())
+    return found["gradient"], *found["played"], found["credit"][0]
+
+
+def column(values):
+    return values[:, None, None, None, None]
+
+
+def perplexity(trainer, played, turn):
+    batch = PromptBatch(tuple(row[turn.number] for row in played.texts), played.embeds[:, turn.number])
+    return trainer.env.clips.credit(torch.cat((turn.past, turn.chunk.detach()), 1), batch)[:, :, None]
+
+
+def predicted(trainer, played, turn, x, sigma):
+    v = trainer.generator.model(x, sigma, played.embeds[:, turn.number], cache=turn.transitions[0].context)
+    return x0_from_v(x, v, sigma)
+
+
+@pytest.mark.parametrize(
+    ("direction", "every", "changes"),
+    [
+        (ALL_STEPS, 1, {}),
+        (replace(ALL_STEPS, sde=0.7), 3, {"prefix": "own"}),
+        (replace(ALL_STEPS, rescale=False, clip=1e-4), 60, {"prefix": "full"}),
+        (ALL_STEPS, 4, {"shared_steps": 2, "credit": Credit(perplexity=True)}),
+        (
+            replace(ALL_STEPS, sde=0.7, rescale=False),
+            3,
+            {"prefix": "own", "credit": Credit(reach="clip", spread="none")},
+        ),
+    ],
+    ids=["consistency", "sde", "unscaled", "perplexity", "clip"],
+)
+def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, direction, every, changes):
+    trainer = make(BASE, direction=direction, reference=0.5, reference_every=every, **changes)
+    with torch.no_grad():
+        for p in trainer.reference.parameters():
+            p.add_(0.01)
+    found, played, _, advantage = updated(trainer, monkeypatch)
+    assert advantage.abs().max() > 0.1
+    loss = torch.zeros(())
+    for number, turn in enumerate(played.turns):
+        weight = perplexity(trainer, played, turn) if trainer.config.credit.perplexity else 1.0
+        for t in turn.transitions[:-1]:
+            k, level = t.kernel, torch.full((6,), t.sigma)
+            scale = k.std / k.pull if direction.rescale else 1.0
+            frozen = prediction(trainer.reference, t.x, level, turn.past, played.embeds)
+            x0 = predicted(trainer, played, turn, t.x, level)
+            law, held = (Normal(k.keep * t.x + k.pull * y, k.std) for y in (x0, frozen))
+            taken = column(torch.arange(6) % min(every, 6) == 0)
+            pull = taken * 6 / taken.sum() * kl_divergence(law, held)
+            gain = weight * column(advantage[:, number]) * law.log_prob(t.x_next)
+            loss = loss + (scale * (0.5 * pull - gain)).mean() / (3 * len(played.turns))
+    loss.backward()
+    torch.testing.assert_close(found, gradient(trainer), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prefix", ["own", "local", "full"])
+def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, prefix):
+    beta = 0.5
+    trainer = make(BASE, direction=ForwardProcess(passes=2, among=(), beta=beta), prefix=prefix)
+    found, played, keys, advantage = updated(trainer, monkeypatch)
+    loss = torch.zeros(())
+    for asks in trainer.config.direction.asks(played, keys, trainer.actor, trainer.env):
+        for number, (turn, ask) in enumerate(zip(played.turns, asks, strict=True)):
+            assert set(ask.sigma.tolist()) <= set(torch.tensor(trainer.generator.sigmas).tolist())
+            x0 = predicted(trainer, played, turn, ask.x, ask.sigma)
+            old, good = x0.detach(), 0.5 + advantage[:, number] / 10
+            for share, y in ((good, beta * x0 + (1 - beta) * old), (1 - good, (1 + beta) * old - beta * x0)):
+                error = y - turn.chunk
+                width = error.abs().mean((1, 2, 3, 4)).detach()
+                loss = loss + 5 / (2 * beta) * (column(share / width) * error.square()).mean() / (2 * len(played.turns))
+    loss.backward()
+    torch.testing.assert_close(found, gradient(trainer), atol=1e-6, rtol=1e-3)
+
+
+def test_the_gradient_of_an_update_is_the_reward_gradient(make, monkeypatch):
+    trainer = make(REWARD)
+    found, played, keys, _ = updated(trainer, monkeypatch)
+    scorer = clip_reward(trainer.env.reward, trainer.env.codec, trainer.env.clock)
+    prompts = clip_prompts(played.embeds, played.texts)
+    towards = reward_direction(played.latents, prompts, scorer, trainer.env.codec, fold(keys, 1), 0.03, 1)
+    for turn, part in zip(played.turns, towards.split(3, 1), strict=True):
+        last = turn.transitions[-1]
+        x0 = predicted(trainer, played, turn, last.x, last.sigma)
+        torch.testing.assert_close(x0, turn.chunk)
+        (part * x0).mean().div(4).backward()
+    torch.testing.assert_close(found, gradient(trainer), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("perplexity", [False, True])
+@pytest.mark.parametrize("sde", [0.0, 0.7])
+@pytest.mark.parametrize("prefix", ["own", "local", "full"])
+def test_the_ratio_is_exactly_one_before_the_first_update(make, perplexity, sde, prefix):
+    direction = PolicyGradient(steps=3, clip=1e-4, sde=sde)
+    trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=perplexity), reference=0.1)
+    measured = trainer.update()
+    assert measured["ratio_error"] == 0 and measured["clipped"] == 0 and measured["reference_distance"] < 1e-9
+
+
+def test_later_epochs_have_other_ratios_and_are_clipped(make):
+    measured = make(BASE, direction=PolicyGradient(clip=1e-4), epochs=2).update()
+    assert measured["ratio_error"] > 1e-4 and 0 < measured["clipped"] < 1
+    loose = make(BASE, direction=PolicyGradient(clip=10.0), epochs=2).update()
+    assert loose["ratio_error"] > 0 and loose["clipped"] == 0
+
+
+def test_epochs_contrast_with_the_policy_that_acted(make):
+    @dataclass(frozen=True)
+    class Spy(ForwardProcess):
+        seen: ClassVar[list] = []
+
+        def push(self, ask, x0, old, advantage, weight):
+            self.seen.append((x0, old))
+            return super().push(ask, x0, old, advantage, weight)
+
+    make(BASE, direction=Spy(), epochs=3).update()
+    first = Spy.seen[:4]
+    for number, (x0, old) in enumerate(Spy.seen):
+        assert torch.equal(old, first[number % 4][0]) and torch.equal(x0, old) == (number < 4)
