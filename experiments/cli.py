@@ -17,6 +17,7 @@ COMMANDS = {
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
     "audit probe": "damage clips in a known place and see whether saliency finds it",
     "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",
+    "audit guard": "let a training hack its reward without the guard, and stop it with it",
     "bench reward": "time scores and saliency against the published procedure",
     "bench envs": "time the environments: alone, with inference, with training, and doing nothing",
     "bench rl": "time to a real gain: chunks and seconds of every way to fine-tune, against published ones",

@@ -129,15 +129,18 @@ def env(codec: PaintCodec, reward: StreamReward, prompts: ScriptPrompts, clock: 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of an untrained stack: codec, student and reward."""
+    """The folder of an untrained stack: codec, teacher, student, reward and held-out reward."""
     folder = tmp_path_factory.mktemp("stack")
     vocab = GRAMMARS["plain"].vocabulary()
     torch.manual_seed(0)
     save_tiny(folder / "codec", build_codec(), {})
     text_dim = WordEncoder(vocab, TEXT_LEN).dim
     reward = build_reward(text_dim)
-    save_tiny(folder / "student", build_wan(text_dim), {"vocab": list(vocab)})
-    save_tiny(folder / "reward", reward, {"vocab": list(vocab), "recipe": {"grammar": "plain"}})
+    manifest = {"vocab": list(vocab), "recipe": {"grammar": "plain"}}
+    save_tiny(folder / "student", build_wan(text_dim), manifest)
+    save_tiny(folder / "reward", reward, manifest)
+    save_tiny(folder / "teacher", build_wan(text_dim), manifest)
+    save_tiny(folder / "heldout", build_reward(text_dim), manifest)
     return str(folder)
 
 

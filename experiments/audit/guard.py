@@ -1,0 +1,344 @@
+"""`reelgym audit guard`: does a training hack its reward without the guard, and not with it?
+
+The shipped student climbs the reward's gradient with everything that holds it back switched off: no shifts and no noise
+under the gradient, no pull to the start, too high a rate, and where a case says so but one axis of the reward. The same
+runs again with the guard. The oracle, which neither training nor guard sees, judges start and ends on test prompts.
+S seeds, P prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ...agents.baselines import FINETUNE, rate
+from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.fit import fit
+from ...agents.guard import Guard, GuardConfig
+from ...agents.reward_gradient import RewardGradient
+from ...envs.prompt_source import world_prompts
+from ...envs.windows import clip_prompts, clip_reward
+from ...models.generator import Generator
+from ...models.tiny import WEIGHTS
+from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
+from ..evaluate import Exam, Grades, encode_clauses, examine
+from ..jobs import Job, Result, one_thread, run_jobs
+from ..methods import Stack
+from ..results import command_line, write_results
+from ..runs import VALIDATION_NOISE, fingerprint
+from ..stats import mean_interval, paired_difference
+from ..tables import Column, Row, markdown_table, number
+
+__all__ = ["COLUMNS", "Config", "report", "run"]
+ENDS = {"start": "start", "without": "end without the guard", "with": "end with the guard"}
+Case = Literal["motion", "quality", "text", "all", "forward"]
+
+
+@dataclass(frozen=True)
+class Bait:
+    """What a case trains on. rate: learning rate. axes: of the reward, that alone are climbed; none: all of them."""
+
+    label: str
+    recipe: FineTuneConfig
+    rate: float
+    axes: tuple[str, ...] = ()
+
+
+LOOSE = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), reference=0.0)
+CASES: dict[str, Bait] = {
+    "motion": Bait("reward gradient of motion quality (MQ) alone, nothing held back", LOOSE, 2e-4, ("MQ",)),
+    "quality": Bait("reward gradient of visual quality (VQ) alone, nothing held back", LOOSE, 2e-4, ("VQ",)),
+    "text": Bait("reward gradient of text alignment (TA) alone, nothing held back", LOOSE, 2e-4, ("TA",)),
+    "all": Bait("reward gradient of all axes, nothing held back", LOOSE, 4e-4),
+    "forward": Bait("forward process on all axes, too high a rate", FINETUNE["forward"], 3e-4),
+}
+AXES = ("VQ", "MQ", "TA")
+CONTRASTS = (("without", "start"), ("with", "start"), ("with", "without"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is demonstrated; a run that was killed goes on with the jobs that are not finished."""
+
+    cases: tuple[Case, ...] = ("motion", "all")
+    """What is trained on: one axis of the reward or all, by its gradient; forward: by the forward process."""
+    rate: float | None = None
+    """Learning rate; by default each case's own."""
+    updates: int = 24
+    """Of a run that nobody stops."""
+    every: int = 4
+    """Updates between looks of the guard."""
+    watched: int = 12
+    """Validation prompts of a look, two clips each."""
+    seeds: int = 5
+    """Runs without the guard, and as many with it."""
+    prompts: int = 32
+    """Test prompts, two clips each."""
+    validation: int = 16
+    """Validation prompts on which the oracle follows a run."""
+    seed: int = 0
+    """The first of the seeds."""
+    device: Literal["cpu"] = "cpu"
+    """Runs share the cores of the CPU."""
+    workers: int | None = None
+    """Processes of one thread each; by default 2, or as many as there are cores."""
+    weights: Path | None = None
+    """Folder with codec, teacher, student, reward and heldout; by default the one shipped with the package."""
+    out: Path = Path("runs/audit-guard")
+    """Folder for results.json and the jobs."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run, or the start: a key of ENDS."""
+
+    end: str
+    case: str
+    seed: int
+    updates: int
+    rate: float
+    guard: GuardConfig
+    exam: Exam
+    validation: Exam
+    weights: str
+    made_from: str
+    """`fingerprint`: code and weights."""
+
+
+def run(config: Config) -> None:
+    """Run every job, print the tables, write results.json."""
+    if config.updates < 1 or config.seeds < 1:
+        raise ValueError(f"updates and seeds are at least 1, not {config.updates} and {config.seeds}")
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    jobs = attempts(config, seeds)
+    workers = config.workers or min(2, os.cpu_count() or 1)
+    with tqdm(total=len(jobs), desc="audit guard", unit="job", file=sys.stderr) as bar:
+        place = config.out / "jobs"
+        results = run_jobs(jobs, work, place, workers=workers, done=lambda name: bar.update(), tick=bar.refresh)
+    rows = rows_of({name: result for name, (_, result) in results.items()}, config.cases, seeds)
+    with one_thread():
+        written = write_results(config.out, command_line(["reelgym", "audit", "guard"], config), seeds, config, rows)
+    print(f"{report(rows)}\n\nresults: {written}")
+
+
+def attempts(config: Config, seeds: Sequence[int]) -> list[Job]:
+    """The start once for every seed, and every case without and with the guard."""
+    folder = config.weights or WEIGHTS
+    exam = Exam(prompts=config.prompts, clips=2, long_prompts=0)
+    validation = Exam(prompts=config.validation, clips=1, long_prompts=0, split="validation")
+    code = fingerprint(folder) + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    made: dict[str, Any] = {"exam": exam, "validation": validation, "weights": str(folder), "made_from": code}
+    guard = GuardConfig(every=config.every, prompts=config.watched)
+    jobs = [Job(_name("start", "", s), Attempt("start", "all", s, 0, 0.0, guard, **made), 0.5) for s in seeds]
+    for case in config.cases:
+        for end, cost in (("without", 2.0), ("with", 1.0)):
+            given = (config.updates, config.rate or CASES[case].rate, guard)
+            jobs += [Job(_name(end, case, s), Attempt(end, case, s, *given, **made), cost) for s in seeds]
+    return jobs
+
+
+def work(attempt: Attempt) -> Result:
+    """Train as the attempt says, then examine. JSON: per-prompt scores of the exam, and the curve of its looks."""
+    bait = CASES[attempt.case]
+    stack = baited(_stack(attempt.weights), bait)
+    student = stack.student()
+    if attempt.end == "start":
+        return {}, examined(stack, student, attempt)
+    recipe = replace(bait.recipe, learner=rate(attempt.rate), seed=attempt.seed)
+    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
+    watched = attempt.end == "with"
+    guard = watcher(stack, student, attempt.guard if watched else replace(attempt.guard, patience=10**9))
+    curve: list[Row] = []
+
+    def note(measured: Mapping[str, float], update: int) -> None:
+        if "guard/heldout" in measured:
+            curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **_looked(measured)})
+
+    def judged() -> dict[str, float]:
+        found = examine(stack.as_system(student), attempt.validation, VALIDATION_NOISE, long=False)
+        return {"oracle": float(found.scores["total"].mean())}
+
+    def looked() -> dict[str, float]:
+        return judged() | guard.look(trainer.counts.updates)
+
+    begun = judged()
+    every = attempt.guard.every
+    if watched:
+        fit(trainer, attempt.updates, log=note, evaluate=judged, evaluate_every=every, guard=guard)
+    else:
+        note(guard.look(0), 0)
+        fit(trainer, attempt.updates, log=note, evaluate=looked, evaluate_every=every)
+    ended = {"updates": trainer.counts.updates, "seconds": trainer.counts.seconds, "why": guard.why}
+    kept = guard.best.update if guard.why and guard.best else trainer.counts.updates
+    spent = {"kept": kept, "curve": curve, "guard": asdict(guard.counts)}
+    return {}, examined(stack, student, attempt) | ended | spent
+
+
+def baited(stack: Stack, bait: Bait) -> Stack:
+    """The stack with the part of its reward that a case climbs."""
+    return replace(stack, reward=StreamReward(stack.reward.model, RewardSettings(axes=bait.axes or None)))
+
+
+def watcher(stack: Stack, student: Generator, config: GuardConfig) -> Guard:
+    """A guard with the stack's two rewards, on validation prompts."""
+    prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
+    return Guard(config, student, stack.codec, stack.clock, stack.reward, stack.heldout(), prompts)
+
+
+def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
+    """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
+    grades = examine(stack.as_system(student), attempt.exam, attempt.seed, long=False)
+    models = stack.reward.model, stack.heldout().model
+    whole, heldout = (rewarded(stack, model, grades, attempt.exam) for model in models)
+    found = {**grades.scores, "diversity": grades.diversity, "heldout": heldout.mean(1)}
+    found |= dict(zip((f"reward {axis}" for axis in AXES), whole.unbind(1), strict=True))
+    return {"exam": {name: [round(float(value), 6) for value in values] for name, values in found.items()}}
+
+
+@torch.no_grad()
+def rewarded(stack: Stack, model: RewardModel, grades: Grades, exam: Exam) -> Tensor:
+    """z-scores of the exam's clips by a reward model, mean over those of a prompt: [P, A], in the order of AXES."""
+    clauses, video = exam.clauses(), grades.video.flatten(0, 1)
+    texts = [[str(clause) for clause in row] for row in clauses]
+    embeds = encode_clauses(stack.encoder, clauses)
+    scorer = clip_reward(StreamReward(model, RewardSettings(axes=AXES)), stack.codec, stack.clock)
+    batches = [slice(start, start + exam.batch) for start in range(0, len(video), exam.batch)]
+    scores = torch.cat([scorer(video[at], clip_prompts(embeds[at], texts[at])).scores for at in batches])
+    return scores.unflatten(0, (exam.prompts, exam.clips)).mean(1)
+
+
+def _looked(measured: Mapping[str, float]) -> Row:
+    return {key.removeprefix("guard/"): value for key, value in measured.items() if key.startswith("guard/")}
+
+
+def _name(end: str, case: str, seed: int) -> str:
+    return f"{end}-{seed}" if end == "start" else f"{case}-{end}-{seed}"
+
+
+@lru_cache(maxsize=1)
+def _stack(weights: str) -> Stack:
+    return Stack.load(weights)
+
+
+MEANS = ("VQ", "MQ", "TA", "diversity", "trained", "heldout")
+
+
+def rows_of(results: Mapping[str, Mapping[str, Any]], cases: Sequence[str], seeds: Sequence[int]) -> list[Row]:
+    """Rows of kind "row" (means with intervals), "contrast", "run" (one seed) and "curve" (one look of one run)."""
+    rows: list[Row] = []
+    for case in cases:
+        found = {end: [_climbed(results[_name(end, case, seed)], case) for seed in seeds] for end in ENDS}
+        rows += [_mean_row(case, end, runs) for end, runs in found.items()]
+        rows += [_contrast(case, found, *pair) for pair in CONTRASTS]
+        for end, runs in found.items():
+            for seed, result in zip(seeds, runs, strict=True):
+                labels = {"case": case, "end": end, "seed": seed}
+                means = {key: float(np.mean(result["exam"][key])) for key in ("total", *MEANS)}
+                told = {key: result.get(key) for key in ("updates", "kept", "seconds", "why")}
+                told["guard_seconds"] = result["guard"]["seconds"] if "guard" in result else None
+                rows.append({"kind": "run", **labels, **means, **told})
+                rows += [{"kind": "curve", **labels, **point} for point in result.get("curve", [])]
+    return rows
+
+
+def _climbed(result: Mapping[str, Any], case: str) -> dict[str, Any]:
+    """The result with what its case trained on in its exam as "trained"."""
+    axes = [result["exam"][f"reward {axis}"] for axis in CASES[case].axes or AXES]
+    return {**result, "exam": {**result["exam"], "trained": np.mean(axes, axis=0).tolist()}}
+
+
+def _scores(runs: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+    """[S, P]."""
+    return np.array([run["exam"][key] for run in runs], dtype=np.float64)
+
+
+def _mean_row(case: str, end: str, runs: Sequence[Mapping[str, Any]]) -> Row:
+    interval = mean_interval(_scores(runs, "total"))
+    row: Row = {"kind": "row", "case": case, "end": end, "seeds": len(runs)}
+    row |= {key: float(_scores(runs, key).mean()) for key in MEANS}
+    row |= {"total": interval.mean, "low": interval.low, "high": interval.high}
+    if end != "start":
+        row |= {key: float(np.mean([run[key] for run in runs])) for key in ("updates", "kept")}
+        row["rolled_back"] = sum(bool(run["why"]) for run in runs)
+    return row
+
+
+def _contrast(case: str, found: Mapping[str, Sequence[Mapping[str, Any]]], ours: str, theirs: str) -> Row:
+    row: Row = {"kind": "contrast", "case": case, "end": ours, "against": theirs}
+    for key in ("total", "trained", "heldout"):
+        difference = paired_difference(_scores(found[ours], key), _scores(found[theirs], key))
+        row |= {key: difference.mean, f"{key}_low": difference.low, f"{key}_high": difference.high}
+    return row
+
+
+def _span(key: str, low: str, high: str, form: str) -> Any:
+    return lambda row: f"{row[key]:{form}} [{row[low]:{form}}, {row[high]:{form}}]"
+
+
+def _difference(row: Row) -> str:
+    return f"{ENDS[row['end']]} - {ENDS[row['against']]}"
+
+
+def _paired(key: str) -> Any:
+    return _span(key, f"{key}_low", f"{key}_high", "+.3f")
+
+
+ROW_COLUMNS = (
+    Column("weights", "of the student", lambda row: ENDS[row["end"]]),
+    Column("oracle [95%]", "total of the oracle on test prompts, 0 to 1", _span("total", "low", "high", ".3f")),
+    Column("VQ", "oracle, visual quality", number("VQ", ".3f")),
+    Column("MQ", "oracle, motion quality", number("MQ", ".3f")),
+    Column("TA", "oracle, text alignment", number("TA", ".3f")),
+    Column("div.", "distance between clips of a prompt, in the oracle's own unit", number("diversity", ".3f")),
+    Column("trained", "the reward that is climbed, on the same clips", number("trained", "+.3f")),
+    Column("held out", "the reward that the guard listens to, on the same clips", number("heldout", "+.3f")),
+    Column("updates", "made, mean over seeds", number("updates", ".0f")),
+    Column("kept", "the update whose weights were kept, mean over seeds", number("kept", ".0f")),
+    Column("rolled back", "runs whose weights the guard put back", number("rolled_back", "d")),
+)
+CONTRAST_COLUMNS = (
+    Column("difference", "paired: same seeds, prompts and noise", _difference),
+    Column("oracle [95%]", "", _paired("total")),
+    Column("trained [95%]", "", _paired("trained")),
+    Column("held out [95%]", "", _paired("heldout")),
+)
+COLUMNS = (*ROW_COLUMNS, *CONTRAST_COLUMNS)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Every case's tables and what they say, as Markdown."""
+    parts = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        own = [row for row in rows if row["case"] == case]
+        means, pairs = ([row for row in own if row["kind"] == kind] for kind in ("row", "contrast"))
+        parts += [f"**{CASES[case].label}**", markdown_table(ROW_COLUMNS, means)]
+        parts += [markdown_table(CONTRAST_COLUMNS, pairs), verdict(pairs)]
+    return "\n\n".join(parts)
+
+
+def verdict(pairs: Sequence[Row]) -> str:
+    """Two sentences on the contrasts: does it hack without the guard, and does it with it?"""
+    found = {(row["end"], row["against"]): row for row in pairs}
+    lines = []
+    for end, name in (("without", "Without"), ("with", "With")):
+        row = found[end, "start"]
+        climbed, fell = row["trained_low"] > 0, row["total_high"] < 0
+        said = "the reward is hacked: it climbs, and the oracle falls"
+        if fell and not climbed:
+            said = "the oracle falls, but the reward does not climb: that is damage, no hacking"
+        elif not fell:
+            said = "the oracle does not fall below the start" + (", and the reward climbs" if climbed else "")
+        lines.append(f"{name} the guard {said}.")
+    return " ".join(lines)
