@@ -20,27 +20,23 @@ def rate(learning_rate: float) -> LearnerConfig:
 
 FINETUNE: dict[str, FineTuneConfig] = {
     "reward": FineTuneConfig(RewardGradient(), prefix="own", prompts=4, group=1, reference=1.0, learner=rate(1.5e-4)),
-    "forward": FineTuneConfig(ForwardProcess(), learner=rate(1e-4)),
-    "policy": FineTuneConfig(PolicyGradient(), learner=rate(5e-5)),
-    "raven": FineTuneConfig(PolicyGradient(), WHOLE, prefix="own", prompts=8, reference=0.05, learner=rate(5e-5)),
+    "forward": FineTuneConfig(ForwardProcess(), reference=1.0, learner=rate(1e-4)),
+    "policy": FineTuneConfig(PolicyGradient(among=(-1,)), reference=1.0, learner=rate(1e-4)),
+    "raven": FineTuneConfig(PolicyGradient(steps=3), WHOLE, prefix="own", reference=0.05, learner=rate(5e-5)),
     "flow-grpo": FineTuneConfig(
-        PolicyGradient(sde=0.7, rescale=False),
-        WHOLE,
-        prefix="own",
-        prompts=8,
-        reference=0.05,
-        learner=rate(5e-5),
+        PolicyGradient(steps=3, sde=0.7, rescale=False), WHOLE, prefix="own", reference=0.05, learner=rate(5e-5)
     ),
     "ddpo": FineTuneConfig(
         PolicyGradient(steps=3, rescale=False, clip=1e-4),
         Credit(reach="clip", baseline="batch", spread="batch"),
         prefix="own",
-        prompts=64,
+        prompts=16,
         group=1,
         epochs=2,
         learner=rate(5e-5),
     ),
 }
 """reward, forward and policy are ours: a reward gradient, and two that see nothing of the reward but its value, with
-credit by chunk from forked prefixes. raven (the RL half of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301)
-give a clip one score and share no prefix."""
+credit by chunk from forked prefixes; they push the last step alone (policy: the last stochastic one). raven (the RL half
+of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) push all stochastic steps, give a clip one score and share
+no prefix. All but reward play 16 clips an update."""

@@ -24,7 +24,7 @@ class PolicyGradient:
     steps: int = 1
     """Denoising steps of each chunk, drawn at random from `among`, that an update looks at; each costs a backward."""
     among: tuple[int, ...] = ()
-    """Stochastic denoising steps to draw from; empty: all of them."""
+    """Stochastic denoising steps to draw from, -1 the last of them; empty: all."""
     rescale: bool = True
     """Even out the size of the gradient over denoising steps."""
     clip: float = 0.0
@@ -35,7 +35,7 @@ class PolicyGradient:
     def actor(self, generator: Generator) -> Generator:
         """The generator that plays the rollouts; ValueError where `among` or `steps` do not fit it."""
         stochastic = len(generator.sigmas) - 1
-        if any(not 0 <= step < stochastic for step in self.among):
+        if any(not -stochastic <= step < stochastic for step in self.among):
             raise ValueError(f"among={self.among}: the stochastic steps are 0 .. {stochastic - 1}")
         if not 1 <= self.steps <= (len(self.among) or stochastic):
             raise ValueError(f"steps must lie in 1 .. {len(self.among) or stochastic}, not {self.steps}")
@@ -43,7 +43,8 @@ class PolicyGradient:
 
     def asks(self, played: Rollout, keys: Tensor, generator: Generator, env: StreamGenVectorEnv) -> list[list[Ask]]:
         """`steps` passes over the turns; no step twice for a chunk."""
-        among = torch.tensor(self.among or range(len(generator.sigmas) - 1), device=keys.device)
+        stochastic = range(len(generator.sigmas) - 1)
+        among = torch.tensor([stochastic[step] for step in self.among] or stochastic, device=keys.device)
         first = (uniform(fold(keys, 1), 0, 0, (len(played.turns),)) * len(among)).long()
         return [
             [

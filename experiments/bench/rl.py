@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from ...agents.finetune import FineTuneConfig
 from ...models.tiny import WEIGHTS
 from ..evaluate import Exam, texts_of
-from ..jobs import Job, one_thread, run_jobs
+from ..jobs import Job, Result, one_thread, run_jobs
 from ..results import command_line, write_results
 from ..runs import fingerprint
-from .rl_runs import BASELINES, OURS, SETTINGS, ReferenceTask, RunTask, ladder, work
+from .rl_runs import BASELINES, OURS, SETTINGS, ReferenceTask, RunTask, ladder, with_rate, work
 from .rl_tables import COLUMNS, curves_svg, report, table_rows
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
@@ -29,6 +30,9 @@ STUDENT_PACE, TEACHER_PACE = 12.0, 1.6
 DRAWS = 2000
 """Of scripts, until one is found for the looks that shares none with the exam."""
 PICTURE = "bench-rl.svg"
+SEARCH_SEED = 10_000
+NEVER = 2.0
+"""A goal that no oracle total reaches."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,16 @@ class Config:
     """Trainings of each."""
     seed: int = 0
     """The first of the seeds."""
-    chunks: int = 1536
+    chunks: int = 1280
     """Generated at most by a training; who has not arrived then is censored."""
     share: float = 0.5
     """Of the gap between starting student and teacher that is to be gained."""
     gain: float | None = None
     """An oracle total to be gained, in place of a share of the gap."""
-    prompts: int = 24
+    search: tuple[float, ...] = (1 / 3, 1.0, 3.0)
+    """Factors of a recipe's learning rate that every setting tries, each in one training of half the chunks, judged on
+    validation prompts; empty: the rates as they are."""
+    prompts: int = 16
     """Test prompts of a look, two clips each."""
     exam_prompts: int = 32
     """Other test prompts, on which a run is judged once it has stopped."""
@@ -68,18 +75,23 @@ def run(config: Config) -> None:
     minutes = core_seconds(config) / workers / 60
     print(f"bench rl: {minutes:.0f} minutes on {workers} idle cores if no run arrives, else less", file=sys.stderr)
     common, jobs = _common(config), config.out / "jobs"
-    total = 2 + len(config.settings) * config.seeds
+    tries = _tries(config, common)
+    total = 2 + len(tries) + len(config.settings) * config.seeds
     with tqdm(total=total, desc="bench rl", unit="job", file=sys.stderr) as bar:
         how: dict[str, Any] = {"workers": workers, "done": lambda name: bar.update(), "tick": bar.refresh}
         references = {
             name: result for name, (_, result) in run_jobs(_references(config, common), work, jobs, **how).items()
         }
         goal = goal_of(config, *(references[name]["looks"][0]["oracle"] for name in ("start", "teacher")))
-        results = run_jobs(_runs(config, goal, common), work, jobs, **how)
+        recipes, searched = winners(config, run_jobs(tries, work, jobs, **how))
+        results = run_jobs(_runs(config, recipes, goal, common), work, jobs, **how)
     found = {name: [results[f"{name}-{seed}"][1] for seed in _seeds(config)] for name in config.settings}
-    rows = table_rows(found, references, _seeds(config), goal)
+    rows = [*table_rows(found, references, _seeds(config), goal), *searched]
+    for row in rows:
+        if row["kind"] == "setting":
+            row["learning_rate"] = recipes[row["setting"]].learner.learning_rate
     settings = asdict(config) | {"workers": workers, "goal": goal, "ladder": ladder(config.chunks)}
-    settings["recipes"] = {name: asdict(SETTINGS[name].recipe) for name in config.settings}
+    settings["recipes"] = {name: asdict(recipe) for name, recipe in recipes.items()}
     with one_thread():
         command = command_line(["reelgym", "bench", "rl"], config)
         written = write_results(config.out, command, _seeds(config), settings, rows)
@@ -96,11 +108,27 @@ def goal_of(config: Config, start: float, teacher: float) -> float:
     return start + config.share * (teacher - start)
 
 
+def winners(config: Config, tried: Mapping[str, Result]) -> tuple[dict[str, FineTuneConfig], list[dict[str, Any]]]:
+    """Every setting's recipe at the rate whose try ended with the highest oracle total, and a row for every try."""
+    recipes, rows = {}, []
+    for name in config.settings:
+        ends: list[tuple[float, float]] = []
+        for place, factor in enumerate(config.search):
+            _, result = tried[f"search-{name}-{place}"]
+            end = -1.0 if result["diverged"] else result["looks"][-1]["oracle"]
+            ends.append((end, factor))
+            rate = with_rate(SETTINGS[name].recipe, factor).learner.learning_rate
+            rows.append({"kind": "search", "setting": name, "learning_rate": rate, "oracle": end})
+        recipes[name] = with_rate(SETTINGS[name].recipe, max(ends)[1]) if ends else SETTINGS[name].recipe
+    return recipes, rows
+
+
 def core_seconds(config: Config) -> float:
     """What the whole takes one idle core, at most: no run arrives, and every rung of the ladder is a look."""
     look, exam = (CLIPS * prompts / STUDENT_PACE for prompts in (config.prompts, config.exam_prompts))
     references = look + config.seeds * exam + CLIPS * (config.prompts + config.exam_prompts) / TEACHER_PACE
-    return references + config.seeds * sum(_cost(config, name) for name in config.settings)
+    tries = len(config.search) * sum(config.chunks / 2 / SETTINGS[name].pace + look for name in config.settings)
+    return references + tries + config.seeds * sum(_cost(config, name) for name in config.settings)
 
 
 def _cost(config: Config, name: str) -> float:
@@ -149,9 +177,24 @@ def _references(config: Config, common: Mapping[str, Any]) -> list[Job]:
     return [Job(row, ReferenceTask(row, own, **common)) for row, own in tasks.items()]
 
 
-def _runs(config: Config, goal: float, common: Mapping[str, Any]) -> list[Job]:
+def _tries(config: Config, common: Mapping[str, Any]) -> list[Job]:
+    look = Exam(config.prompts, CLIPS, long_prompts=0, split="validation", batch=48)
+    own = {**common, "look": look, "exam": None}
+    half = max(1, config.chunks // 2)
     return [
-        Job(f"{name}-{seed}", RunTask(SETTINGS[name].recipe, seed, goal, config.chunks, **common), _cost(config, name))
+        Job(
+            f"search-{name}-{place}",
+            RunTask(with_rate(SETTINGS[name].recipe, factor), SEARCH_SEED, NEVER, half, **own),
+            half / SETTINGS[name].pace,
+        )
+        for name in config.settings
+        for place, factor in enumerate(config.search)
+    ]
+
+
+def _runs(config: Config, recipes: Mapping[str, FineTuneConfig], goal: float, common: Mapping[str, Any]) -> list[Job]:
+    return [
+        Job(f"{name}-{seed}", RunTask(recipes[name], seed, goal, config.chunks, **common), _cost(config, name))
         for seed in _seeds(config)
         for name in config.settings
     ]

@@ -45,9 +45,9 @@ SETTINGS = {
     "reward": Setting("reward gradient (ours)", FINETUNE["reward"], 21),
     "forward": Setting("forward process (ours)", FINETUNE["forward"]),
     "policy": Setting("policy gradient (ours)", FINETUNE["policy"]),
-    "raven": Setting("whole-video groups (RAVEN)", FINETUNE["raven"], 35),
-    "flow-grpo": Setting("Flow-GRPO SDE", FINETUNE["flow-grpo"], 38),
-    "ddpo": Setting("DDPO", FINETUNE["ddpo"], 18),
+    "raven": Setting("whole-video groups (RAVEN)", FINETUNE["raven"], 28),
+    "flow-grpo": Setting("Flow-GRPO SDE", FINETUNE["flow-grpo"], 28),
+    "ddpo": Setting("DDPO", FINETUNE["ddpo"], 20),
     "forward-own": _forward("own prefix", prefix="own"),
     "forward-clip": _forward("whole-clip score", prefix="own", credit=WHOLE),
     "forward-full": _forward("full continuations", 39, prefix="full"),
@@ -86,10 +86,17 @@ class RunTask:
     chunks: int
     """Generated at most."""
     look: Exam
-    exam: Exam
+    exam: Exam | None
+    """None where a learning rate is tried: then there is one look, at the end."""
     weights: str = ""
     device: str = "cpu"
     made_from: str = ""
+
+
+def with_rate(recipe: FineTuneConfig, factor: float) -> FineTuneConfig:
+    """The recipe at so many times its learning rate."""
+    learner = replace(recipe.learner, learning_rate=factor * recipe.learner.learning_rate)
+    return replace(recipe, learner=learner)
 
 
 def ladder(chunks: int) -> list[int]:
@@ -122,7 +129,8 @@ def _trained(task: RunTask) -> dict[str, Any]:
     student = stack.student()
     trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
     system, counts = stack.as_system(student), trainer.counts
-    rungs, looks, diverged = ladder(task.chunks), list[dict[str, Any]](), False
+    rungs = [task.chunks] if task.exam is None else ladder(task.chunks)
+    looks, diverged = list[dict[str, Any]](), False
     while rungs and not arrival(looks, task.goal) and not diverged:
         try:
             trainer.update()
@@ -134,7 +142,8 @@ def _trained(task: RunTask) -> dict[str, Any]:
             spent = {"rung": passed[-1], "chunks": counts.chunks, "seconds": counts.seconds}
             looks.append(spent | looked(stack, system, task.look))
     spent = {"chunks": counts.chunks, "seconds": counts.seconds, "updates": counts.updates, "diverged": diverged}
-    return {"looks": looks, "exam": _sat(stack, system, task.exam, task.seed), **spent}
+    exam = {} if task.exam is None else {"exam": _sat(stack, system, task.exam, task.seed)}
+    return {"looks": looks, **exam, **spent}
 
 
 def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
