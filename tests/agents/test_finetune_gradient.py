@@ -17,7 +17,7 @@ from reelgym.agents.reward_gradient import RewardGradient, reward_direction
 from reelgym.agents.rollout import prediction
 from reelgym.envs.windows import clip_prompts, clip_reward
 from reelgym.models.prompts import PromptBatch
-from reelgym.models.sampler import x0_from_v
+from reelgym.models.sampler import FlowSDE, consistency, x0_from_v
 from reelgym.noise import fold
 
 BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning_rate=1e-3, ema=0.5))
@@ -93,6 +93,7 @@ def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, dir
             p.add_(0.01)
     found, played, _, advantage = updated(trainer, monkeypatch)
     assert advantage.abs().max() > 0.1
+    assert played.turns[0].transitions[0].kernel == (FlowSDE(0.7) if direction.sde else consistency)(1.0, 6 / 7)
     loss = torch.zeros(())
     for number, turn in enumerate(played.turns):
         weight = perplexity(trainer, played, turn) if trainer.config.credit.perplexity else 1.0
@@ -127,6 +128,23 @@ def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, p
                 loss = loss + 5 / (2 * beta) * (column(share / width) * error.square()).mean() / (2 * len(played.turns))
     loss.backward()
     torch.testing.assert_close(found, gradient(trainer), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("among", [(-1,), (0, 2), ()])
+def test_the_forward_process_noises_chunks_afresh(make, among):
+    trainer = make(BASE, direction=ForwardProcess(passes=2, among=among))
+    played, keys = trainer._play()
+    passes = trainer.config.direction.asks(played, keys, trainer.actor, trainer.env)
+    levels = torch.tensor(trainer.generator.sigmas)[list(among) or [0, 1, 2, 3]]
+    assert {level for asks in passes for ask in asks for level in ask.sigma.tolist()} == set(levels.tolist())
+    noises = []
+    for number, turn in enumerate(played.turns):
+        asks = [asks[number] for asks in passes]
+        noises += [(ask.x - (1 - column(ask.sigma)) * turn.chunk) / column(ask.sigma) for ask in asks]
+        noises.append(turn.transitions[0].x)
+    table = torch.cat([noise.flatten(1) for noise in noises])
+    assert table.mean().abs() < 0.05 and abs(table.std() - 1) < 0.05
+    assert table.corrcoef().fill_diagonal_(0).abs().max() < 0.4  # of 192 numbers each: none is used twice
 
 
 def test_the_gradient_of_an_update_is_the_reward_gradient(make, monkeypatch):
