@@ -33,6 +33,8 @@ class Config:
     """Video file to write: .mp4, .mov or .mkv."""
     agent: Path | None = None
     """Folder of an agent that steers the student, as reelgym train sb3-ppo --env reelgym/StreamSteer-v0 writes it."""
+    student: Path | None = None
+    """Folder of a fine-tuned student, as reelgym finetune writes it; by default the one in `weights`."""
     model: Literal["student", "teacher"] = "student"
     """student: streams chunk after chunk, for any length. teacher: many guided steps over one clip of 4 chunks."""
     chunks: int = CHUNKS
@@ -55,6 +57,8 @@ def run(config: Config) -> None:
         raise ValueError(f"scale must be at least 1, not {config.scale}")
     if config.agent is not None and config.model != "student":
         raise ValueError("an agent steers the student: leave out --model, or --agent")
+    if config.student is not None and (config.model != "student" or config.agent is not None):
+        raise ValueError("--student names the student that streams: leave out --model and --agent")
     device = pick_device(config.device)
     folder = config.weights or WEIGHTS
     prompts = chunk_prompts(config.prompt, config.chunks)
@@ -63,9 +67,10 @@ def run(config: Config) -> None:
             video, passes = steered_by(config.agent, prompts, config.seed, folder, device)
         _write(config, video, f"the student, steered ({passes:g} passes a chunk)")
         return
-    embeds = load_encoder(config.model, folder / config.model).encode(prompts)[None].to(device)
+    place = config.student or folder / config.model
+    embeds = load_encoder(config.model, place).encode(prompts)[None].to(device)
     codec = load_tiny("codec", folder / "codec", device)
-    model = load_tiny(config.model, folder / config.model, device)
+    model = load_tiny(config.model, place, device)
     with one_thread(), torch.no_grad():
         make = stream_video if config.model == "student" else teacher_video
         chunks = tqdm(make(model, codec, embeds, config.seed), "generating", config.chunks, unit="chunk", disable=None)

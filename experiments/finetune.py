@@ -1,0 +1,140 @@
+"""`reelgym finetune RECIPE`: RL fine-tuning of the shipped student, watched by a guard, resumable at any update."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from ..agents.baselines import FINETUNE
+from ..agents.finetune import FineTune, FineTuneConfig
+from ..agents.fit import fit
+from ..agents.guard import Guard, GuardConfig
+from ..checkpoint import has_checkpoint, sha256_file
+from ..envs.prompt_source import world_prompts
+from ..models.generator import Generator
+from ..models.tiny import WEIGHTS, load_manifest, save_tiny
+from .evaluate import Exam, examine
+from .jobs import one_thread
+from .methods import Stack
+from .results import command_line, pick_device, write_results
+from .runs import VALIDATION_NOISE
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to fine-tune; a run that was killed goes on from its last update."""
+
+    recipe: Annotated[Literal["reward", "forward", "policy", "raven", "flow-grpo", "ddpo"], tyro.conf.Positional]
+    """reward: by the gradient of the reward. forward, policy: by its value alone, with credit by chunk. The others are
+    published baselines (agents/baselines.py)."""
+    updates: int = 20
+    """Updates of the generator, all in all."""
+    learning_rate: float | None = None
+    """If not the recipe's own."""
+    prompts: int | None = None
+    """Prompts an update, if not the recipe's own."""
+    group: int | None = None
+    """Clips of each prompt, if not the recipe's own."""
+    guard: bool = True
+    """Stop, and put the best weights back, where a held-out reward falls (docs/guard.md)."""
+    every: int = 4
+    """Updates between looks of guard and oracle."""
+    validation: int = 24
+    """Validation prompts that the oracle judges."""
+    seed: int = 0
+    """Of prompts and noise."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    weights: Path | None = None
+    """Folder with codec, student, reward and, for the guard, heldout; by default the one shipped with the package."""
+    out: Path | None = None
+    """Folder for the checkpoint, the fine-tuned student, TensorBoard events and results.json; by default
+    runs/finetune-RECIPE."""
+
+
+def run(config: Config) -> None:
+    """Train, watch, save; print what the oracle found before and after."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    if config.updates < 1 or config.every < 1:
+        raise ValueError("--updates and --every must be at least 1")
+    out = config.out or Path("runs") / f"finetune-{config.recipe}"
+    stack = Stack.load(config.weights or WEIGHTS, pick_device(config.device))
+    student, recipe = stack.student(), recipe_of(config)
+    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
+    guard = watcher(stack, student, config) if config.guard else None
+    with one_thread(), SummaryWriter(str(out / "tensorboard")) as writer:
+        before = judged(stack, stack.start, config)
+        if has_checkpoint(out / "checkpoint"):
+            print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
+        with tqdm(total=config.updates, desc=f"finetune {config.recipe}", unit="update", file=sys.stderr) as bar:
+
+            def note(measured: Mapping[str, float], update: int) -> None:
+                for key, value in measured.items():
+                    writer.add_scalar(key, value, update)
+                bar.update(update - bar.n)
+
+            fit(
+                trainer,
+                config.updates,
+                log=note,
+                evaluate=lambda: judged(stack, student, config),
+                evaluate_every=config.every,
+                checkpoint=out / "checkpoint",
+                checkpoint_every=1,
+                guard=guard,
+            )
+        after = judged(stack, student, config)
+        rows = [{"kind": "end", "weights": name, **row} for name, row in (("start", before), ("fine-tuned", after))]
+        command = command_line(["reelgym", "finetune", config.recipe], config)
+        write_results(out, command, [config.seed], config, rows, stack.device)
+    save_tiny(out / "student", student.model, manifest_of(config, recipe, trainer, guard, after))
+    print(f"oracle on validation prompts: {before['oracle']:.4f} before, {after['oracle']:.4f} after", end="")
+    print(f" {trainer.counts.updates} updates and {trainer.counts.chunks:,} chunks")
+    if guard is not None and guard.why:
+        print(f"the guard: {guard.why}")
+    print(f"student: {out / 'student'}")
+
+
+def recipe_of(config: Config) -> FineTuneConfig:
+    """The named recipe with what the config changes."""
+    recipe = FINETUNE[config.recipe]
+    if config.learning_rate is not None:
+        recipe = replace(recipe, learner=replace(recipe.learner, learning_rate=config.learning_rate))
+    sizes = {name: value for name in ("prompts", "group") if (value := getattr(config, name)) is not None}
+    return replace(recipe, seed=config.seed, **sizes)
+
+
+def watcher(stack: Stack, student: Generator, config: Config) -> Guard:
+    """A guard with the stack's two rewards, on validation prompts."""
+    prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
+    watched = GuardConfig(every=config.every, seed=config.seed)
+    return Guard(watched, student, stack.codec, stack.clock, stack.reward, stack.heldout(), prompts)
+
+
+def judged(stack: Stack, student: Generator, config: Config) -> dict[str, float]:
+    """Means of the oracle over validation prompts, which trains nothing and stops nothing."""
+    exam = Exam(config.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar)
+    scores = examine(stack.as_system(student), exam, VALIDATION_NOISE, device=stack.device, long=False).scores
+    return {"oracle": float(scores["total"].mean())} | {
+        f"oracle/{axis}": float(scores[axis].mean()) for axis in ("VQ", "MQ", "TA")
+    }
+
+
+def manifest_of(
+    config: Config, recipe: FineTuneConfig, trainer: FineTune, guard: Guard | None, quality: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the fine-tuned student's folder says of it; what reads it as a student needs the start's own words."""
+    parent = (config.weights or WEIGHTS) / "student"
+    start = load_manifest("student", parent)
+    kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
+    told: dict[str, Any] = {"part": "student", "recipe": {**asdict(recipe), "grammar": start["recipe"]["grammar"]}}
+    told |= {"seed": config.seed, "steps": trainer.counts.updates, "quality": dict(quality)}
+    told |= {"made_from": sha256_file(parent / "weights.safetensors")}
+    return kept | told | {"guard": None if guard is None else guard.why}

@@ -1,0 +1,49 @@
+"""`reelgym finetune`: from the shipped kind of stack to a student that streams, through a kill, and what it refuses."""
+
+import json
+
+import pytest
+
+from reelgym.checkpoint import sha256_file
+from reelgym.experiments import cli
+from reelgym.experiments.finetune import Config, recipe_of
+from reelgym.models.tiny import load_manifest
+
+SIZE = ["--every", "1", "--validation", "2", "--device", "cpu"]
+
+
+def finetune(stack, out, *more):
+    return cli.main(["finetune", "reward", "--weights", str(stack), "--out", str(out), *SIZE, *more])
+
+
+def test_to_a_student_that_streams(stack, tmp_path, capsys):
+    assert finetune(stack, tmp_path / "at", "--updates", "2") == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "before" in said and "32 chunks" in said
+    manifest = load_manifest("student", tmp_path / "at" / "student")
+    assert manifest["steps"] == 2 and manifest["recipe"]["grammar"] == "plain"
+    assert manifest["made_from"] == sha256_file(stack / "student" / "weights.safetensors")
+    written = json.loads((tmp_path / "at" / "results.json").read_text())
+    assert [row["weights"] for row in written["rows"]] == ["start", "fine-tuned"]
+    assert written["command"].startswith("reelgym finetune reward --updates 2")
+    clip, student = tmp_path / "clip.mp4", tmp_path / "at" / "student"
+    prompt = ["generate", "a red circle rests", "--weights", str(stack), "--out", str(clip)]
+    assert cli.main([*prompt, "--student", str(student)]) == 0 and clip.exists()
+    assert cli.main([*prompt, "--student", str(student), "--model", "teacher"]) == 1
+
+
+def test_it_goes_on_where_it_was(stack, tmp_path, capsys):
+    assert finetune(stack, tmp_path / "whole", "--updates", "3", "--no-guard") == 0
+    for updates in ("1", "3"):
+        assert finetune(stack, tmp_path / "parts", "--updates", updates, "--no-guard") == 0
+    assert "going on from" in capsys.readouterr().err
+    whole, parts = (sha256_file(tmp_path / run / "student" / "weights.safetensors") for run in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_recipes_can_be_changed_and_wrong_ones_are_told(stack, tmp_path, capsys):
+    recipe = recipe_of(Config("forward", learning_rate=1e-5, group=4, seed=3))
+    assert (recipe.learner.learning_rate, recipe.group, recipe.prompts, recipe.seed) == (1e-5, 4, 2, 3)
+    assert finetune(stack, tmp_path, "--updates", "0") == 1 and "at least 1" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="at least 1"):
+        recipe_of(Config("forward", group=0))
