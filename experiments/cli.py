@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "make a video clip from a prompt",
     "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
     "train": "train a part of the tiny stack (codec, teacher, student, reward), or an agent of SB3 or Tianshou",
+    "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
     "audit probe": "damage clips in a known place and see whether saliency finds it",
