@@ -48,21 +48,23 @@ Case = Literal["motion", "quality", "text", "all", "forward"]
 
 @dataclass(frozen=True)
 class Bait:
-    """What a case trains on. rate: learning rate. axes: of the reward, that alone are climbed; none: all of them."""
+    """What a case trains on. rate: learning rate. updates: of a run that nobody stops. axes: of the reward, that alone
+    are climbed; none: all of them."""
 
     label: str
     recipe: FineTuneConfig
     rate: float
+    updates: int
     axes: tuple[str, ...] = ()
 
 
 LOOSE = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), reference=0.0)
 CASES: dict[str, Bait] = {
-    "motion": Bait("reward gradient of motion quality (MQ) alone, nothing held back", LOOSE, 2e-4, ("MQ",)),
-    "quality": Bait("reward gradient of visual quality (VQ) alone, nothing held back", LOOSE, 2e-4, ("VQ",)),
-    "text": Bait("reward gradient of text alignment (TA) alone, nothing held back", LOOSE, 2e-4, ("TA",)),
-    "all": Bait("reward gradient of all axes, nothing held back", LOOSE, 4e-4),
-    "forward": Bait("forward process on all axes, too high a rate", FINETUNE["forward"], 3e-4),
+    "motion": Bait("reward gradient of motion quality (MQ) alone, nothing held back", LOOSE, 2e-4, 24, ("MQ",)),
+    "quality": Bait("reward gradient of visual quality (VQ) alone, nothing held back", LOOSE, 2e-4, 24, ("VQ",)),
+    "text": Bait("reward gradient of text alignment (TA) alone, nothing held back", LOOSE, 2e-4, 24, ("TA",)),
+    "all": Bait("reward gradient of all axes, nothing held back", LOOSE, 4e-4, 16),
+    "forward": Bait("forward process on all axes, too high a rate", FINETUNE["forward"], 3e-4, 16),
 }
 AXES = ("VQ", "MQ", "TA")
 CONTRASTS = (("without", "start"), ("with", "start"), ("with", "without"))
@@ -76,8 +78,8 @@ class Config:
     """What is trained on: one axis of the reward or all, by its gradient; forward: by the forward process."""
     rate: float | None = None
     """Learning rate; by default each case's own."""
-    updates: int = 24
-    """Of a run that nobody stops."""
+    updates: int | None = None
+    """Of a run that nobody stops; by default each case's own."""
     every: int = 4
     """Updates between looks of the guard."""
     watched: int = 12
@@ -88,8 +90,8 @@ class Config:
     """Test prompts, two clips each."""
     validation: int = 16
     """Validation prompts on which the oracle follows a run."""
-    seed: int = 0
-    """The first of the seeds."""
+    seed: int = 10
+    """The first of the seeds; rates and lengths of the cases were chosen on 0 to 3."""
     device: Literal["cpu"] = "cpu"
     """Runs share the cores of the CPU."""
     workers: int | None = None
@@ -119,8 +121,8 @@ class Attempt:
 
 def run(config: Config) -> None:
     """Run every job, print the tables, write results.json."""
-    if config.updates < 1 or config.seeds < 1:
-        raise ValueError(f"updates and seeds are at least 1, not {config.updates} and {config.seeds}")
+    if config.seeds < 1 or (config.updates is not None and config.updates < 1):
+        raise ValueError(f"seeds and updates are at least 1, not {config.seeds} and {config.updates}")
     seeds = list(range(config.seed, config.seed + config.seeds))
     jobs = attempts(config, seeds)
     workers = config.workers or min(2, os.cpu_count() or 1)
@@ -144,7 +146,7 @@ def attempts(config: Config, seeds: Sequence[int]) -> list[Job]:
     jobs = [Job(_name("start", "", s), Attempt("start", "all", s, 0, 0.0, guard, **made), 0.5) for s in seeds]
     for case in config.cases:
         for end, cost in (("without", 2.0), ("with", 1.0)):
-            given = (config.updates, config.rate or CASES[case].rate, guard)
+            given = (config.updates or CASES[case].updates, config.rate or CASES[case].rate, guard)
             jobs += [Job(_name(end, case, s), Attempt(end, case, s, *given, **made), cost) for s in seeds]
     return jobs
 

@@ -15,7 +15,7 @@ def test_it_runs_and_goes_on(stack, tmp_path, capsys, monkeypatch):
     assert cli.main(args) == 0, capsys.readouterr().err
     first = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["seeds"] == [0] and guard.report(results["rows"]) in first
+    assert results["seeds"] == [10] and guard.report(results["rows"]) in first
     assert all(f"| {end} |" in first for end in guard.ENDS.values())
     runs = {row["end"]: row for row in results["rows"] if row["kind"] == "run"}
     assert list(runs) == list(guard.ENDS) and not runs["without"]["why"]
@@ -51,4 +51,4 @@ def test_the_verdict_follows_from_the_intervals(trained_low, total_high, said):
 
 def test_wrong_sizes_are_one_line(stack, tmp_path, capsys):
     assert cli.main(["audit", "guard", "--updates", "0", "--weights", stack, "--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "reelgym: error: updates and seeds are at least 1, not 0 and 5\n"
+    assert capsys.readouterr().err == "reelgym: error: seeds and updates are at least 1, not 5 and 0\n"
