@@ -37,6 +37,6 @@ FINETUNE: dict[str, FineTuneConfig] = {
     ),
 }
 """reward, forward and policy are ours: a reward gradient, and two that see nothing of the reward but its value, with
-credit by chunk from forked prefixes; they push the last step alone (policy: the last stochastic one). raven (the RL half
-of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) push all stochastic steps, give a clip one score and share
-no prefix. All but reward play 16 clips an update."""
+credit by chunk from forked prefixes; they push the last step alone (policy: the last stochastic one). raven (the RL
+half of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) push all stochastic steps, give a clip one score and
+share no prefix. All but reward play 16 clips an update."""

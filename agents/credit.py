@@ -6,26 +6,36 @@ B streams in runs of G that share a prompt, n chunks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 ADVANTAGE_LIMIT = 5.0
+Reach = Literal["clip", "togo"]
+Baseline = Literal["none", "batch", "group", "critic"]
+Spread = Literal["none", "batch", "group"]
+
+
+def one_of(name: str, value: object, choices: Any) -> None:
+    """ValueError unless value is one of a Literal's."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r}: choose from {', '.join(map(repr, get_args(choices)))}")
 
 
 @dataclass(frozen=True)
 class Credit:
     """Each part can be switched off."""
 
-    reach: Literal["clip", "togo"] = "togo"
+    reach: Reach = "togo"
     """Rewards that a chunk answers for: the clip's, as one score for all its chunks, or its own and later ones; under a
     forked prefix that ends with the chunk, "local", there are no later ones."""
-    baseline: Literal["none", "batch", "group", "critic"] = "group"
+    baseline: Baseline = "group"
     """What is subtracted, per chunk: nothing, the mean over the batch or over the group, or the critic's value of what
     was seen before the chunk."""
-    spread: Literal["none", "batch", "group"] = "group"
-    """Whose standard deviation, per chunk, divides what is left."""
+    spread: Spread = "group"
+    """Whose standard deviation, per chunk, divides what is left; with a critic, whose mean is taken off first, since a
+    critic that lags would give all advantages one sign. Over one clip alone it leaves nothing but the sign."""
     bootstrap: bool = False
     """Let the critic's value stand for what comes after a chunk: for all of it where a forked prefix ends with the
     chunk, else for as much as `decay` says."""
@@ -38,6 +48,9 @@ class Credit:
     what the reward rewards."""
 
     def __post_init__(self) -> None:
+        one_of("reach", self.reach, Reach)
+        one_of("baseline", self.baseline, Baseline)
+        one_of("spread", self.spread, Spread)
         if self.reach == "clip" and (self.bootstrap or self.baseline == "critic"):
             raise ValueError("one score for the whole clip leaves a critic nothing to predict: use reach='togo'")
         if not 0 <= self.decay <= 1:
@@ -87,6 +100,8 @@ def advantages(returns: Tensor, credit: Credit, group: int, before: Tensor | Non
         left = returns - over[credit.baseline].mean(1, keepdim=True).expand_as(over[credit.baseline]).flatten(0, 1)
     if credit.spread != "none":
         runs = _by_group(left, group) if credit.spread == "group" else left[None]
+        if credit.baseline == "critic":
+            left = left - runs.mean(1, keepdim=True).expand_as(runs).flatten(0, 1)
         left = left / (runs.std(1, correction=0, keepdim=True) + 1e-4).expand_as(runs).flatten(0, 1)
     return left.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
 

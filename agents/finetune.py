@@ -20,7 +20,7 @@ from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..models.sampler import x0_from_v
 from ..noise import fold, stream_keys
-from .credit import Credit, advantages, bootstrapped, returns_to_go
+from .credit import Credit, advantages, bootstrapped, one_of, returns_to_go
 from .direction import Ask, reference_direction, surrogate
 from .fit import Counts, State, own_draw, pack, unpack
 from .forward_process import ForwardProcess
@@ -64,6 +64,13 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         if min(self.prompts, self.group, self.epochs, self.reference_every) < 1:
             raise ValueError(f"prompts, group, epochs and reference_every are at least 1: {self}")
+        one_of("prefix", self.prefix, Prefix)
+        if self.reference < 0:
+            raise ValueError(f"reference is not below 0: {self.reference}")
+        if isinstance(self.direction, PolicyGradient) and self.epochs > 1 and not self.direction.clip:
+            raise ValueError("several epochs leave the policy that acted behind: set the policy gradient's clip")
+        if isinstance(self.direction, RewardGradient) and (self.credit.perplexity or self.credit.placebo):
+            raise ValueError("a reward gradient asks for no credit: leave out perplexity and placebo")
         if isinstance(self.direction, RewardGradient) and (self.prefix != "own" or self.epochs > 1):
             raise ValueError("a reward gradient belongs to whole clips, once: it takes prefix='own' and epochs=1")
         if self.shared_steps and self.prefix != "local":
@@ -92,7 +99,7 @@ class FineTune:
         self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
         if not 0 <= config.shared_steps < len(generator.sigmas):
             raise ValueError(f"shared_steps lies in 0 .. {len(generator.sigmas) - 1}, not {config.shared_steps}")
-        self.actor = config.direction.actor(generator)
+        self.actor = config.direction.actor(generator, config.shared_steps)
         self.learner = Learner(generator.model, config.learner, accelerator)
         self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.reference else None
         self.critic: Learner[Critic] | None = None
@@ -157,6 +164,7 @@ class FineTune:
         if self.critic is None:
             return torch.zeros_like(played.rewards), torch.zeros_like(played.rewards)
         critic, turns = self.critic.module, played.turns
+        self.counts.critic_calls += 3 * played.rewards.numel()
         before = torch.stack([critic(turn.seen) for turn in turns], 1)
         after = torch.stack([critic(turn.after) for turn in turns[:-1]] + [torch.zeros_like(before[:, 0])], 1)
         return before, after

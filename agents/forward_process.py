@@ -29,7 +29,7 @@ class ForwardProcess:
     beta: float = 1.0
     """How far the two models that are contrasted lie from the one that acted."""
 
-    def actor(self, generator: Generator) -> Generator:
+    def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:
         """The generator that plays the rollouts; ValueError where `among` does not fit it."""
         steps = len(generator.sigmas)
         if any(not -steps <= step < steps for step in self.among) or self.passes < 1 or self.beta <= 0:

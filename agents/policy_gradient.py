@@ -32,19 +32,20 @@ class PolicyGradient:
     sde: float = 0.0
     """Noise of Flow-GRPO's SDE, by which rollouts are sampled then; 0: consistency sampling."""
 
-    def actor(self, generator: Generator) -> Generator:
+    def __post_init__(self) -> None:
+        if self.clip < 0 or self.sde < 0:
+            raise ValueError(f"clip and sde are not below 0: {self}")
+
+    def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:
         """The generator that plays the rollouts; ValueError where `among` or `steps` do not fit it."""
-        stochastic = len(generator.sigmas) - 1
-        if any(not -stochastic <= step < stochastic for step in self.among):
-            raise ValueError(f"among={self.among}: the stochastic steps are 0 .. {stochastic - 1}")
-        if not 1 <= self.steps <= (len(self.among) or stochastic):
-            raise ValueError(f"steps must lie in 1 .. {len(self.among) or stochastic}, not {self.steps}")
+        drawn = self._drawn(generator, shared_steps)
+        if not 1 <= self.steps <= len(drawn):
+            raise ValueError(f"steps must lie in 1 .. {len(drawn)}, not {self.steps}")
         return replace(generator, kernel=FlowSDE(self.sde)) if self.sde else generator
 
     def asks(self, played: Rollout, keys: Tensor, generator: Generator, env: StreamGenVectorEnv) -> list[list[Ask]]:
         """`steps` passes over the turns; no step twice for a chunk."""
-        stochastic = range(len(generator.sigmas) - 1)
-        among = torch.tensor([stochastic[step] for step in self.among] or stochastic, device=keys.device)
+        among = torch.tensor(self._drawn(generator, played.shared_steps), device=keys.device)
         first = (uniform(fold(keys, 1), 0, 0, (len(played.turns),)) * len(among)).long()
         return [
             [
@@ -53,6 +54,15 @@ class PolicyGradient:
             ]
             for offset in range(self.steps)
         ]
+
+    def _drawn(self, generator: Generator, shared_steps: int) -> list[int]:
+        """The steps to draw from; those whose noise a group shares teach nothing, and are none."""
+        steps = range(max(0, shared_steps - 1), len(generator.sigmas) - 1)
+        last = len(generator.sigmas) - 1
+        named = [step + last if step < 0 else step for step in self.among]
+        if any(step not in steps for step in named):
+            raise ValueError(f"among={self.among}: the stochastic steps of a stream are {steps.start} .. {last - 1}")
+        return named or list(steps)
 
     def _ask(self, choice: Choice) -> Ask:
         force = torch.as_tensor(choice.kernel.pull / choice.kernel.std)

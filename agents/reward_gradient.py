@@ -59,7 +59,7 @@ class RewardGradient:
     shift: int = 1
     """Clips are moved by up to so many pixels before the gradient is taken."""
 
-    def actor(self, generator: Generator) -> Generator:
+    def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:
         """The generator that plays the rollouts, with the graph of every chunk's last step."""
         return generator
 

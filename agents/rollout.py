@@ -121,6 +121,7 @@ class Rollout:
     prefix: Prefix
     chunks: int
     calls: int
+    shared_steps: int = 0
 
     @property
     def rewards(self) -> Tensor:
@@ -165,7 +166,7 @@ def rollout(
     else:
         game.open(first)
         turns = [game.go(number) for number in range(first, env.clock.chunks)]
-    return Rollout(tuple(turns), embeds, state.texts, prefix, game.chunks, game.calls)
+    return Rollout(tuple(turns), embeds, state.texts, prefix, game.chunks, game.calls, shared_steps)
 
 
 class _Game:

@@ -45,7 +45,7 @@ class Critic(nn.Module):
 def critic_for(seen: Mapping[str, Tensor], positions: int) -> Critic:
     """An untrained critic for observations like `seen`, on their device."""
     window, prompt = tuple(seen["latents"].shape[1:]), tuple(seen["prompt"].shape[1:])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         critic = Critic(window, prompt, positions)  # type: ignore[arg-type]
     return critic.to(seen["latents"].device)

@@ -70,10 +70,6 @@ class Kernel:
         std = self._noise(x0)
         return _spread(self.pull, x0) * (x_next.float() - self.mean(x.float(), x0.float())) / std**2
 
-    def take(self, rows: Tensor) -> Kernel:
-        """Of the streams at rows [M] (int64)."""
-        return Kernel(*(part[rows] if isinstance(part, Tensor) else part for part in (self.keep, self.pull, self.std)))
-
     def _noise(self, x0: Tensor) -> float | Tensor:
         if not isinstance(self.std, Tensor) and self.std <= 0:
             raise ValueError("a step without noise is deterministic: it has no log-probability")
@@ -96,8 +92,8 @@ class FlowSDE:
 
     With dt = s' - s and g = noise sqrt(s / (1 - s)):
     x_next = x + (v + g^2 / (2 s) (x + (1 - s) v)) dt + g sqrt(-dt) eps. At s = 1, where g is infinite, 1 - s' stands
-    for 1 - s, as in the authors' code. Four steps are coarse for it. The step to 0 is the plain flow's, without noise,
-    which leaves the clip clean.
+    for 1 - s, as in the authors' code, which adds some variance in the first step at any number of steps. Four steps
+    are coarse for it. The step to 0 is the plain flow's, without noise, which leaves the clip clean.
     """
 
     noise: float = 0.7

@@ -58,6 +58,7 @@ def test_every_baseline_and_spread_by_hand(baseline, spread):
         expected = left(clip)
         if spread in rows:
             parts = torch.stack([left(row) for row in rows[spread]])
+            expected = expected - parts.mean() if baseline == "critic" else expected
             expected = expected / ((parts - parts.mean()).square().mean().sqrt() + 1e-4)
         torch.testing.assert_close(found[clip, chunk], expected.clamp(-5, 5), atol=1e-5, rtol=1e-4)
 
@@ -104,3 +105,9 @@ def test_wrong_settings_are_told():
 def test_a_critic_is_there_where_it_is_needed():
     assert not GROUPS.critic and not BATCH.critic
     assert Credit(bootstrap=True).critic and Credit(baseline="critic").critic
+
+
+@pytest.mark.parametrize("wrong", [{"reach": "all"}, {"baseline": "mean"}, {"spread": "std"}, {"decay": 2.0}])
+def test_wrong_credit_is_told(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Credit(**wrong)

@@ -77,7 +77,7 @@ def predicted(trainer, played, turn, x, sigma):
         (ALL_STEPS, 1, {}),
         (replace(ALL_STEPS, sde=0.7), 3, {"prefix": "own"}),
         (replace(ALL_STEPS, rescale=False, clip=1e-4), 60, {"prefix": "full"}),
-        (ALL_STEPS, 4, {"shared_steps": 2, "credit": Credit(perplexity=True)}),
+        (ALL_STEPS, 4, {"shared_steps": 1, "credit": Credit(perplexity=True)}),
         (
             replace(ALL_STEPS, sde=0.7, rescale=False),
             3,
