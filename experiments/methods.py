@@ -18,14 +18,14 @@ from ..distill.causal_init import CausalInit, CausalInitConfig
 from ..distill.trainer import Distill, DistillConfig
 from ..envs.prompt_source import ScriptPrompts, world_prompts
 from ..envs.stream_gen import StreamGenVectorEnv
-from ..envs.windows import TINY, Clock
+from ..envs.windows import TINY, Clock, clip_prompts, clip_reward
 from ..models.codec import FrameCodec
 from ..models.generator import Generator
-from ..models.prompts import WordEncoder
+from ..models.prompts import PromptBatch, WordEncoder
 from ..models.tiny import TEACHER_SAMPLING, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.wan import CausalWan
-from ..rewards.stream_reward import StreamReward
-from .evaluate import Coded, Student, System, Teacher, World
+from ..rewards.stream_reward import RewardSignal, StreamReward
+from .evaluate import Coded, Exam, Grades, Student, System, Teacher, World, encode_clauses
 from .pretrain.data import make_clips
 from .pretrain.teacher import encode_clips
 
@@ -108,6 +108,23 @@ class Stack:
     def as_system(self, generator: Generator) -> Student:
         """A generator of this stack, to be examined."""
         return Student(generator, self.codec, self.encoder)
+
+    def asked(self, exam: Exam, rows: Sequence[int]) -> PromptBatch:
+        """The prompts of an exam's clips at `rows`, as `clip_reward` takes them."""
+        clauses = exam.clauses()
+        chosen = [clauses[row] for row in rows]
+        texts = [[str(clause) for clause in row] for row in chosen]
+        return clip_prompts(encode_clauses(self.encoder, chosen).to(self.device), texts)
+
+    @torch.no_grad()
+    def scored(self, reward: StreamReward, exam: Exam, grades: Grades) -> RewardSignal:
+        """What a reward thinks of an exam's clips, P * K of them: the return in the environment, and each axis."""
+        scorer, video = clip_reward(reward, self.codec, self.clock), grades.video.flatten(0, 1)
+        parts = [
+            scorer(video[at], self.asked(exam, at.tolist()), need={"scores"})
+            for at in torch.arange(len(video)).split(exam.batch)
+        ]
+        return RewardSignal(torch.cat([part.scores for part in parts]), torch.cat([part.reward for part in parts]))
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..agents.fit import fit
 from ..agents.learner import NonFiniteError
-from ..envs.windows import clip_prompts, clip_reward
+from ..envs.windows import clip_reward
 from ..models.generator import Generator
 from ..models.tiny import WEIGHTS
-from .evaluate import Exam, Grades, System, encode_clauses, examine
+from .evaluate import Exam, Grades, System, examine
 from .jobs import Result
 from .methods import Plan, Stack, rates_of, trainer_of, with_seed
 from .slices import examine_slices
@@ -114,25 +114,14 @@ def _validate(stack: Stack, task: Task, student: Generator) -> dict[str, float]:
     """The oracle's total and the trained reward on the same clips of the validation prompts."""
     exam = task.validation
     grades = examine(stack.as_system(student), exam, VALIDATION_NOISE, device=stack.device, long=False)
-    video = grades.video.flatten(0, 1)
-    scores = [
-        clip_reward(stack.reward, stack.codec, stack.clock)(video[at], _prompts(stack, exam, at)).reward
-        for at in torch.arange(len(video)).split(exam.batch)
-    ]
-    return {"oracle": float(grades.scores["total"].mean()), "reward": float(torch.cat(scores).mean())}
-
-
-def _prompts(stack: Stack, exam: Exam, rows: Tensor) -> Any:
-    clauses = exam.clauses()
-    chosen = [clauses[row] for row in rows.tolist()]
-    texts = tuple(tuple(str(clause) for clause in row) for row in chosen)
-    return clip_prompts(encode_clauses(stack.encoder, chosen).to(stack.device), texts)
+    reward = stack.scored(stack.reward, exam, grades).reward
+    return {"oracle": float(grades.scores["total"].mean()), "reward": float(reward.mean())}
 
 
 def _maps(stack: Stack, exam: Exam, grades: Grades, shown: int) -> dict[str, Tensor]:
     """What Stream-R1 would weigh the first clips with."""
     video = grades.video[:shown, 0]
-    prompts = _prompts(stack, exam, torch.arange(0, shown * exam.clips, exam.clips))
+    prompts = stack.asked(exam, range(0, shown * exam.clips, exam.clips))
     scorer = clip_reward(stack.reward, stack.codec, stack.clock)
     weights = scorer(video, prompts, stack.codec.grid(video.shape[1]), need={"scores", "perplexity"}).perplexity
     assert weights is not None

@@ -110,7 +110,8 @@ def stack(tmp_path_factory):
         wan = CausalWan(WanTransformer3DModel(text_dim=encoder.dim, **thin), 3, tiny.TEXT_LEN, tiny.STREAMING_CACHE)
         tiny.save_tiny(folder / name, wan, manifest)
     tiny.save_tiny(folder / "codec", tiny.build_codec(), manifest)
-    tiny.save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
+    for name in ("reward", "heldout"):
+        tiny.save_tiny(folder / name, TinyReward(encoder.dim, width=16), manifest)
     return folder
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -29,11 +28,10 @@ from ...agents.fit import fit
 from ...agents.guard import Guard, GuardConfig
 from ...agents.reward_gradient import RewardGradient
 from ...envs.prompt_source import world_prompts
-from ...envs.windows import clip_prompts, clip_reward
 from ...models.generator import Generator
 from ...models.tiny import WEIGHTS
 from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
-from ..evaluate import Exam, Grades, encode_clauses, examine
+from ..evaluate import Exam, Grades, examine
 from ..jobs import Job, Result, one_thread, run_jobs
 from ..methods import Stack
 from ..results import command_line, write_results
@@ -209,15 +207,9 @@ def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, An
     return {"exam": {name: [round(float(value), 6) for value in values] for name, values in found.items()}}
 
 
-@torch.no_grad()
 def rewarded(stack: Stack, model: RewardModel, grades: Grades, exam: Exam) -> Tensor:
     """z-scores of the exam's clips by a reward model, mean over those of a prompt: [P, A], in the order of AXES."""
-    clauses, video = exam.clauses(), grades.video.flatten(0, 1)
-    texts = [[str(clause) for clause in row] for row in clauses]
-    embeds = encode_clauses(stack.encoder, clauses)
-    scorer = clip_reward(StreamReward(model, RewardSettings(axes=AXES)), stack.codec, stack.clock)
-    batches = [slice(start, start + exam.batch) for start in range(0, len(video), exam.batch)]
-    scores = torch.cat([scorer(video[at], clip_prompts(embeds[at], texts[at])).scores for at in batches])
+    scores = stack.scored(StreamReward(model, RewardSettings(axes=AXES)), exam, grades).scores
     return scores.unflatten(0, (exam.prompts, exam.clips)).mean(1)
 
 

@@ -7,17 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from ...agents.baselines import FINETUNE, WHOLE
 from ...agents.credit import Credit
 from ...agents.finetune import FineTune, FineTuneConfig
 from ...agents.learner import NonFiniteError
 from ...checkpoint import has_checkpoint
-from ...envs.windows import clip_prompts, clip_reward
 from ...models.tiny import WEIGHTS
-from ...rewards.stream_reward import StreamReward
-from ..evaluate import Exam, Grades, System, encode_clauses, examine
+from ..evaluate import Exam, System, examine
 from ..jobs import Result
 from ..methods import Stack
 
@@ -154,22 +150,9 @@ def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
     heldout = stack.heldout() if has_checkpoint(stack.folder / "heldout") else None
     return found | {
         "diversity": float(grades.diversity.mean()),
-        "reward": _rewarded(stack, stack.reward, exam, grades),
-        "heldout": None if heldout is None else _rewarded(stack, heldout, exam, grades),
+        "reward": float(stack.scored(stack.reward, exam, grades).reward.mean()),
+        "heldout": None if heldout is None else float(stack.scored(heldout, exam, grades).reward.mean()),
     }
-
-
-@torch.no_grad()
-def _rewarded(stack: Stack, reward: StreamReward, exam: Exam, grades: Grades) -> float:
-    video, clauses = grades.video.flatten(0, 1), exam.clauses()
-    scorer = clip_reward(reward, stack.codec, stack.clock)
-    total = 0.0
-    for start in range(0, len(video), exam.batch):
-        rows = clauses[start : start + exam.batch]
-        texts = [[str(clause) for clause in row] for row in rows]
-        prompts = clip_prompts(encode_clauses(stack.encoder, rows).to(stack.device), texts)
-        total += float(scorer(video[start : start + exam.batch], prompts).reward.sum())
-    return total / len(video)
 
 
 def _sat(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, list[float]]:

@@ -1,6 +1,7 @@
 """`reelgym finetune`: from the shipped kind of stack to a student that streams, through a kill, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_to_a_student_that_streams(stack, tmp_path, capsys):
     assert "before" in said and "32 chunks" in said
     manifest = load_manifest("student", tmp_path / "at" / "student")
     assert manifest["steps"] == 2 and manifest["recipe"]["grammar"] == "plain"
-    assert manifest["made_from"] == sha256_file(stack / "student" / "weights.safetensors")
+    assert manifest["made_from"] == sha256_file(Path(stack) / "student" / "weights.safetensors")
     written = json.loads((tmp_path / "at" / "results.json").read_text())
     assert [row["weights"] for row in written["rows"]] == ["start", "fine-tuned"]
     assert written["command"].startswith("reelgym finetune reward --updates 2")
