@@ -53,7 +53,7 @@ class Stack:
 
     @classmethod
     def load(cls, folder: Path | str = WEIGHTS, device: torch.device | str = "cpu") -> Stack:
-        """From a folder of four parts, by default the shipped one."""
+        """From a folder of parts, by default the shipped one."""
         folder = Path(folder)
         codec = load_tiny("codec", folder / "codec", device).requires_grad_(False)
         student = load_tiny("student", folder / "student", device)

@@ -39,7 +39,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/images/clips.webp"
 BLOCK = re.compile(r"(<!-- (table|verdict|pictures|slices|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PROMPTS = 4
-TAKEN = {"reelgym audit probe": ("probe.png",), "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg")}
+TAKEN = {
+    "reelgym audit probe": ("probe.png",),
+    "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg"),
+    "reelgym bench rl": ("bench-rl.svg",),
+}
 """Pictures that a command's results come with."""
 GAP = "gap"
 SHARE = "oracle total on held-out prompts, as a share of the truth's"
@@ -49,9 +53,15 @@ BARS: tuple[tuple[str, str, str, float], ...] = (
     ("teacher", "fraction", SHARE, 0.80),
     ("student", "fraction", SHARE, 0.50),
     ("student", GAP, "the teacher's share less the student's", 0.08),
-    *(("reward", f"accuracy_{axis}", RANKS.format(axis), 0.90) for axis in ("VQ", "MQ", "TA")),
-    ("reward", "spearman", "rank correlation with the oracle among the student's clips of one prompt", 0.50),
-    ("reward", "spearman_low", "lower end of its 95% interval", 0.30),
+    *(
+        bar
+        for part in ("reward", "heldout")
+        for bar in (
+            *((part, f"accuracy_{axis}", RANKS.format(axis), 0.90) for axis in ("VQ", "MQ", "TA")),
+            (part, "spearman", "rank correlation with the oracle among the student's clips of one prompt", 0.50),
+            (part, "spearman_low", "lower end of its 95% interval", 0.30),
+        )
+    ),
 )
 WEIGHT_COLUMNS = (
     Column("part", "", lambda row: row["part"]),
