@@ -15,8 +15,6 @@ from .learner import Groups, Learner
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .guard import Guard
-
 State = tuple[Groups, dict[str, Any]]
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -57,6 +55,33 @@ class Trainer(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """Who watches a training from outside and may end it: guard.Guard."""
+
+    stopped: bool
+    """Whether the training is to end."""
+
+    def due(self, update: int, last: int) -> bool:
+        """Whether to look after this update of `last`; 0: before any that the watch has seen."""
+        ...
+
+    def look(self, update: int) -> dict[str, float]:
+        """Look, and return what is to be logged."""
+        ...
+
+    def close(self) -> None:
+        """The training has ended."""
+        ...
+
+    def state(self) -> State:
+        """Everything that a bitwise resume needs."""
+        ...
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        ...
+
+
 def fit(
     trainer: Trainer,
     updates: int,
@@ -67,7 +92,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
     accelerator: Accelerator | None = None,
-    guard: Guard | None = None,
+    guard: Watch | None = None,
 ) -> None:
     """Train until `updates` updates are done, going on from `checkpoint` where there is one.
 
@@ -80,7 +105,7 @@ def fit(
         raise ValueError("a guard watches a training in one process: leave out the accelerator")
     if checkpoint is not None and has_checkpoint(checkpoint):
         _resume(trainer, guard, checkpoint)
-    if guard is not None and guard.start is None:
+    if guard is not None and guard.due(0, updates):
         first = guard.look(trainer.counts.updates)
         if log is not None:
             log(first, trainer.counts.updates)
@@ -102,7 +127,7 @@ def fit(
             save_checkpoint(checkpoint, *_state(trainer, guard))
 
 
-def _state(trainer: Trainer, guard: Guard | None) -> State:
+def _state(trainer: Trainer, guard: Watch | None) -> State:
     groups, meta = trainer.state()
     if guard is None:
         return groups, meta
@@ -110,7 +135,7 @@ def _state(trainer: Trainer, guard: Guard | None) -> State:
     return groups | {f"{GUARD}{name}": group for name, group in watched.items()}, meta | {"guard": told}
 
 
-def _resume(trainer: Trainer, guard: Guard | None, checkpoint: Path) -> None:
+def _resume(trainer: Trainer, guard: Watch | None, checkpoint: Path) -> None:
     """Inverse of `_state`; CheckpointError where only one of checkpoint and call has a guard."""
     groups, meta = load_checkpoint(checkpoint)
     if ("guard" in meta) != (guard is not None):

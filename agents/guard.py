@@ -127,7 +127,9 @@ class Guard:
         self._charge = ""
 
     def due(self, update: int, last: int) -> bool:
-        """Whether to look after this update of `last`: every so many, and at the end."""
+        """Whether to look after this update of `last`: at the start, every so many, and at the end."""
+        if not update:
+            return self.start is None
         return update % self.config.every == 0 or update == last
 
     def look(self, update: int) -> dict[str, float]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from ..agents.baselines import FINETUNE
 from ..agents.finetune import FineTune, FineTuneConfig
+from ..agents.finetune_recipes import FINETUNE
 from ..agents.fit import fit
 from ..agents.guard import Guard, GuardConfig
 from ..checkpoint import has_checkpoint, sha256_file
@@ -32,7 +32,7 @@ class Config:
 
     recipe: Annotated[Literal["reward", "forward", "policy", "raven", "flow-grpo", "ddpo"], tyro.conf.Positional]
     """reward: by the gradient of the reward. forward, policy: by its value alone, with credit by chunk. The others are
-    published baselines (agents/baselines.py)."""
+    published baselines (agents/finetune_recipes.py)."""
     updates: int = 20
     """Updates of the generator, all in all."""
     learning_rate: float | None = None

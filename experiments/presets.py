@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..agents.baselines import FINETUNE
+from ..agents.finetune_recipes import FINETUNE
 from ..agents.learner import LearnerConfig
 from ..distill.causal_init import CausalInitConfig
 from ..distill.trainer import DistillConfig

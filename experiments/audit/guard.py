@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ...agents.baselines import FINETUNE, rate
 from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.finetune_recipes import FINETUNE, rate
 from ...agents.fit import fit
 from ...agents.guard import Guard, GuardConfig
 from ...agents.reward_gradient import RewardGradient

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...agents.baselines import FINETUNE
 from ...agents.finetune import FineTune
+from ...agents.finetune_recipes import FINETUNE
 from ...agents.rollout import GeneratorPolicy, rollout
 from ...envs.stream_gen import StreamGenVectorEnv
 from ...models.codec import Codec, Grid

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from ...agents.baselines import FINETUNE, WHOLE
 from ...agents.credit import Credit
 from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.finetune_recipes import FINETUNE, WHOLE
 from ...agents.learner import NonFiniteError
 from ...checkpoint import has_checkpoint
 from ...models.tiny import WEIGHTS

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.baselines import FINETUNE
 from reelgym.agents.finetune import FineTune
+from reelgym.agents.finetune_recipes import FINETUNE
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig
 from reelgym.distill.trainer import DMD, STREAM_R1, Distill
 
