@@ -34,8 +34,9 @@ class Credit:
     """What is subtracted, per chunk: nothing, the mean over the batch or over the group, or the critic's value of what
     was seen before the chunk."""
     spread: Spread = "group"
-    """Whose standard deviation, per chunk, divides what is left; with a critic, whose mean is taken off first, since a
-    critic that lags would give all advantages one sign. Over one clip alone it leaves nothing but the sign."""
+    """Whose standard deviation divides what is left: a group's, per chunk, or that of the batch, all chunks together,
+    so that groups and chunks which differ more weigh more. With a critic, whose mean is taken off first, since a critic
+    that lags would give all advantages one sign. Over one clip alone it leaves nothing but the sign."""
     bootstrap: bool = False
     """Let the critic's value stand for what comes after a chunk: for all of it where a forked prefix ends with the
     chunk, else for as much as `decay` says."""
@@ -99,10 +100,10 @@ def advantages(returns: Tensor, credit: Credit, group: int, before: Tensor | Non
     else:
         left = returns - over[credit.baseline].mean(1, keepdim=True).expand_as(over[credit.baseline]).flatten(0, 1)
     if credit.spread != "none":
-        runs = _by_group(left, group) if credit.spread == "group" else left[None]
+        runs = _by_group(left, group) if credit.spread == "group" else left.flatten()[None, :, None]
         if credit.baseline == "critic":
-            left = left - runs.mean(1, keepdim=True).expand_as(runs).flatten(0, 1)
-        left = left / (runs.std(1, correction=0, keepdim=True) + 1e-4).expand_as(runs).flatten(0, 1)
+            left = left - runs.mean(1, keepdim=True).expand_as(runs).reshape(left.shape)
+        left = left / (runs.std(1, correction=0, keepdim=True) + 1e-4).expand_as(runs).reshape(left.shape)
     return left.clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
 
 

@@ -26,6 +26,8 @@ class ForwardProcess:
     """Times that every chunk is noised afresh for an update; each costs a backward."""
     among: tuple[int, ...] = (-1,)
     """Denoising steps whose levels are drawn from, the last by default; empty: all of them."""
+    alike: bool = True
+    """Noise the chunks of a group alike, so that what they have in common cancels out of the contrast."""
     beta: float = 1.0
     """How far the two models that are contrasted lie from the one that acted."""
 
@@ -40,6 +42,8 @@ class ForwardProcess:
         """`passes` passes over the turns."""
         sigmas = torch.tensor(generator.sigmas, device=keys.device)
         levels = sigmas[list(self.among)] if self.among else sigmas
+        if self.alike:
+            keys = keys[:: played.group].repeat_interleave(played.group)
         return [
             [self._ask(turn.chunk.detach(), turn.number, fold(keys, 1 + number), levels) for turn in played.turns]
             for number in range(self.passes)

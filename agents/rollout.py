@@ -121,6 +121,7 @@ class Rollout:
     prefix: Prefix
     chunks: int
     calls: int
+    group: int = 1
     shared_steps: int = 0
 
     @property
@@ -166,7 +167,7 @@ def rollout(
     else:
         game.open(first)
         turns = [game.go(number) for number in range(first, env.clock.chunks)]
-    return Rollout(tuple(turns), embeds, state.texts, prefix, game.chunks, game.calls, shared_steps)
+    return Rollout(tuple(turns), embeds, state.texts, prefix, game.chunks, game.calls, group, shared_steps)
 
 
 class _Game:

@@ -57,7 +57,8 @@ def test_every_baseline_and_spread_by_hand(baseline, spread):
 
         expected = left(clip)
         if spread in rows:
-            parts = torch.stack([left(row) for row in rows[spread]])
+            columns = range(4) if spread == "batch" else (chunk,)
+            parts = torch.stack([left(row, column) for row in rows[spread] for column in columns])
             expected = expected - parts.mean() if baseline == "critic" else expected
             expected = expected / ((parts - parts.mean()).square().mean().sqrt() + 1e-4)
         torch.testing.assert_close(found[clip, chunk], expected.clamp(-5, 5), atol=1e-5, rtol=1e-4)

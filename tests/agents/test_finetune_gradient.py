@@ -130,17 +130,20 @@ def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, p
     torch.testing.assert_close(found, gradient(trainer), atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("among", [(-1,), (0, 2), ()])
-def test_the_forward_process_noises_chunks_afresh(make, among):
-    trainer = make(BASE, direction=ForwardProcess(passes=2, among=among))
+@pytest.mark.parametrize(("among", "alike"), [((-1,), False), ((0, 2), False), ((), False), ((), True)])
+def test_the_forward_process_noises_chunks_afresh(make, among, alike):
+    trainer = make(BASE, direction=ForwardProcess(passes=8 if alike else 2, among=among, alike=alike))
     played, keys = trainer._play()
     passes = trainer.config.direction.asks(played, keys, trainer.actor, trainer.env)
     levels = torch.tensor(trainer.generator.sigmas)[list(among) or [0, 1, 2, 3]]
     assert {level for asks in passes for ask in asks for level in ask.sigma.tolist()} == set(levels.tolist())
-    noises = []
+    noises, group = [], trainer.config.group
     for number, turn in enumerate(played.turns):
         asks = [asks[number] for asks in passes]
-        noises += [(ask.x - (1 - column(ask.sigma)) * turn.chunk) / column(ask.sigma) for ask in asks]
+        drawn = [(ask.x - (1 - column(ask.sigma)) * turn.chunk) / column(ask.sigma) for ask in asks]
+        for noise in drawn if alike else ():
+            torch.testing.assert_close(noise, noise[::group].repeat_interleave(group, 0), atol=1e-4, rtol=1e-4)
+        noises += [noise[::group] if alike else noise for noise in drawn]
         noises.append(turn.transitions[0].x)
     table = torch.cat([noise.flatten(1) for noise in noises])
     assert table.mean().abs() < 0.05 and abs(table.std() - 1) < 0.05
