@@ -18,6 +18,7 @@ COMMANDS = {
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
     "audit probe": "damage clips in a known place and see whether saliency finds it",
     "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",
+    "audit credit": "hold the gradient of every RL setting against the reward's own",
     "audit guard": "let a training hack its reward without the guard, and stop it with it",
     "bench reward": "time scores and saliency against the published procedure",
     "bench envs": "time the environments: alone, with inference, with training, and doing nothing",

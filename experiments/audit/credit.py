@@ -1,0 +1,235 @@
+"""`reelgym audit credit`: how straight does every direction and credit setting point to where the reward rises?
+
+At the shipped student, whose weights stay as they are, the gradient of many updates is held against the reward's own,
+taken through the codec over other clips: the truth, for a method that sees the reward's value alone. It is the gradient
+on the last denoising step; a method that pushes earlier ones may point elsewhere and not be wrong, so two halves of its
+own updates are compared as well. How far an average over so many chunks is off follows from the noise of single
+updates: settings can be told apart without a training.
+U updates in all seeds of a setting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ...agents.credit import Credit
+from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.finetune_recipes import FINETUNE, POOLED, WHOLE
+from ...agents.forward_process import ForwardProcess
+from ...agents.learner import Learner
+from ...agents.reward_gradient import RewardGradient
+from ...checkpoint import load_checkpoint
+from ...models.tiny import WEIGHTS
+from ...models.wan import CausalWan
+from ..jobs import Job, Result, one_thread, run_jobs
+from ..methods import Stack
+from ..results import command_line, write_results
+from ..runs import fingerprint
+from ..tables import Column, Row, markdown_table, number
+
+__all__ = ["COLUMNS", "Config", "report", "run"]
+OURS = FINETUNE["forward"]
+SETTINGS: dict[str, tuple[str, FineTuneConfig]] = {
+    "reward": ("reward gradient", FINETUNE["reward"]),
+    "forward": ("forward process", OURS),
+    "unlike": ("- a group's chunks noised each by itself", replace(OURS, direction=ForwardProcess(alike=False))),
+    "passes": ("- noised three times", replace(OURS, direction=ForwardProcess(passes=3))),
+    "levels": ("- at all levels of the sampler", replace(OURS, direction=ForwardProcess(among=()))),
+    "spread": ("- divided by each group's spread", replace(OURS, credit=Credit())),
+    "critic": ("- a critic for what follows", replace(OURS, credit=replace(POOLED, bootstrap=True))),
+    "perplexity": ("- elements weighed by perplexity", replace(OURS, credit=replace(POOLED, perplexity=True))),
+    "small": ("- groups of 4", replace(OURS, prompts=4, group=4)),
+    "large": ("- groups of 16", replace(OURS, prompts=1, group=16)),
+    "shared": ("- two denoising steps shared too", replace(OURS, shared_steps=2)),
+    "full": ("- a shared opening, then to the end", replace(OURS, prefix="full")),
+    "own": ("- nothing shared, returns to go", replace(OURS, prefix="own")),
+    "clip": ("- nothing shared, one score for the clip", replace(OURS, prefix="own", credit=WHOLE)),
+    "placebo": ("- placebo: rewards of other prompts' clips", replace(OURS, credit=replace(POOLED, placebo=True))),
+    "policy": ("policy gradient", FINETUNE["policy"]),
+    "policy-own": ("- nothing shared, returns to go", replace(FINETUNE["policy"], prefix="own")),
+    "raven": ("whole-video groups (RAVEN)", FINETUNE["raven"]),
+    "flow-grpo": ("Flow-GRPO SDE", FINETUNE["flow-grpo"]),
+    "ddpo": ("DDPO", replace(FINETUNE["ddpo"], epochs=1)),
+}
+"""What is measured; a line with a dash changes the one above in one way. None is pulled to the start here."""
+TRUTH = FineTuneConfig(RewardGradient(), prefix="own", prompts=16, group=1, seed=77)
+HALF = 0.5
+"""The cosine that the chunks are counted for."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured; killed, it goes on with the jobs that are not finished."""
+
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    """Which; see experiments/audit/credit.py."""
+    seeds: int = 4
+    """Of prompts and noise."""
+    seed: int = 0
+    """The first of the seeds."""
+    chunks: int = 512
+    """Generated for each setting and seed."""
+    truth: int = 2048
+    """Chunks over which the reward's own gradient is taken."""
+    workers: int | None = None
+    """Processes of one thread each; by default 2, or as many as there are cores."""
+    weights: Path | None = None
+    """Folder of a pretrained stack; by default the shipped one."""
+    device: Literal["cpu"] = "cpu"
+    """Gradients are taken on the CPU."""
+    out: Path = Path("runs/audit-credit")
+    """Folder for results.json and the jobs."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Gather gradients of one setting. truth: folder of the finished job that holds the reward's; empty for that job
+    itself."""
+
+    recipe: FineTuneConfig
+    chunks: int
+    weights: str
+    made_from: str
+    truth: str = ""
+
+
+class Still(Learner[CausalWan]):
+    """A learner that hands every gradient over and moves nothing."""
+
+    def __init__(self, learner: Learner[CausalWan]) -> None:
+        super().__init__(learner.module, learner.config)
+        self.found: list[Tensor] = []
+
+    def apply(self) -> dict[str, float]:
+        """The gradient gathered, as one vector, to `found`."""
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.found.append(torch.cat([part.flatten() for part in parts]))
+        self.optimizer.zero_grad(set_to_none=True)
+        return {}
+
+
+def run(config: Config) -> None:
+    """Take the truth, hold every setting against it, report."""
+    unknown = sorted(set(config.settings) - set(SETTINGS))
+    if unknown or not config.settings or min(config.seeds, config.chunks, config.truth) < 1:
+        raise ValueError(f"unknown settings {unknown}, or nothing to measure; choose from {', '.join(SETTINGS)}")
+    folder, place = config.weights or WEIGHTS, config.out / "jobs"
+    code = fingerprint(folder) + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    common = {"weights": str(folder), "made_from": code}
+    first = Job("truth", Task(TRUTH, config.truth, **common))
+    shared = {**common, "truth": str(place / first.name)}
+    jobs = [
+        Job(f"{name}-{seed}", Task(replace(SETTINGS[name][1], reference=0.0, seed=seed), config.chunks, **shared))
+        for seed in seeds
+        for name in config.settings
+    ]
+    workers = config.workers or min(2, os.cpu_count() or 1)
+    with tqdm(total=1 + len(jobs), desc="audit credit", unit="job", file=sys.stderr) as bar:
+        how: dict[str, Any] = {"workers": workers, "done": lambda name: bar.update(), "tick": bar.refresh}
+        ceiling = run_jobs([first], work, place, **how)[first.name][1]["halves"]
+        results = run_jobs(jobs, work, place, **how)
+    rows: list[Row] = [{"kind": "truth", "halves": ceiling, "chunks": config.truth}]
+    rows += [setting_row(name, [results[f"{name}-{seed}"][1] for seed in seeds]) for name in config.settings]
+    with one_thread():
+        written = write_results(config.out, command_line(["reelgym", "audit", "credit"], config), seeds, config, rows)
+    print(f"{report(rows)}\n\nresults: {written}")
+
+
+def work(task: Task) -> Result:
+    """The truth's job keeps the gradient itself; the others, of every update, its length along the truth and in all."""
+    stack = _stack(task.weights)
+    student, recipe = stack.student(), task.recipe
+    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
+    trainer.learner = still = Still(trainer.learner)
+    while trainer.counts.chunks < task.chunks:
+        trainer.update()
+    found = torch.stack(still.found)
+    ends = (found[::2].mean(0), found[1::2].mean(0)) if len(found) > 1 else (found[0], found[0])
+    halves = float(torch.cosine_similarity(*ends, dim=0))
+    if not task.truth:
+        return {"truth": {"gradient": found.mean(0)}}, {"halves": halves}
+    truth = load_checkpoint(task.truth)[0]["truth"]["gradient"]
+    along = (found @ (truth / truth.norm())).tolist()
+    spent = {"chunks": trainer.counts.chunks, "seconds": trainer.counts.seconds}
+    return {}, {"along": along, "length": found.norm(dim=1).tolist(), "halves": halves, **spent}
+
+
+def setting_row(name: str, results: Sequence[Mapping[str, Any]]) -> Row:
+    """Over the updates of all seeds: the mean cosine of one, and the chunks until an average of them reaches HALF."""
+    along, length = (np.concatenate([result[key] for result in results]) for key in ("along", "length"))
+    chunks = sum(result["chunks"] for result in results) / len(along)
+    draws = np.random.default_rng(0).integers(len(along), size=(RESAMPLES, len(along)))
+    signals = [signal(along[draw], length[draw]) for draw in draws]
+    low, high = np.quantile(signals, [0.025, 0.975])
+    row: Row = {"kind": "setting", "setting": name, "label": SETTINGS[name][0], "updates": len(along)}
+    row |= {"chunks": chunks, "seconds": sum(result["seconds"] for result in results) / len(along)}
+    row |= {"cosine": float((along / length.clip(1e-30)).mean())}
+    row |= {"halves": float(np.mean([result["halves"] for result in results]))}
+    found = {"needed": signal(along, length), "needed_low": float(high), "needed_high": float(low)}
+    return row | {key: needed(value, chunks) for key, value in found.items()}
+
+
+def signal(along: NDArray[np.float64], length: NDArray[np.float64]) -> float:
+    """Of U single updates: (mean length along the truth) over the root of the mean square of the rest; below 0 where
+    they point away."""
+    mean = float(along.mean())
+    return mean / math.sqrt(max(float((length**2).mean()) - mean**2, 1e-30))
+
+
+def needed(ratio: float, chunks: float) -> float | None:
+    """Chunks until the average of updates of so many chunks each has a cosine of HALF with the truth, where its noise
+    averages out and what is not noise points along the truth: n r^2 = c^2 / (1 - c^2). None where it points away."""
+    return None if ratio <= 0 else chunks * HALF**2 / (1 - HALF**2) / ratio**2
+
+
+@lru_cache(maxsize=1)
+def _stack(weights: str) -> Stack:
+    return Stack.load(weights)
+
+
+def _chunks(row: Row) -> str:
+    def told(value: float | None) -> str:
+        return "never" if value is None or value > 1e6 else f"{value:,.0f}"
+
+    return f"{told(row['needed'])} [{told(row['needed_low'])}, {told(row['needed_high'])}]"
+
+
+COLUMNS = (
+    Column("setting", "a dash: the one above, changed in this way", lambda row: row["label"]),
+    Column("cosine", "of one update's gradient with the truth, mean", number("cosine", "+.3f")),
+    Column(
+        "chunks to cosine .5 [95%]",
+        "generated until an average of such gradients points half right, by the noise of single ones; bootstrap over "
+        "updates; never: it points nowhere, or away",
+        _chunks,
+    ),
+    Column(
+        "halves", "cosine of two halves of a seed's updates, mean over seeds; about 0: noise", number("halves", "+.2f")
+    ),
+    Column("chunks", "of one update", number("chunks", ",.0f")),
+    Column("sec.", "of one update on one of two busy cores", number("seconds", ".2f")),
+    Column("updates", "measured", number("updates", "d")),
+)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The table as Markdown, with the ceiling that the truth itself sets."""
+    truth = next(row for row in rows if row["kind"] == "truth")
+    said = f"The truth is taken over {truth['chunks']:,} chunks; its two halves have a cosine of {truth['halves']:.2f}."
+    return f"{said}\n\n{markdown_table(COLUMNS, [row for row in rows if row['kind'] == 'setting'])}"
