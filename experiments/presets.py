@@ -90,7 +90,7 @@ class Preset:
 PRESETS = {
     "quick": Preset(
         seconds=20,
-        updates={"continued": 36, "dmd": 6, "stream-r1": 5, "policy": 14, "forward": 14, "reward": 19},
+        updates={"continued": 36, "dmd": 6, "stream-r1": 5, "policy": 13, "forward": 13, "reward": 21},
         seeds=2,
         exam=Exam(prompts=24, clips=2, long_prompts=6, slice_prompts=4, scripts_seed=1),
         validation=Exam(prompts=8, clips=1, long_prompts=0, split="validation"),
@@ -99,7 +99,7 @@ PRESETS = {
     ),
     "standard": Preset(
         seconds=40,
-        updates={"continued": 72, "dmd": 12, "stream-r1": 9, "policy": 28, "forward": 28, "reward": 38, "raven": 25},
+        updates={"continued": 72, "dmd": 12, "stream-r1": 9, "policy": 26, "forward": 27, "reward": 43, "raven": 13},
         seeds=10,
         exam=Exam(prompts=48, clips=2, long_prompts=12, slice_prompts=4),
         validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),
