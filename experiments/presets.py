@@ -99,7 +99,7 @@ PRESETS = {
     ),
     "standard": Preset(
         seconds=40,
-        updates={"continued": 72, "dmd": 12, "stream-r1": 9, "policy": 26, "forward": 27, "reward": 43, "raven": 13},
+        updates={"continued": 72, "dmd": 12, "stream-r1": 9, "policy": 26, "forward": 26, "reward": 42, "raven": 13},
         seeds=10,
         exam=Exam(prompts=48, clips=2, long_prompts=12, slice_prompts=4),
         validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),
