@@ -5,9 +5,7 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-import torch
 
-from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.experiments import cli
 from reelgym.experiments.bench import rl, rl_tables
 from reelgym.experiments.bench.rl import Config, apart, core_seconds, goal_of
@@ -15,29 +13,6 @@ from reelgym.experiments.bench.rl_runs import SETTINGS, arrival, ladder
 from reelgym.experiments.bench.rl_tables import interval_of, median_span, ratio_rows, ratio_span, report, times_of
 from reelgym.experiments.evaluate import Exam, texts_of
 from reelgym.experiments.readme import filled
-from reelgym.models.codec import FrameCodec
-from reelgym.models.prompts import WordEncoder
-from reelgym.models.reward_net import TinyReward
-from reelgym.models.tiny import CODEC, STREAMING_CACHE, TRANSFORMER, save_tiny
-from reelgym.models.wan import CausalWan
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A stack with random weights, thinner than the tiny one."""
-    from diffusers import WanTransformer3DModel
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("stack")
-    encoder = WordEncoder(GRAMMARS["plain"].vocabulary(), 8)
-    sizes = TRANSFORMER | {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24}
-    manifest = {"vocab": list(encoder.vocab), "recipe": {"grammar": "plain"}}
-    for name in ("teacher", "student"):
-        transformer = WanTransformer3DModel(text_dim=encoder.dim, **sizes)
-        save_tiny(folder / name, CausalWan(transformer, 3, 8, STREAMING_CACHE), manifest)
-    save_tiny(folder / "codec", FrameCodec.from_config(**CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
-    save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
-    return folder
 
 
 def a_run(oracle, chunks=(64, 128), diverged=False):

@@ -8,7 +8,6 @@ import torch
 from reelgym.agents.fit import fit
 from reelgym.agents.learner import NonFiniteError
 from reelgym.checkpoint import load_checkpoint
-from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import compare, longer, runs
 from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
@@ -27,29 +26,6 @@ from reelgym.experiments.methods import (
 from reelgym.experiments.presets import ALONE, PRESETS, SEQUENCES
 from reelgym.experiments.rows import curve_rows, table_rows
 from reelgym.experiments.runs import work
-from reelgym.models.codec import FrameCodec
-from reelgym.models.prompts import WordEncoder
-from reelgym.models.reward_net import TinyReward
-from reelgym.models.tiny import CODEC, STREAMING_CACHE, TRANSFORMER, save_tiny
-from reelgym.models.wan import CausalWan
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A stack with random weights, thinner than the tiny one."""
-    from diffusers import WanTransformer3DModel
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("stack")
-    encoder = WordEncoder(GRAMMARS["plain"].vocabulary(), 8)
-    sizes = TRANSFORMER | {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24}
-    manifest = {"vocab": list(encoder.vocab), "recipe": {"grammar": "plain"}}
-    for name in ("teacher", "student"):
-        transformer = WanTransformer3DModel(text_dim=encoder.dim, **sizes)
-        save_tiny(folder / name, CausalWan(transformer, 3, 8, STREAMING_CACHE), manifest)
-    save_tiny(folder / "codec", FrameCodec.from_config(**CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
-    save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
-    return folder
 
 
 def kill_at(job):
