@@ -50,13 +50,16 @@ class GuardConfig:
     """Least motion, as a share of the start's."""
     diversity: float = 0.6
     """Least diversity, as a share of the start's."""
+    kl: float = 0.004
+    """Most KL of the sampler's step from the start's, per latent element; 0 asks for none."""
     seed: int = 0
     """Of prompts and noise."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.patience < 1 or self.prompts < 2 or self.clips < 2 or self.margin < 0:
+        small = self.every < 1 or self.patience < 1 or self.prompts < 2 or self.clips < 2
+        if small or not self.margin >= 0 or not self.kl >= 0:
             raise ValueError(
-                f"every and patience are at least 1, prompts and clips at least 2, margin not below 0: {self}"
+                f"every and patience are at least 1, prompts and clips at least 2, margin and kl not below 0: {self}"
             )
 
     @property
@@ -82,9 +85,16 @@ def fallen(now: Tensor, best: Tensor, margin: float) -> bool:
     return not float(difference.mean()) >= -margin * float(difference.std()) / len(difference) ** 0.5
 
 
-def broken_floors(values: dict[str, float], start: dict[str, float], floors: dict[str, float]) -> list[str]:
-    """Names of the measures that lie below their share of the start."""
-    return [name for name, share in floors.items() if values[name] < share * start[name]]
+def broken_bounds(values: dict[str, float], start: dict[str, float], config: GuardConfig) -> list[str]:
+    """What lies below its share of the start, or too far from it, a sentence's part for each."""
+    broken = [
+        f"{name} fell to {values[name] / start[name]:.2f} of the start's"
+        for name, share in config.floors.items()
+        if values[name] < share * start[name]
+    ]
+    if config.kl and not values["kl"] <= config.kl:
+        broken.append(f"KL from the start rose to {values['kl']:.4f}, above {config.kl:g}")
+    return broken
 
 
 def diversity(groups: Tensor) -> Tensor:
@@ -224,14 +234,14 @@ class Guard:
         if self.start is None or self.best is None:
             self.start = now
             return self._keep(now)
-        broken = broken_floors(now.values, self.start.values, self.config.floors)
+        broken = broken_bounds(now.values, self.start.values, self.config)
         if not broken and now.values["heldout"] > self.best.values["heldout"]:
             return self._keep(now)
         below = fallen(now.heldout, self.best.heldout, self.config.margin)
         self.strikes = self.strikes + 1 if below or broken else 0
         if not self.strikes:
             return
-        self._charge = charge(now, self.best, self.start, below, broken)
+        self._charge = charge(now, self.best, below, broken)
         if self.strikes >= self.config.patience:
             self.stopped = True
             self._roll_back()
@@ -246,7 +256,7 @@ class Guard:
         self.why = f"{self._charge}; the weights of update {self.best.update} are back"
 
 
-def charge(now: Look, best: Look, start: Look, below: bool, broken: list[str]) -> str:
+def charge(now: Look, best: Look, below: bool, broken: list[str]) -> str:
     """What a look has against the weights, in a sentence."""
     parts = []
     if below:
@@ -254,9 +264,7 @@ def charge(now: Look, best: Look, start: Look, below: bool, broken: list[str]) -
         what = "the trained and the held-out reward parted" if parted else "both rewards fell"
         moves = [f"{label} {best.values[key]:.3f} to {now.values[key]:.3f}" for key, label in REWARDS.items()]
         parts.append(f"{what} after update {best.update} ({', '.join(moves)})")
-    for name in broken:
-        parts.append(f"{name} fell to {now.values[name] / start.values[name]:.2f} of the start's")
-    return f"by update {now.update} " + " and ".join(parts)
+    return f"by update {now.update} " + " and ".join(parts + broken)
 
 
 REWARDS = {"reward": "trained", "heldout": "held out"}

@@ -88,8 +88,9 @@ class Config:
     """Test prompts, two clips each."""
     validation: int = 16
     """Validation prompts on which the oracle follows a run."""
-    seed: int = 10
-    """The first of the seeds; rates and lengths of the cases were chosen on 0 to 3."""
+    seed: int = 20
+    """The first of the seeds; rates and lengths of the cases were chosen on 0 to 3, the guard's ceiling of KL on 3 and
+    10 to 14."""
     device: Literal["cpu"] = "cpu"
     """Runs share the cores of the CPU."""
     workers: int | None = None

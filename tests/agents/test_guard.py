@@ -8,7 +8,7 @@ import torch
 
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.fit import fit
-from reelgym.agents.guard import Guard, GuardConfig, Look, broken_floors, charge, diversity, fallen
+from reelgym.agents.guard import Guard, GuardConfig, Look, broken_bounds, charge, diversity, fallen
 from reelgym.agents.learner import LearnerConfig
 from reelgym.agents.reward_gradient import RewardGradient
 from reelgym.checkpoint import CheckpointError
@@ -23,7 +23,7 @@ HACKING = FineTuneConfig(
     group=1,
     learner=LearnerConfig(learning_rate=1e-2),
 )
-WATCH = GuardConfig(every=1, prompts=3, clips=2, sharpness=0.0, motion=0.0, diversity=0.0)
+WATCH = GuardConfig(every=1, prompts=3, clips=2, sharpness=0.0, motion=0.0, diversity=0.0, kl=0.0)
 
 
 class Disagrees:
@@ -187,11 +187,17 @@ def test_the_margin_is_in_standard_errors_of_the_paired_difference():
     assert fallen(best * torch.nan, best, 1.0)
 
 
-def test_floors_are_shares_of_the_start():
-    start = {"sharpness": 2.0, "motion": 1.0, "diversity": 0.5}
-    now = {"sharpness": 1.1, "motion": 0.7, "diversity": 0.3}
-    assert broken_floors(now, start, GuardConfig().floors) == ["sharpness"]
-    assert broken_floors(start, start, GuardConfig().floors) == []
+def test_floors_are_shares_of_the_start_and_kl_has_a_ceiling():
+    start = {"sharpness": 2.0, "motion": 1.0, "diversity": 0.5, "kl": 0.0}
+    now = {"sharpness": 1.1, "motion": 0.7, "diversity": 0.3, "kl": 0.02}
+    config = GuardConfig(kl=0.01)
+    assert broken_bounds(now, start, config) == [
+        "sharpness fell to 0.55 of the start's",
+        "KL from the start rose to 0.0200, above 0.01",
+    ]
+    assert len(broken_bounds(now, start, replace(config, kl=0.0))) == 1
+    assert len(broken_bounds({**now, "kl": float("nan")}, start, config)) == 2
+    assert broken_bounds(start, start, config) == []
 
 
 def test_a_broken_floor_is_a_strike_however_high_the_reward(make):
@@ -203,10 +209,18 @@ def test_a_broken_floor_is_a_strike_however_high_the_reward(make):
     assert "by update 1 motion fell to " in guard.why and guard.best.update == 0
 
 
+def test_too_far_from_the_start_is_a_strike_however_high_the_reward(make):
+    trainer, guard = make(sign=1, kl=1e-9, patience=2)
+    before = weights(trainer)
+    fitted(trainer, 5, guard)
+    assert guard.stopped and trainer.counts.updates == 2 and torch.equal(weights(trainer), before)
+    assert "by update 2 KL from the start rose to " in guard.why and guard.best.update == 0
+
+
 def test_the_charge_says_what_happened():
-    values = {"reward": 1.0, "heldout": 0.5, "motion": 2.0}
-    best, now = Look(4, torch.zeros(2), values), Look(8, torch.zeros(2), {**values, "reward": 0.5, "motion": 1.0})
-    said = charge(now, best, best, True, ["motion"])
+    values = {"reward": 1.0, "heldout": 0.5}
+    best, now = Look(4, torch.zeros(2), values), Look(8, torch.zeros(2), {**values, "reward": 0.5})
+    said = charge(now, best, True, ["motion fell to 0.50 of the start's"])
     assert said == (
         "by update 8 both rewards fell after update 4 (trained 1.000 to 0.500, held out 0.500 to 0.500) "
         "and motion fell to 0.50 of the start's"
@@ -262,6 +276,9 @@ def test_a_checkpoint_and_a_call_that_differ_are_told(make, tmp_path):
 def test_wrong_settings_are_told(make):
     with pytest.raises(ValueError, match="at least 2"):
         GuardConfig(clips=1)
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="not below 0"):
+            GuardConfig(kl=wrong)
     trainer, guard = make()
     with pytest.raises(ValueError, match="accelerator"):
         fit(trainer, 1, guard=guard, accelerator=object())
