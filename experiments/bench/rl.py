@@ -19,7 +19,7 @@ from ..evaluate import Exam, texts_of
 from ..jobs import Job, Result, one_thread, run_jobs
 from ..results import command_line, write_results
 from ..runs import fingerprint
-from .rl_runs import BASELINES, OURS, SETTINGS, ReferenceTask, RunTask, ladder, with_rate, work
+from .rl_runs import BASELINES, SETTINGS, ReferenceTask, RunTask, ladder, with_rate, work
 from .rl_tables import COLUMNS, curves_svg, report, table_rows
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
@@ -39,13 +39,13 @@ NEVER = 2.0
 class Config:
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
-    settings: tuple[str, ...] = (*OURS, *BASELINES)
+    settings: tuple[str, ...] = ("reward", "forward", *BASELINES)
     """Which ways to train; more in experiments/bench/rl_runs.py."""
     seeds: int = 10
     """Trainings of each."""
     seed: int = 0
     """The first of the seeds."""
-    chunks: int = 1280
+    chunks: int = 2048
     """Generated at most by a training; who has not arrived then is censored."""
     share: float = 0.5
     """Of the gap between starting student and teacher that is to be gained."""
@@ -54,7 +54,7 @@ class Config:
     search: tuple[float, ...] = (1 / 3, 1.0, 3.0)
     """Factors of a recipe's learning rate that every setting tries, each in one training of half the chunks, judged on
     validation prompts; empty: the rates as they are."""
-    prompts: int = 16
+    prompts: int = 12
     """Test prompts of a look, two clips each."""
     exam_prompts: int = 32
     """Other test prompts, on which a run is judged once it has stopped."""
@@ -73,7 +73,7 @@ def run(config: Config) -> None:
     _check(config)
     workers = config.workers or min(2, os.cpu_count() or 1)
     minutes = core_seconds(config) / workers / 60
-    print(f"bench rl: {minutes:.0f} minutes on {workers} idle cores if no run arrives, else less", file=sys.stderr)
+    print(f"bench rl: {minutes:.0f} minutes on {workers} idle cores, or less", file=sys.stderr)
     common, jobs = _common(config), config.out / "jobs"
     tries = _tries(config, common)
     total = 2 + len(tries) + len(config.settings) * config.seeds
@@ -124,7 +124,7 @@ def winners(config: Config, tried: Mapping[str, Result]) -> tuple[dict[str, Fine
 
 
 def core_seconds(config: Config) -> float:
-    """What the whole takes one idle core, at most: no run arrives, and every rung of the ladder is a look."""
+    """What the whole takes one idle core, at most, where no run arrives that did not in the committed results."""
     look, exam = (CLIPS * prompts / STUDENT_PACE for prompts in (config.prompts, config.exam_prompts))
     references = look + config.seeds * exam + CLIPS * (config.prompts + config.exam_prompts) / TEACHER_PACE
     tries = len(config.search) * sum(config.chunks / 2 / SETTINGS[name].pace + look for name in config.settings)
@@ -133,10 +133,11 @@ def core_seconds(config: Config) -> float:
 
 def _cost(config: Config, name: str) -> float:
     setting = SETTINGS[name]
-    most = setting.recipe.prompts * setting.recipe.group * Exam.chunks
-    looks = len({-(-rung // most) for rung in ladder(config.chunks)})
+    chunks = min(config.chunks, setting.arrives)
+    update = setting.recipe.prompts * setting.recipe.group * Exam.chunks
+    looks = len({-(-rung // update) for rung in ladder(config.chunks) if rung <= chunks})
     clips = CLIPS * (looks * config.prompts + config.exam_prompts)
-    return config.chunks / setting.pace + clips / STUDENT_PACE
+    return chunks / setting.pace + clips / STUDENT_PACE
 
 
 def _check(config: Config) -> None:

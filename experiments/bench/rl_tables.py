@@ -23,6 +23,8 @@ Runs = Sequence[Mapping[str, Any]]
 """The results of one setting, one per seed."""
 RESAMPLES = 1000
 UNITS = ("chunks", "seconds")
+PARTS = {"": 1.0, "half_": 0.5}
+"""Shares of the gain that times are taken to, by the prefix of their keys; a run goes on to the whole."""
 
 
 def times_of(runs: Runs, goal: float, unit: str) -> tuple[list[float], list[bool]]:
@@ -62,15 +64,20 @@ def interval_of(theirs: Sequence[Span], ours: Sequence[Span], level: float = 0.9
     return sorted(low for low, _ in spans)[out], sorted(high for _, high in spans)[-1 - out]
 
 
-def ratio_rows(found: Mapping[str, Runs], goal: float) -> list[Row]:
-    """How many times more chunks and seconds each baseline takes than each of ours."""
+def part_of(start: float, goal: float, share: float) -> float:
+    """The oracle total at which a run has gained that share of what it is to gain."""
+    return start + share * (goal - start)
+
+
+def ratio_rows(found: Mapping[str, Runs], goal: float, gain: float = math.nan) -> list[Row]:
+    """How many times more chunks and seconds each baseline takes to the goal than each of ours. gain: to note down."""
     pairs = [(theirs, ours) for theirs in BASELINES for ours in OURS if theirs in found and ours in found]
     wanted = {name for pair in pairs for name in pair}
     times = {(name, unit): times_of(found[name], goal, unit) for name in wanted for unit in UNITS}
     draws = {key: resampled(*value) for key, value in times.items()}
     rows: list[Row] = []
     for theirs, ours in pairs:
-        row: Row = {"kind": "ratio", "setting": theirs, "against": ours}
+        row: Row = {"kind": "ratio", "setting": theirs, "against": ours, "gain": gain}
         for unit in UNITS:
             span = ratio_span(median_span(*times[theirs, unit]), median_span(*times[ours, unit]))
             ends = interval_of(draws[theirs, unit], draws[ours, unit])
@@ -86,7 +93,9 @@ def table_rows(
     start = references["start"]
     rows = [_reference_row(name, result, goal) for name, result in references.items()]
     rows += [_setting_row(name, runs, start, goal) for name, runs in found.items()]
-    rows += ratio_rows(found, goal)
+    begun = start["looks"][0]["oracle"]
+    for share in PARTS.values():
+        rows += ratio_rows(found, part_of(begun, goal, share), share * (goal - begun))
     for name, runs in found.items():
         for seed, run, exam in zip(seeds, runs, start["exams"], strict=True):
             spent = {key: run[key] for key in ("chunks", "seconds", "updates", "diverged")}
@@ -105,9 +114,10 @@ def _reference_row(name: str, result: Mapping[str, Any], goal: float) -> Row:
 def _setting_row(name: str, runs: Runs, start: Mapping[str, Any], goal: float) -> Row:
     recipe = SETTINGS[name].recipe
     row: Row = {"kind": "setting", "setting": name, "label": SETTINGS[name].label, "seeds": len(runs)}
-    for unit in UNITS:
-        times, reached = times_of(runs, goal, unit)
-        row |= _ends(unit, median_span(times, reached)) | {"arrived": sum(reached)}
+    for prefix, share in PARTS.items():
+        for unit in UNITS:
+            times, reached = times_of(runs, part_of(start["looks"][0]["oracle"], goal, share), unit)
+            row |= _ends(prefix + unit, median_span(times, reached)) | {f"{prefix}arrived": sum(reached)}
     gain = _gain(runs, start)
     row |= {"gain": gain.mean, "low": gain.low, "high": gain.high, "verdict": gain.verdict}
     spread = [np.mean([one["diversity"] for one in exams]) for exams in ([run["exam"] for run in runs], start["exams"])]
@@ -144,6 +154,10 @@ def _taken(unit: str) -> Callable[[Row], str]:
     return lambda row: f"> {row[f'{unit}_at_least']:,.0f}" if row[unit] is None else f"{row[unit]:,.0f}"
 
 
+def _share(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[key]}/{row['seeds']}"
+
+
 def _times(unit: str) -> Callable[[Row], str]:
     def show(row: Row) -> str:
         if row[unit] is not None:
@@ -161,7 +175,10 @@ SETTING_COLUMNS = (
     Column("setting", "how the starting student was trained", lambda row: row["label"]),
     Column("chunks", "generated until half of the runs had gained enough (Kaplan-Meier)", _taken("chunks")),
     Column("sec.", "of training until then, looks not counted, on one of two busy cores", _taken("seconds")),
-    Column("arrived", "runs that gained enough before they had to give up", lambda r: f"{r['arrived']}/{r['seeds']}"),
+    Column("arrived", "runs that gained enough before they had to give up", _share("arrived")),
+    Column("half: chunks", "the same for half of that gain", _taken("half_chunks")),
+    Column("half: sec.", "", _taken("half_seconds")),
+    Column("half: arrived", "", _share("half_arrived")),
     Column(
         "gain [95%]",
         "oracle total above the start's on other prompts, where training stopped; paired over seeds and prompts",
@@ -178,6 +195,7 @@ SETTING_COLUMNS = (
 )
 RATIO_COLUMNS = (
     Column("baseline / ours", "", lambda r: f"{SETTINGS[r['setting']].label} / {SETTINGS[r['against']].label}"),
+    Column("gain", "of the oracle total that is compared", number("gain", "+.3f")),
     Column(
         "times the chunks",
         "of medians [95%, bootstrap over seeds]; >= where most of the baseline's runs gave up, <= where ours did",
@@ -198,7 +216,7 @@ def report(rows: Sequence[Row]) -> str:
     start, goal = known["start"], known["start"]["goal"]
     gain = goal - start["oracle"]
     said = f"Oracle totals of a look: start {start['oracle']:.3f}, teacher {known['teacher']['oracle']:.3f}. "
-    said += f"Enough is {goal:.3f}, a gain of {gain:.3f}. A run is looked at after the first update that brings it to "
+    said += f"Enough is {goal:.3f}, a gain of {gain:.3f}; half of it is timed as well. A run is looked at after the first update that brings it to "
     said += f"{', '.join(str(rung) for rung in sorted({row['rung'] for row in curve}))} chunks, and arrives at the "
     said += "first look that is enough: times are no finer than that."
     parts = [said, markdown_table(SETTING_COLUMNS, settings)]

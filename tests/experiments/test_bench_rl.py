@@ -101,10 +101,26 @@ def test_ratio_rows_and_how_they_are_shown():
     assert [(row["setting"], row["against"]) for row in rows] == [
         ("raven", "forward"), ("raven", "policy"), ("ddpo", "forward"), ("ddpo", "policy")
     ]  # fmt: skip
-    assert [rl_tables.RATIO_COLUMNS[1].show(row) for row in rows] == ["2.0 [2.0, 2.0]", "<= 1.0", ">= 2.0", "–"]
+    assert [rl_tables.RATIO_COLUMNS[2].show(row) for row in rows] == ["2.0 [2.0, 2.0]", "<= 1.0", ">= 2.0", "–"]
     assert rows[0]["seconds"] == pytest.approx(2) and rows[2]["chunks_high"] is None and rows[2]["chunks_low"] == 2
     mixed = ratio_rows({"forward": [fast] * 3, "raven": [slow, slow, never]}, 0.5)[0]
-    assert rl_tables.RATIO_COLUMNS[1].show(mixed) == "2.0 [2.0, open]"
+    assert rl_tables.RATIO_COLUMNS[2].show(mixed) == "2.0 [2.0, open]"
+
+
+def test_half_of_the_gain_is_timed_too(monkeypatch):
+    start = {"looks": [a_run([0.5], (0,))["looks"][0] | {"reward": 0.0, "heldout": None}]}
+    exam = {"total": [0.5, 0.5], "diversity": [1.0, 1.0]}
+    runs = [a_run([0.6, 0.7]) | {"exam": exam, "updates": 2} for _ in range(3)]
+    for run in runs:
+        run["looks"] = [look | {"reward": 0.1, "heldout": None} for look in run["looks"]]
+    rows = rl_tables.table_rows(
+        {"reward": runs, "raven": runs}, {"start": start | {"exams": [exam] * 3}}, [0, 1, 2], 0.7
+    )
+    setting = next(row for row in rows if row["kind"] == "setting")
+    assert (setting["chunks"], setting["half_chunks"], setting["half_seconds"]) == (128, 64, 6.4)
+    assert (setting["arrived"], setting["half_arrived"]) == (3, 3)
+    ratios = [row for row in rows if row["kind"] == "ratio"]
+    assert [row["gain"] for row in ratios] == pytest.approx([0.2, 0.1]) and [row["chunks"] for row in ratios] == [1, 1]
 
 
 def test_the_curve_of_a_run_that_stopped_stays():
