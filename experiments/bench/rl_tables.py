@@ -216,7 +216,8 @@ def report(rows: Sequence[Row]) -> str:
     start, goal = known["start"], known["start"]["goal"]
     gain = goal - start["oracle"]
     said = f"Oracle totals of a look: start {start['oracle']:.3f}, teacher {known['teacher']['oracle']:.3f}. "
-    said += f"Enough is {goal:.3f}, a gain of {gain:.3f}; half of it is timed as well. A run is looked at after the first update that brings it to "
+    said += f"Enough is {goal:.3f}, a gain of {gain:.3f}; half of it is timed as well. "
+    said += "A run is looked at after the first update that brings it to "
     said += f"{', '.join(str(rung) for rung in sorted({row['rung'] for row in curve}))} chunks, and arrives at the "
     said += "first look that is enough: times are no finer than that."
     parts = [said, markdown_table(SETTING_COLUMNS, settings)]
