@@ -33,7 +33,7 @@ class Credit:
     baseline: Baseline = "group"
     """What is subtracted, per chunk: nothing, the mean over the batch or over the group, or the critic's value of what
     was seen before the chunk."""
-    spread: Spread = "group"
+    spread: Spread = "batch"
     """Whose standard deviation divides what is left: a group's, per chunk, or that of the batch, all chunks together,
     so that groups and chunks which differ more weigh more. With a critic, whose mean is taken off first, since a critic
     that lags would give all advantages one sign. Over one clip alone it leaves nothing but the sign."""
@@ -56,6 +56,14 @@ class Credit:
             raise ValueError("one score for the whole clip leaves a critic nothing to predict: use reach='togo'")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], not {self.decay}")
+
+    def check(self, prompts: int, group: int) -> None:
+        """ValueError where groups of so many clips leave nothing to hold a clip against."""
+        if group == 1 and "group" in (self.baseline, self.spread):
+            wanted = "baseline='batch' or 'critic' with spread='batch'"
+            raise ValueError(f"a group of one has nobody to be held against: use {wanted}, or a larger group")
+        if prompts * group == 1 and self.baseline == "batch":
+            raise ValueError("one clip an update is its own batch: use baseline='critic', or more clips")
 
     @property
     def critic(self) -> bool:

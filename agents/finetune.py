@@ -69,6 +69,8 @@ class FineTuneConfig:
             raise ValueError(f"reference is not below 0: {self.reference}")
         if isinstance(self.direction, PolicyGradient) and self.epochs > 1 and not self.direction.clip:
             raise ValueError("several epochs leave the policy that acted behind: set the policy gradient's clip")
+        if not isinstance(self.direction, RewardGradient):
+            self.credit.check(self.prompts, self.group)
         if isinstance(self.direction, RewardGradient) and (self.credit.perplexity or self.credit.placebo):
             raise ValueError("a reward gradient asks for no credit: leave out perplexity and placebo")
         if isinstance(self.direction, RewardGradient) and (self.prefix != "own" or self.epochs > 1):
@@ -118,9 +120,12 @@ class FineTune:
         if isinstance(config.direction, RewardGradient):
             self.counts.reward_calls += played.chunks
         olds: list[Tensor | None] = [ask.old for asks in passes for ask in asks]
+        skipped = 0.0
         for _ in range(config.epochs):
             found = self._push(played, passes, olds, advantage, weights)
             measured |= {name: float(value) for name, value in found.items()} | self.learner.apply()
+            skipped += measured["skipped"]
+        measured["skipped"] = skipped
         self.counts.updates += 1
         self.counts.seconds += time.monotonic() - started
         rewards = played.rewards

@@ -9,11 +9,8 @@ from .learner import LearnerConfig
 from .policy_gradient import PolicyGradient
 from .reward_gradient import RewardGradient
 
-WHOLE = Credit(reach="clip")
-"""One score for all chunks of a clip."""
-
-POOLED = Credit(spread="batch")
-"""Groups whose clips differ more weigh more."""
+WHOLE = Credit(reach="clip", spread="group")
+"""One score for all chunks of a clip, as published."""
 
 
 def rate(learning_rate: float) -> LearnerConfig:
@@ -23,15 +20,15 @@ def rate(learning_rate: float) -> LearnerConfig:
 
 FINETUNE: dict[str, FineTuneConfig] = {
     "reward": FineTuneConfig(RewardGradient(), prefix="own", prompts=4, group=1, reference=1.0, learner=rate(1.5e-4)),
-    "forward": FineTuneConfig(ForwardProcess(), POOLED, reference=1.0, learner=rate(1e-4)),
-    "policy": FineTuneConfig(PolicyGradient(among=(-1,)), POOLED, reference=1.0, learner=rate(1e-4)),
+    "forward": FineTuneConfig(ForwardProcess(), reference=1.0, learner=rate(1e-4)),
+    "policy": FineTuneConfig(PolicyGradient(among=(-1,)), reference=1.0, learner=rate(1e-4)),
     "raven": FineTuneConfig(PolicyGradient(steps=3), WHOLE, prefix="own", reference=0.05, learner=rate(5e-5)),
     "flow-grpo": FineTuneConfig(
         PolicyGradient(steps=3, sde=0.7, rescale=False), WHOLE, prefix="own", reference=0.05, learner=rate(5e-5)
     ),
     "ddpo": FineTuneConfig(
         PolicyGradient(steps=3, rescale=False, clip=1e-4),
-        Credit(reach="clip", baseline="batch", spread="batch"),
+        Credit(reach="clip", baseline="batch"),
         prefix="own",
         prompts=16,
         group=1,

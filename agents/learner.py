@@ -1,4 +1,4 @@
-"""What every trained module has (contract 12): optimiser, clipping, averaged weights, a state that resumes exactly."""
+"""What every trained module has: optimiser, clipping, averaged weights, a state that resumes exactly."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ FORK_DRAWS = 2**20
 
 
 class GeneratorPolicy:
-    """A generator as a policy: observations in, chunks out; it owns the cache of its streams (contract 4).
+    """A generator as a policy: observations in, chunks out; it owns the cache of its streams.
 
     generator: what acts. grad: whether the exit step of each chunk carries a gradient. exit_step: the denoising step
     whose prediction is the chunk; None for the last. transitions: S of them, of the newest chunk.

@@ -1,4 +1,4 @@
-"""What the stream environments share: clips that grow chunk by chunk, and the reward of their windows (contract 11).
+"""What the stream environments share: clips that grow chunk by chunk, and the reward of their windows.
 
 N streams, n chunks a clip, f latent frames a chunk, W latent frames a window, L words, D width of an embedding.
 """

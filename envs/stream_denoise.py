@@ -60,7 +60,7 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
     Reward [N]: 0, and for the last step of a chunk what StreamGen gives; the return is StreamGen's.
     End: after n chunks, n S steps, all streams together, terminated.
 
-    What the agent's cache holds of the chunks before the window is the agent's own (contract 4). `reset(options=...)`:
+    What the agent's cache holds of the chunks before the window is the agent's own. `reset(options=...)`:
     `scripts`; `keys` int64 [N]; `reset_mask`. `info["text"]`: the prompts of the chunk to come.
 
     Args:

@@ -25,7 +25,7 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
     Action: the next chunk's latents [N, f, C, h, w], never clipped. Observation: `latents` [N, W, C, h, w], the window
     that ends with the newest chunk; `prompt` [N, L, D], of the chunk to come (of the last chunk when none comes);
     `position` int64 [N], chunks done. Reward [N]: that of the window which ends with the chunk, judged against the
-    prompt of that chunk, over n (contract 11). All streams end together, terminated. `info["text"]`: the prompts of
+    prompt of that chunk, over n. All streams end together, terminated. `info["text"]`: the prompts of
     the chunk to come, N strings.
 
     Args:

@@ -67,7 +67,7 @@ class SteerState:
 
 
 class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
-    """N streams in lockstep of one frozen generator; the environment owns its cache (contract 4).
+    """N streams in lockstep of one frozen generator; the environment owns its cache.
 
     Action [N, K + 3], each number in [-1, 1]:
         0 .. K - 1: leads of the next chunk's noise along the K smoothest directions (models.steering.led_noise); 0

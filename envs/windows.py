@@ -1,4 +1,4 @@
-"""How a clip is cut into chunks and reward windows (contract 11), and a whole clip's reward made of them."""
+"""How a clip is cut into chunks and reward windows, and a whole clip's reward made of them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The questions asked, and the command line: pretraining, comparisons, audits, benchmarks, reports."""

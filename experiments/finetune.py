@@ -15,7 +15,7 @@ from ..agents.finetune import FineTune, FineTuneConfig
 from ..agents.finetune_recipes import FINETUNE
 from ..agents.fit import fit
 from ..agents.guard import Guard, GuardConfig
-from ..checkpoint import has_checkpoint, sha256_file
+from ..checkpoint import has_checkpoint, load_checkpoint, sha256_file
 from ..envs.prompt_source import world_prompts
 from ..models.generator import Generator
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
@@ -42,7 +42,9 @@ class Config:
     group: int | None = None
     """Clips of each prompt, if not the recipe's own."""
     guard: bool = True
-    """Stop, and put the best weights back, where a held-out reward falls (docs/guard.md)."""
+    """Stop, and put the best weights back, where a held-out reward falls or a bound breaks (docs/guard.md)."""
+    guard_kl: float = GuardConfig.kl
+    """Most KL from the start that the guard puts up with, per latent element; 0 asks for none."""
     every: int = 4
     """Updates between looks of guard and oracle."""
     validation: int = 24
@@ -69,17 +71,21 @@ def run(config: Config) -> None:
     student, recipe = stack.student(), recipe_of(config)
     trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
     guard = watcher(stack, student, config) if config.guard else None
-    with one_thread(), SummaryWriter(str(out / "tensorboard")) as writer:
+    done = updates_in(out / "checkpoint")
+    if done:
+        print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
+    with one_thread(), SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None) as writer:
         before = judged(stack, stack.start, config)
-        if has_checkpoint(out / "checkpoint"):
-            print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
         with tqdm(total=config.updates, desc=f"finetune {config.recipe}", unit="update", file=sys.stderr) as bar:
 
             def note(measured: Mapping[str, float], update: int) -> None:
-                for key, value in measured.items():
+                spent = {"spent/chunks": trainer.counts.chunks, "spent/seconds": trainer.counts.seconds}
+                for key, value in {**measured, **spent}.items():
                     writer.add_scalar(key, value, update)
                 bar.update(update - bar.n)
 
+            if not done:
+                note(before, 0)
             fit(
                 trainer,
                 config.updates,
@@ -94,7 +100,7 @@ def run(config: Config) -> None:
         rows = [{"kind": "end", "weights": name, **row} for name, row in (("start", before), ("fine-tuned", after))]
         command = command_line(["reelgym", "finetune", config.recipe], config)
         write_results(out, command, [config.seed], config, rows, stack.device)
-    save_tiny(out / "student", student.model, manifest_of(config, recipe, trainer, guard, after))
+    save_student(out / "student", stack, trainer, after, guard)
     print(f"oracle on validation prompts: {before['oracle']:.4f} before, {after['oracle']:.4f} after", end="")
     print(f" {trainer.counts.updates} updates and {trainer.counts.chunks:,} chunks")
     if guard is not None and guard.why:
@@ -114,7 +120,7 @@ def recipe_of(config: Config) -> FineTuneConfig:
 def watcher(stack: Stack, student: Generator, config: Config) -> Guard:
     """A guard with the stack's two rewards, on validation prompts."""
     prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
-    watched = GuardConfig(every=config.every, seed=config.seed)
+    watched = GuardConfig(every=config.every, kl=config.guard_kl, seed=config.seed)
     return Guard(watched, student, stack.codec, stack.clock, stack.reward, stack.heldout(), prompts)
 
 
@@ -127,14 +133,34 @@ def judged(stack: Stack, student: Generator, config: Config) -> dict[str, float]
     }
 
 
-def manifest_of(
-    config: Config, recipe: FineTuneConfig, trainer: FineTune, guard: Guard | None, quality: Mapping[str, float]
-) -> dict[str, Any]:
-    """What the fine-tuned student's folder says of it; what reads it as a student needs the start's own words."""
-    parent = (config.weights or WEIGHTS) / "student"
+def updates_in(checkpoint: Path) -> int:
+    """Updates that a checkpoint of `fit` holds; 0 where there is none."""
+    return int(load_checkpoint(checkpoint)[1]["counts"]["updates"]) if has_checkpoint(checkpoint) else 0
+
+
+def kept_updates(trainer: FineTune, guard: Guard | None) -> int:
+    """Updates behind the weights that the trainer ended with: fewer than were made where the guard put some back."""
+    if guard is None or guard.best is None or not guard.why:
+        return trainer.counts.updates
+    return guard.best.update
+
+
+def save_student(
+    folder: Path,
+    stack: Stack,
+    trainer: FineTune,
+    quality: Mapping[str, float] | None = None,
+    guard: Guard | None = None,
+) -> None:
+    """Write the trainer's generator, once a student of the stack, to a folder that `reelgym generate --student` reads.
+
+    quality: what was measured of it. guard: who watched; after a roll-back the manifest's "steps" are those of the
+    weights that were put back. The words that the student reads are the start's.
+    """
+    parent = stack.folder / "student"
     start = load_manifest("student", parent)
     kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
-    told: dict[str, Any] = {"part": "student", "recipe": {**asdict(recipe), "grammar": start["recipe"]["grammar"]}}
-    told |= {"seed": config.seed, "steps": trainer.counts.updates, "quality": dict(quality)}
-    told |= {"made_from": sha256_file(parent / "weights.safetensors")}
-    return kept | told | {"guard": None if guard is None else guard.why}
+    told: dict[str, Any] = {"part": "student", "recipe": {**asdict(trainer.config), "grammar": stack.grammar}}
+    told |= {"seed": trainer.config.seed, "steps": kept_updates(trainer, guard)}
+    told |= {"made_from": sha256_file(parent / "weights.safetensors"), "quality": dict(quality or {})}
+    save_tiny(folder, trainer.generator.model, kept | told | {"guard": None if guard is None else guard.why})

@@ -1,0 +1,1 @@
+"""Networks and what runs them: codec, causal generator and its cache, sampler, prompts, reward models, critic."""

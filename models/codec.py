@@ -1,4 +1,4 @@
-"""Codecs (contract 8): video [B, F, 3, H, W] in [0, 1] to and from latents [B, F', C, h, w] of about unit variance."""
+"""Codecs: video [B, F, 3, H, W] in [0, 1] to and from latents [B, F', C, h, w] of about unit variance."""
 
 from __future__ import annotations
 

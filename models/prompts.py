@@ -1,4 +1,4 @@
-"""Prompts (contract 7): a parameter-free word encoder, and a bank of prompts that are encoded once."""
+"""Prompts: a parameter-free word encoder, and a bank of prompts that are encoded once."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""StreamReward: scores, reliability and perplexity of windows, from any reward model."""

@@ -1,4 +1,4 @@
-"""Inter-Reliability and balance (Stream-R1, 2605.03849; contract 10): the trainer's weight per clip, and its memory."""
+"""Inter-Reliability and balance (Stream-R1, 2605.03849): the trainer's weight per clip, and its memory."""
 
 from __future__ import annotations
 

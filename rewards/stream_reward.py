@@ -1,4 +1,4 @@
-"""StreamReward (contract 9): one object gives the environment its reward and distillation its weights."""
+"""StreamReward: one object gives the environment its reward and distillation its weights."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def chunk_clauses(script: Script, chunks: int) -> tuple[Clause, ...]:
 
 
 def chunk_prompts(text: str, chunks: int) -> list[str]:
-    """The prompt that holds during each of `chunks` chunks of a script (contract 7)."""
+    """The prompt that holds during each of `chunks` chunks of a script."""
     return [str(clause) for clause in chunk_clauses(parse(text), chunks)]
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ...agents.credit import Credit
 from ...agents.finetune import FineTune, FineTuneConfig
-from ...agents.finetune_recipes import FINETUNE, POOLED, WHOLE
+from ...agents.finetune_recipes import FINETUNE
 from ...agents.forward_process import ForwardProcess
 from ...agents.learner import Learner
 from ...agents.reward_gradient import RewardGradient
@@ -49,16 +49,16 @@ SETTINGS: dict[str, tuple[str, FineTuneConfig]] = {
     "unlike": ("- a group's chunks noised each by itself", replace(OURS, direction=ForwardProcess(alike=False))),
     "passes": ("- noised three times", replace(OURS, direction=ForwardProcess(passes=3))),
     "levels": ("- at all levels of the sampler", replace(OURS, direction=ForwardProcess(among=()))),
-    "spread": ("- divided by each group's spread", replace(OURS, credit=Credit())),
-    "critic": ("- a critic for what follows", replace(OURS, credit=replace(POOLED, bootstrap=True))),
-    "perplexity": ("- elements weighed by perplexity", replace(OURS, credit=replace(POOLED, perplexity=True))),
+    "spread": ("- divided by each group's spread", replace(OURS, credit=Credit(spread="group"))),
+    "critic": ("- a critic for what follows", replace(OURS, credit=Credit(bootstrap=True))),
+    "perplexity": ("- elements weighed by perplexity", replace(OURS, credit=Credit(perplexity=True))),
     "small": ("- groups of 4", replace(OURS, prompts=4, group=4)),
     "large": ("- groups of 16", replace(OURS, prompts=1, group=16)),
     "shared": ("- two denoising steps shared too", replace(OURS, shared_steps=2)),
     "full": ("- a shared opening, then to the end", replace(OURS, prefix="full")),
     "own": ("- nothing shared, returns to go", replace(OURS, prefix="own")),
-    "clip": ("- nothing shared, one score for the clip", replace(OURS, prefix="own", credit=WHOLE)),
-    "placebo": ("- placebo: rewards of other prompts' clips", replace(OURS, credit=replace(POOLED, placebo=True))),
+    "clip": ("- nothing shared, one score for the clip", replace(OURS, prefix="own", credit=Credit(reach="clip"))),
+    "placebo": ("- placebo: rewards of other prompts' clips", replace(OURS, credit=Credit(placebo=True))),
     "policy": ("policy gradient", FINETUNE["policy"]),
     "policy-own": ("- nothing shared, returns to go", replace(FINETUNE["policy"], prefix="own")),
     "raven": ("whole-video groups (RAVEN)", FINETUNE["raven"]),

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...agents.credit import Credit
 from ...agents.finetune import FineTune, FineTuneConfig
-from ...agents.finetune_recipes import FINETUNE, WHOLE
+from ...agents.finetune_recipes import FINETUNE
 from ...agents.learner import NonFiniteError
 from ...checkpoint import has_checkpoint
 from ...models.tiny import WEIGHTS
@@ -48,7 +48,7 @@ SETTINGS = {
     "flow-grpo": Setting("Flow-GRPO SDE", FINETUNE["flow-grpo"], 28),
     "ddpo": Setting("DDPO", FINETUNE["ddpo"], 20),
     "forward-own": _forward("own prefix", prefix="own"),
-    "forward-clip": _forward("whole-clip score", prefix="own", credit=WHOLE),
+    "forward-clip": _forward("whole-clip score", prefix="own", credit=Credit(reach="clip")),
     "forward-full": _forward("full continuations", 39, prefix="full"),
     "forward-critic": _forward("critic for what follows", 43, credit=Credit(bootstrap=True)),
     "forward-perplexity": _forward("perplexity", 19, credit=Credit(perplexity=True)),

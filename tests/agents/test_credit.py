@@ -7,8 +7,8 @@ import torch
 
 from reelgym.agents.credit import ADVANTAGE_LIMIT, Credit, advantages, bootstrapped, returns_to_go
 
-GROUPS = Credit()
-BATCH = Credit(baseline="batch", spread="batch")
+GROUPS = Credit(spread="group")
+BATCH = Credit(baseline="batch")
 
 
 def test_returns_to_go_leave_out_the_past():

@@ -25,7 +25,7 @@ def chunks(num, count=4, seed=0):
     return torch.randn(count, num, 3, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_an_episode_by_contract_11(codec, reward, prompts, clock):
+def test_an_episode_by_hand(codec, reward, prompts, clock):
     env = make(codec, reward, prompts, autoreset_mode="Disabled")
     observation, info = env.reset(seed=1)
     assert env.observation_space.contains({k: v.numpy() for k, v in observation.items()})
