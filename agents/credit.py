@@ -71,16 +71,12 @@ class Credit:
         return self.bootstrap or self.baseline == "critic"
 
 
-def returns_to_go(rewards: Tensor) -> Tensor:
-    """Rewards [B, n] of chunks; [B, n], for each chunk what it and later ones earn: what is past is left out."""
-    return rewards.flip(1).cumsum(1).flip(1)
-
-
 def bootstrapped(rewards: Tensor, after: Tensor, decay: float) -> Tensor:
     """Lambda-returns [B, n]: R_k = r_k + (1 - decay) V_k + decay R_{k+1}, with V_k the value of what follows chunk k.
 
     rewards [B, n]; after [B, n], whose last column stands for what follows the last chunk: 0 where the clip ends.
-    R less the value before the chunk is generalised advantage estimation (1506.02438) at discount 1.
+    With decay 1 and no value after the last chunk that is the return to go: what the chunk and later ones earn. R less
+    the value before the chunk is generalised advantage estimation (1506.02438) at discount 1.
     """
     last, found = after[:, -1], []
     for reward, value in zip(rewards.flip(1).unbind(1), after.flip(1).unbind(1), strict=True):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gymnasium.error import InvalidAction
 from torch import Tensor
 
 from ..envs.prompt_source import Draw
@@ -20,11 +21,12 @@ from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..models.sampler import x0_from_v
 from ..noise import fold, stream_keys
-from .credit import Credit, advantages, bootstrapped, one_of, returns_to_go
+from ..rewards.stream_reward import PixelError, StreamReward
+from .credit import Credit, advantages, bootstrapped, one_of
 from .direction import Ask, reference_direction, surrogate
 from .fit import Counts, State, own_draw, pack, unpack
 from .forward_process import ForwardProcess
-from .learner import Groups, Learner, LearnerConfig
+from .learner import Groups, Learner, LearnerConfig, NonFiniteError
 from .policy_gradient import PolicyGradient
 from .reward_gradient import RewardGradient
 from .rollout import GeneratorPolicy, Prefix, Rollout, Turn, prediction, rollout
@@ -98,6 +100,9 @@ class FineTune:
         if env.num_envs != config.prompts * config.group:
             given = f"{env.num_envs} streams were given"
             raise ValueError(f"{config.prompts} prompts x {config.group} clips need as many streams: {given}")
+        wanted = isinstance(config.direction, RewardGradient) or config.credit.perplexity
+        if wanted and not isinstance(env.reward, StreamReward):
+            raise TypeError(f"gradients and perplexity need a StreamReward, not {type(env.reward).__name__}")
         self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
         if not 0 <= config.shared_steps < len(generator.sigmas):
             raise ValueError(f"shared_steps lies in 0 .. {len(generator.sigmas) - 1}, not {config.shared_steps}")
@@ -111,7 +116,20 @@ class FineTune:
         self.counts = Counts()
 
     def update(self) -> dict[str, float]:
-        """Play, give credit, and follow the direction `epochs` times."""
+        """Play, give credit, and follow the direction `epochs` times.
+
+        NonFiniteError where the generator makes latents or pixels that nobody can take any more, or too many gradients
+        in a row are not finite.
+        """
+        try:
+            return self._update()
+        except (InvalidAction, PixelError) as error:
+            raise NonFiniteError(
+                f"after update {self.counts.updates} the generator makes clips that cannot be shown ({error}): lower "
+                "the learning rate, or resume from an earlier checkpoint"
+            ) from error
+
+    def _update(self) -> dict[str, float]:
         started, config = time.monotonic(), self.config
         played, keys = self._play()
         advantage, measured = self._credit(played)
@@ -151,32 +169,31 @@ class FineTune:
         if isinstance(config.direction, RewardGradient):
             return torch.zeros_like(rewards), {}
         before, after = self._values(played)
-        decay = 0.0 if config.prefix == "local" else credit.decay if credit.bootstrap else 1.0
         if credit.reach == "clip":
             returns = rewards.sum(1, keepdim=True).expand_as(rewards)
-        elif credit.bootstrap or config.prefix == "local":
-            returns = bootstrapped(rewards, after if credit.bootstrap else torch.zeros_like(rewards), decay)
         else:
-            returns = returns_to_go(rewards)
-        measured = self._teach_critic(played, returns) if self.critic is not None else {}
-        advantage = advantages(returns, credit, config.group, before)
+            decay = 0.0 if config.prefix == "local" else credit.decay if credit.bootstrap else 1.0
+            returns = bootstrapped(rewards, after if credit.bootstrap else torch.zeros_like(rewards), decay)
+        measured = self._teach_critic(before, returns) if self.critic is not None else {}
+        advantage = advantages(returns, credit, config.group, before.detach())
         elsewhere = config.group if config.prompts > 1 else 1
         return advantage.roll(elsewhere, 0) if credit.placebo else advantage, measured
 
-    @torch.no_grad()
     def _values(self, played: Rollout) -> tuple[Tensor, Tensor]:
-        """The critic's value before and after every turn [B, turns]; nothing follows the last chunk."""
+        """The critic's value before every turn, with its gradient, and after it [B, turns]; nothing follows the last
+        chunk."""
+        none = torch.zeros_like(played.rewards)
         if self.critic is None:
-            return torch.zeros_like(played.rewards), torch.zeros_like(played.rewards)
+            return none, none
         critic, turns = self.critic.module, played.turns
-        self.counts.critic_calls += 3 * played.rewards.numel()
+        self.counts.critic_calls += none.numel() + none[:, 1:].numel()
         before = torch.stack([critic(turn.seen) for turn in turns], 1)
-        after = torch.stack([critic(turn.after) for turn in turns[:-1]] + [torch.zeros_like(before[:, 0])], 1)
+        with torch.no_grad():
+            after = torch.stack([*(critic(turn.after) for turn in turns[:-1]), none[:, 0]], 1)
         return before, after
 
-    def _teach_critic(self, played: Rollout, returns: Tensor) -> dict[str, float]:
+    def _teach_critic(self, values: Tensor, returns: Tensor) -> dict[str, float]:
         assert self.critic is not None
-        values = torch.stack([self.critic.module(turn.seen) for turn in played.turns], 1)
         loss = (values - returns.detach()).square().mean()
         explained = 1 - loss.detach() / returns.var(correction=0).clamp_min(1e-12)
         self.critic.step(loss)
@@ -204,7 +221,7 @@ class FineTune:
         weights: list[Tensor | float],
     ) -> dict[str, Tensor]:
         """Gather the gradient of one update; fills in old predictions that are not known yet."""
-        config, total = self.config, len(olds)
+        config = self.config
         logged: dict[str, Tensor] = {}
         for place, (ask, number) in enumerate((ask, at) for asks in passes for at, ask in enumerate(asks)):
             turn = played.turns[number]
@@ -215,8 +232,8 @@ class FineTune:
             if self.reference is not None:
                 pull, distance = self._pull(ask, turn, played, now)
                 direction, measured = direction + config.reference * pull, {**measured, "reference_distance": distance}
-            self.learner.backward(surrogate(x0, direction) / total)
-            logged = {name: logged.get(name, 0) + value / total for name, value in measured.items()}
+            self.learner.backward(surrogate(x0, direction) * share(played, number) / len(passes))
+            logged = {name: logged.get(name, 0) + value / len(olds) for name, value in measured.items()}
         return logged
 
     def _predict(self, ask: Ask, turn: Turn, played: Rollout) -> Tensor:
@@ -250,3 +267,11 @@ class FineTune:
 
     def _learners(self) -> dict[str, Learner[Any]]:
         return {"generator": self.learner} | ({"critic": self.critic} if self.critic is not None else {})
+
+
+def share(played: Rollout, number: int) -> float:
+    """What the rollout's turn of that number weighs; all chunks of a clip the same, on the average over rollouts.
+
+    Behind a shared opening, of 0 to n - 1 chunks alike often, chunk k is there in (k + 1) of n rollouts.
+    """
+    return 1 / (played.turns[number].number + 1) if played.prefix == "full" else 1 / len(played.turns)

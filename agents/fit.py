@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
-from .learner import Groups, Learner
+from .learner import Groups, Learner, NonFiniteError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,6 +73,10 @@ class Watch(Protocol):
         """The training has ended."""
         ...
 
+    def fail(self, error: str) -> None:
+        """The training cannot go on, and says why."""
+        ...
+
     def state(self) -> State:
         """Everything that a bitwise resume needs."""
         ...
@@ -99,7 +103,8 @@ def fit(
     log: takes a dict and the number of updates. evaluate: its dict is logged every `evaluate_every` updates.
     checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only). accelerator: the trainer's,
     where there are several processes; the first alone logs, evaluates and writes. guard: looks at the start, every so
-    many updates and at the end, and may end the training; ValueError with an accelerator.
+    many updates and at the end, and may end the training, as it does where the training diverges; ValueError with an
+    accelerator. NonFiniteError where a training without a guard diverges.
     """
     if guard is not None and accelerator is not None:
         raise ValueError("a guard watches a training in one process: leave out the accelerator")
@@ -110,7 +115,15 @@ def fit(
         if log is not None:
             log(first, trainer.counts.updates)
     while trainer.counts.updates < updates and not (guard is not None and guard.stopped):
-        measured = dict(trainer.update())
+        try:
+            measured = dict(trainer.update())
+        except NonFiniteError as error:
+            if guard is None:
+                raise
+            guard.fail(str(error))
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, *_state(trainer, guard))
+            break
         done = trainer.counts.updates
         if accelerator is not None and not accelerator.is_main_process:
             continue

@@ -6,6 +6,7 @@ P prompts with K clips each, n chunks a clip; videos [P * K, F, 3, H, W], the cl
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from ..models.generator import Generator, StreamState, Transition, generate_chun
 from ..models.prompts import PromptBatch
 from ..noise import fold, stream_keys
 from ..rewards.measures import MEASURES
-from ..rewards.stream_reward import StreamReward
+from ..rewards.stream_reward import PixelError, StreamReward
 from .fit import Counts, State
 from .learner import Groups
 from .rollout import prediction
@@ -90,7 +91,7 @@ def broken_bounds(values: dict[str, float], start: dict[str, float], config: Gua
     broken = [
         f"{name} fell to {values[name] / start[name]:.2f} of the start's"
         for name, share in config.floors.items()
-        if values[name] < share * start[name]
+        if not values[name] >= share * start[name]
     ]
     if config.kl and not values["kl"] <= config.kl:
         broken.append(f"KL from the start rose to {values['kl']:.4f}, above {config.kl:g}")
@@ -145,6 +146,7 @@ class Guard:
     def look(self, update: int) -> dict[str, float]:
         """Look, judge, and where it is time, stop and put the best weights back; returns what is to be logged."""
         started = time.monotonic()
+        self.why = self.why if self.stopped else ""
         now = self._see(update)
         self._judge(now)
         self.counts.seconds += time.monotonic() - started
@@ -155,6 +157,11 @@ class Guard:
         if self.strikes and not self.stopped:
             self._roll_back()
             self.strikes = 0
+
+    def fail(self, error: str) -> None:
+        """The training cannot go on: stop it and put the best weights back."""
+        self._charge, self.stopped = f"the training diverged ({error})", True
+        self._roll_back()
 
     def state(self) -> State:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
@@ -191,7 +198,10 @@ class Guard:
         latents, kl = self._generate(embeds, keys)
         video = self.codec.decode(latents)
         prompts = clip_prompts(embeds, [row for row in texts for _ in range(config.clips)])
-        reward, heldout = (self._score(model, video, prompts) for model in (self.reward, self.heldout))
+        try:
+            reward, heldout = (self._score(model, video, prompts) for model in (self.reward, self.heldout))
+        except PixelError:  # not fit to be shown: worse than any
+            reward = heldout = torch.full((len(video),), math.nan)
         found = {"reward": reward, "heldout": heldout}
         found |= {name: measure(video) for name, measure in MEASURES.items()}
         found |= {"diversity": diversity(video.unflatten(0, (-1, config.clips))), "kl": kl}

@@ -111,7 +111,10 @@ class Learner(Generic[Trained]):
         """Take over what `state` gave; CheckpointError when it belongs to another module or config."""
         if ("mean" in groups) != bool(self.mean):
             raise CheckpointError("the checkpoint and this config differ in whether averaged weights are kept")
-        self.module.load_state_dict(groups["model"])
+        try:
+            self.module.load_state_dict(groups["model"])
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint holds weights of another module: {error}") from error
         unpack_optimizer(self.optimizer, groups["optimizer"], meta["optimizer"])
         for place, value in enumerate(self.mean):
             value.copy_(groups["mean"][str(place)])

@@ -62,6 +62,8 @@ class PolicyGradient:
         named = [step + last if step < 0 else step for step in self.among]
         if any(step not in steps for step in named):
             raise ValueError(f"among={self.among}: the stochastic steps of a stream are {steps.start} .. {last - 1}")
+        if len(set(named)) < len(named):
+            raise ValueError(f"among={self.among} names a step twice")
         return named or list(steps)
 
     def _ask(self, choice: Choice) -> Ask:

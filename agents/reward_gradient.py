@@ -15,7 +15,7 @@ from ..models.codec import Codec
 from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..noise import fold, normal, uniform
-from ..rewards.stream_reward import StreamReward
+from ..rewards.stream_reward import NoGradientError, StreamReward
 from .direction import Ask
 from .rollout import Rollout
 
@@ -38,12 +38,15 @@ def reward_direction(
 ) -> Tensor:
     """Minus d reward / d latents through codec and augmentation, divided by its root mean square per clip.
 
-    latents [B, F, C, h, w]; reward scores whole clips (`clip_reward`). A clip without gradient gets 0.
+    latents [B, F, C, h, w]; reward scores whole clips (`clip_reward`). A clip whose gradient is 0 gets 0.
+    NoGradientError for a reward without any.
     """
     leaf = latents.detach().requires_grad_()
     with torch.enable_grad():
         video = augmented(codec.decode(leaf), keys, noise, shift)
         total = reward(video, prompts, need={"scores"}).reward.sum()
+        if not total.requires_grad:
+            raise NoGradientError("no score depends on the pixels by a gradient: train by the reward's value alone")
         (gradient,) = torch.autograd.grad(total, leaf)
     size = gradient.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt()
     return -gradient / size.clamp_min(1e-12)
@@ -58,6 +61,10 @@ class RewardGradient:
     """Standard deviation of pixel noise (pixels in [0, 1]) under which the gradient is taken."""
     shift: int = 1
     """Clips are moved by up to so many pixels before the gradient is taken."""
+
+    def __post_init__(self) -> None:
+        if self.noise < 0 or self.shift < 0:
+            raise ValueError(f"noise and shift are not below 0: {self}")
 
     def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:
         """The generator that plays the rollouts, with the graph of every chunk's last step."""

@@ -29,12 +29,12 @@ FORK_DRAWS = 2**20
 class GeneratorPolicy:
     """A generator as a policy: observations in, chunks out; it owns the cache of its streams.
 
-    generator: what acts. grad: whether the exit step of each chunk carries a gradient. exit_step: the denoising step
-    whose prediction is the chunk; None for the last. transitions: S of them, of the newest chunk.
+    generator: what acts. grad: whether the last step of each chunk carries a gradient. transitions: S of them, of the
+    newest chunk.
     """
 
-    def __init__(self, generator: Generator, *, grad: bool = False, exit_step: int | None = None) -> None:
-        self.generator, self.grad, self.exit_step = generator, grad, exit_step
+    def __init__(self, generator: Generator, *, grad: bool = False) -> None:
+        self.generator, self.grad = generator, grad
         self.state: StreamState | None = None
         self.transitions: tuple[Transition, ...] = ()
 
@@ -57,9 +57,7 @@ class GeneratorPolicy:
         state = self._state()
         if state.chunk == 0:
             self.state = state = self._opened(state, observation)
-        chunk, self.transitions = denoise_chunk(
-            self.generator, state, observation["prompt"], exit_step=self.exit_step, grad=self.grad, fork=fork
-        )
+        chunk, self.transitions = denoise_chunk(self.generator, state, observation["prompt"], grad=self.grad, fork=fork)
         return chunk
 
     def read(self, chunk: Tensor, observation: Seen) -> None:
@@ -82,7 +80,7 @@ class GeneratorPolicy:
 
     def take(self, rows: Tensor) -> GeneratorPolicy:
         """A policy whose streams continue this one's at rows [M] (int64), with the same noise to come."""
-        branch = GeneratorPolicy(self.generator, grad=self.grad, exit_step=self.exit_step)
+        branch = GeneratorPolicy(self.generator, grad=self.grad)
         branch.state = None if self.state is None else self.state.take(rows)
         return branch
 
@@ -177,7 +175,7 @@ class _Game:
         self, env: StreamGenVectorEnv, policy: GeneratorPolicy, keys: Tensor, group: int, past: Tensor, seen: Seen
     ) -> None:
         self.env, self.policy, self.keys, self.group, self.past, self.seen = env, policy, keys, group, past, seen
-        self.steps = len(policy.generator.sigmas) if policy.exit_step is None else policy.exit_step + 1
+        self.steps = len(policy.generator.sigmas)
         rows = torch.arange(len(keys), device=keys.device)
         self.leaders, self.leader_of = rows[::group], rows // group
         self.chunks = self.calls = 0

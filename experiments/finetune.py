@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +16,7 @@ from ..agents.finetune import FineTune, FineTuneConfig
 from ..agents.finetune_recipes import FINETUNE
 from ..agents.fit import fit
 from ..agents.guard import Guard, GuardConfig
-from ..checkpoint import has_checkpoint, load_checkpoint, sha256_file
-from ..envs.prompt_source import world_prompts
+from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, sha256_file, write_json
 from ..models.generator import Generator
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
 from .evaluate import Exam, examine
@@ -70,7 +70,9 @@ def run(config: Config) -> None:
     stack = Stack.load(config.weights or WEIGHTS, pick_device(config.device))
     student, recipe = stack.student(), recipe_of(config)
     trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
-    guard = watcher(stack, student, config) if config.guard else None
+    watched = GuardConfig(every=config.every, kl=config.guard_kl, seed=config.seed)
+    guard = stack.guard(watched, student) if config.guard else None
+    settle_start(out, stack)
     done = updates_in(out / "checkpoint")
     if done:
         print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
@@ -98,8 +100,11 @@ def run(config: Config) -> None:
             )
         after = judged(stack, student, config)
         rows = [{"kind": "end", "weights": name, **row} for name, row in (("start", before), ("fine-tuned", after))]
+        told = {"kept": kept_updates(trainer, guard), "guard": None if guard is None else guard.why}
+        rows.append({"kind": "spent", **asdict(trainer.counts), **told})
         command = command_line(["reelgym", "finetune", config.recipe], config)
-        write_results(out, command, [config.seed], config, rows, stack.device)
+        settings = asdict(config) | {"recipe": asdict(recipe)}
+        write_results(out, command, [config.seed], settings, rows, stack.device)
     save_student(out / "student", stack, trainer, after, guard)
     print(f"oracle on validation prompts: {before['oracle']:.4f} before, {after['oracle']:.4f} after", end="")
     print(f" {trainer.counts.updates} updates and {trainer.counts.chunks:,} chunks")
@@ -117,13 +122,6 @@ def recipe_of(config: Config) -> FineTuneConfig:
     return replace(recipe, seed=config.seed, **sizes)
 
 
-def watcher(stack: Stack, student: Generator, config: Config) -> Guard:
-    """A guard with the stack's two rewards, on validation prompts."""
-    prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
-    watched = GuardConfig(every=config.every, kl=config.guard_kl, seed=config.seed)
-    return Guard(watched, student, stack.codec, stack.clock, stack.reward, stack.heldout(), prompts)
-
-
 def judged(stack: Stack, student: Generator, config: Config) -> dict[str, float]:
     """Means of the oracle over validation prompts, which trains nothing and stops nothing."""
     exam = Exam(config.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar)
@@ -136,6 +134,16 @@ def judged(stack: Stack, student: Generator, config: Config) -> dict[str, float]
 def updates_in(checkpoint: Path) -> int:
     """Updates that a checkpoint of `fit` holds; 0 where there is none."""
     return int(load_checkpoint(checkpoint)[1]["counts"]["updates"]) if has_checkpoint(checkpoint) else 0
+
+
+def settle_start(out: Path, stack: Stack) -> None:
+    """Note down which weights a run starts from, or hold them against the note; CheckpointError where they differ."""
+    note = out / "start.json"
+    made = {file.parent.name: sha256_file(file) for file in sorted(stack.folder.glob("*/weights.safetensors"))}
+    if has_checkpoint(out / "checkpoint") and note.exists() and json.loads(note.read_text()) != made:
+        raise CheckpointError(f"{out} holds a run from other weights than those of {stack.folder}: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(note, made)
 
 
 def kept_updates(trainer: FineTune, guard: Guard | None) -> int:

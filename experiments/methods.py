@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..agents.finetune import FineTune, FineTuneConfig
 from ..agents.fit import Counts, State, Trainer
+from ..agents.guard import Guard, GuardConfig
 from ..agents.learner import Groups
 from ..distill.causal_init import CausalInit, CausalInitConfig
 from ..distill.trainer import Distill, DistillConfig
@@ -36,6 +37,11 @@ REFERENCES = {
     "start": "starting student",
 }
 """Rows that are measured and not trained."""
+
+
+def grammar_of(folder: Path) -> str:
+    """The grammar whose words the student of a stack's folder was trained on."""
+    return str(load_manifest("student", folder / "student")["recipe"]["grammar"])
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Stack:
             build_generator(student, codec),
             StreamReward(load_tiny("reward", folder / "reward", device)),
             load_encoder("student", folder / "student"),
-            load_manifest("student", folder / "student")["recipe"]["grammar"],
+            grammar_of(folder),
             folder,
         )
 
@@ -75,6 +81,11 @@ class Stack:
         """A reward that nobody maximises, trained as the other was on other clips; CheckpointError without its
         weights."""
         return StreamReward(load_tiny("heldout", self.folder / "heldout", self.device))
+
+    def guard(self, config: GuardConfig, student: Generator) -> Guard:
+        """A guard of a student, with the stack's two rewards, on validation prompts."""
+        prompts = world_prompts(self.encoder, self.clock.chunks, self.grammar, "validation")
+        return Guard(config, student, self.codec, self.clock, self.reward, self.heldout(), prompts)
 
     def student(self) -> Generator:
         """A copy of the starting student, to be trained."""

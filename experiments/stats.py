@@ -76,7 +76,7 @@ def sign_test(differences: ArrayLike) -> float:
 def censored_median(times: ArrayLike, reached: ArrayLike) -> float:
     """Kaplan-Meier median of times[N]; reached[N] is False where a run stopped at its time without reaching the goal.
 
-    inf where half of the runs or more never reached it.
+    inf where more than half of the runs never reached it.
     """
     time, event = np.asarray(times, dtype=float), np.asarray(reached, dtype=bool)
     if time.shape != event.shape or time.ndim != 1 or not time.size:
@@ -84,7 +84,7 @@ def censored_median(times: ArrayLike, reached: ArrayLike) -> float:
     alive = 1.0
     for moment in np.unique(time[event]):
         alive *= 1 - (event & (time == moment)).sum() / (time >= moment).sum()
-        if alive <= 0.5:
+        if alive <= 0.5 + 1e-9:
             return float(moment)
     return float("inf")
 

@@ -27,6 +27,10 @@ class NoGradientError(ValueError):
     """A gradient is asked of a reward whose scores do not depend on the pixels by one."""
 
 
+class PixelError(ValueError):
+    """A video holds NaN, or pixels far outside [0, 1]."""
+
+
 class RewardModel(Protocol):
     """What StreamReward asks of a video reward model. axes: names of its scores; mean, std [A]: for z-scores;
     min_frames: the shortest clip it scores."""
@@ -237,7 +241,7 @@ class StreamReward:
         low, high = (float(end) for end in video.detach().aminmax())
         if not (low >= -slack and high <= 1 + slack):
             bad = "NaN" if low != low else f"pixels from {low:g} to {high:g}"
-            raise ValueError(f"video {list(video.shape)} holds {bad}: expected values in [0, 1]")
+            raise PixelError(f"video {list(video.shape)} holds {bad}: expected values in [0, 1]")
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -25,15 +25,14 @@ from tqdm import tqdm
 from ...agents.finetune import FineTune, FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE, rate
 from ...agents.fit import fit
-from ...agents.guard import Guard, GuardConfig
+from ...agents.guard import GuardConfig
 from ...agents.reward_gradient import RewardGradient
-from ...envs.prompt_source import world_prompts
 from ...models.generator import Generator
 from ...models.tiny import WEIGHTS
 from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
 from ..evaluate import Exam, Grades, examine
 from ..jobs import Job, Result, one_thread, run_jobs
-from ..methods import Stack
+from ..methods import Stack, grammar_of
 from ..results import command_line, write_results
 from ..runs import VALIDATION_NOISE, fingerprint
 from ..stats import mean_interval, paired_difference
@@ -122,6 +121,8 @@ def run(config: Config) -> None:
     """Run every job, print the tables, write results.json."""
     if config.seeds < 1 or (config.updates is not None and config.updates < 1):
         raise ValueError(f"seeds and updates are at least 1, not {config.seeds} and {config.updates}")
+    if any((config.updates or CASES[case].updates) % config.every for case in config.cases):
+        raise ValueError(f"a run ends with a look: its updates are whole multiples of --every, {config.every}")
     seeds = list(range(config.seed, config.seed + config.seeds))
     jobs = attempts(config, seeds)
     workers = config.workers or min(2, os.cpu_count() or 1)
@@ -137,8 +138,9 @@ def run(config: Config) -> None:
 def attempts(config: Config, seeds: Sequence[int]) -> list[Job]:
     """The start once for every seed, and every case without and with the guard."""
     folder = config.weights or WEIGHTS
-    exam = Exam(prompts=config.prompts, clips=2, long_prompts=0)
-    validation = Exam(prompts=config.validation, clips=1, long_prompts=0, split="validation")
+    grammar = grammar_of(folder)
+    exam = Exam(prompts=config.prompts, clips=2, long_prompts=0, grammar=grammar)
+    validation = Exam(prompts=config.validation, clips=1, long_prompts=0, split="validation", grammar=grammar)
     code = fingerprint(folder) + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     made: dict[str, Any] = {"exam": exam, "validation": validation, "weights": str(folder), "made_from": code}
     guard = GuardConfig(every=config.every, prompts=config.watched)
@@ -160,7 +162,7 @@ def work(attempt: Attempt) -> Result:
     recipe = replace(bait.recipe, learner=rate(attempt.rate), seed=attempt.seed)
     trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
     watched = attempt.end == "with"
-    guard = watcher(stack, student, attempt.guard if watched else replace(attempt.guard, patience=10**9))
+    guard = stack.guard(attempt.guard if watched else replace(attempt.guard, patience=10**9), student)
     curve: list[Row] = []
 
     def note(measured: Mapping[str, float], update: int) -> None:
@@ -190,12 +192,6 @@ def work(attempt: Attempt) -> Result:
 def baited(stack: Stack, bait: Bait) -> Stack:
     """The stack with the part of its reward that a case climbs."""
     return replace(stack, reward=StreamReward(stack.reward.model, RewardSettings(axes=bait.axes or None)))
-
-
-def watcher(stack: Stack, student: Generator, config: GuardConfig) -> Guard:
-    """A guard with the stack's two rewards, on validation prompts."""
-    prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
-    return Guard(config, student, stack.codec, stack.clock, stack.reward, stack.heldout(), prompts)
 
 
 def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:

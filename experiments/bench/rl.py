@@ -17,6 +17,7 @@ from ...agents.finetune import FineTuneConfig
 from ...models.tiny import WEIGHTS
 from ..evaluate import Exam, texts_of
 from ..jobs import Job, Result, one_thread, run_jobs
+from ..methods import grammar_of
 from ..results import command_line, write_results
 from ..runs import fingerprint
 from .rl_runs import BASELINES, SETTINGS, ReferenceTask, RunTask, ladder, with_rate, work
@@ -119,7 +120,8 @@ def winners(config: Config, tried: Mapping[str, Result]) -> tuple[dict[str, Fine
             ends.append((end, factor))
             rate = with_rate(SETTINGS[name].recipe, factor).learner.learning_rate
             rows.append({"kind": "search", "setting": name, "learning_rate": rate, "oracle": end})
-        recipes[name] = with_rate(SETTINGS[name].recipe, max(ends)[1]) if ends else SETTINGS[name].recipe
+        best = max(ends, key=lambda end: (end[0], -end[1]))[1] if ends else 1.0
+        recipes[name] = with_rate(SETTINGS[name].recipe, best)
     return recipes, rows
 
 
@@ -166,8 +168,9 @@ def _seeds(config: Config) -> list[int]:
 
 def _common(config: Config) -> Mapping[str, Any]:
     """What every job needs."""
-    exam = Exam(config.exam_prompts, CLIPS, long_prompts=0, scripts_seed=0)
-    look = apart(Exam(config.prompts, CLIPS, long_prompts=0, scripts_seed=2, batch=48), exam)
+    grammar = grammar_of(config.weights or WEIGHTS)
+    exam = Exam(config.exam_prompts, CLIPS, long_prompts=0, scripts_seed=0, grammar=grammar)
+    look = apart(Exam(config.prompts, CLIPS, long_prompts=0, scripts_seed=2, batch=48, grammar=grammar), exam)
     weights = "" if config.weights is None else str(config.weights)
     return {"look": look, "exam": exam, "weights": weights, "device": config.device, "made_from": _made_from(config)}
 
@@ -179,7 +182,7 @@ def _references(config: Config, common: Mapping[str, Any]) -> list[Job]:
 
 
 def _tries(config: Config, common: Mapping[str, Any]) -> list[Job]:
-    look = Exam(config.prompts, CLIPS, long_prompts=0, split="validation", batch=48)
+    look = replace(common["look"], split="validation", scripts_seed=Exam.scripts_seed)
     own = {**common, "look": look, "exam": None}
     half = max(1, config.chunks // 2)
     return [

@@ -28,12 +28,13 @@ PARTS = {"": 1.0, "half_": 0.5}
 
 
 def times_of(runs: Runs, goal: float, unit: str) -> tuple[list[float], list[bool]]:
-    """For every run when it arrived or gave up, and whether it arrived. A run that diverged never will: it outlasts
-    all."""
+    """For every run when it arrived or gave up, and whether it arrived. A run that diverged before it did never
+    will: it outlasts all."""
     found = [arrival(run["looks"], goal) for run in runs]
     times = [float((run if at is None else at)[unit]) for run, at in zip(runs, found, strict=True)]
     longest = max(times)
-    return [longest if run["diverged"] else time for run, time in zip(runs, times, strict=True)], [
+    lost = [run["diverged"] and at is None for run, at in zip(runs, found, strict=True)]
+    return [longest if never else time for never, time in zip(lost, times, strict=True)], [
         at is not None for at in found
     ]
 

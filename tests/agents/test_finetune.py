@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.credit import Credit, advantages, bootstrapped, returns_to_go
-from reelgym.agents.finetune import FineTune, FineTuneConfig
+from reelgym.agents.credit import Credit, advantages, bootstrapped
+from reelgym.agents.finetune import FineTune, FineTuneConfig, share
 from reelgym.agents.fit import fit
 from reelgym.agents.forward_process import ForwardProcess
-from reelgym.agents.learner import LearnerConfig
+from reelgym.agents.learner import LearnerConfig, NonFiniteError
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import RewardGradient
 from reelgym.agents.rollout import GeneratorPolicy, rollout
@@ -18,7 +18,7 @@ from reelgym.checkpoint import CheckpointError
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.noise import stream_keys
 from reelgym.rewards.compose import CallableReward
-from reelgym.rewards.stream_reward import StreamReward
+from reelgym.rewards.stream_reward import NoGradientError, StreamReward
 
 BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning_rate=1e-3, ema=0.5))
 POLICY = replace(BASE, direction=PolicyGradient())
@@ -52,7 +52,7 @@ def test_credit_is_what_the_settings_say(make, prefix, credit):
     if prefix == "local":
         returns = rewards + after
     else:
-        returns = bootstrapped(rewards, after, credit.decay) if credit.bootstrap else returns_to_go(rewards)
+        returns = bootstrapped(rewards, after, credit.decay) if credit.bootstrap else rewards.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(found, advantages(returns, credit, 3, before).detach())
     assert not found.requires_grad
     if credit.critic:
@@ -143,8 +143,42 @@ def test_equal_rewards_teach_nothing(make, env, config):
 def test_weights_of_zero_teach_nothing(make, env, monkeypatch, prefix):
     monkeypatch.setattr(env.clips, "credit", lambda clips, prompts: torch.zeros(6, 3, 4, 4))
     for direction in (PolicyGradient(steps=2, clip=1e-4), ForwardProcess()):
-        trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=True))
+        still = LearnerConfig(learning_rate=1e-3, weight_decay=0.0)
+        trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=True), learner=still)
+        before = torch.nn.utils.parameters_to_vector(trainer.generator.model.parameters()).clone()
         assert trainer.update()["grad_norm"] == 0
+        assert torch.equal(torch.nn.utils.parameters_to_vector(trainer.generator.model.parameters()), before)
+
+
+def test_chunks_behind_a_shared_opening_weigh_alike_on_the_average(make):
+    trainer = make(BASE, prefix="full")
+    found = torch.zeros(4)
+    played, _ = trainer._play()
+    whole = make(OWN)._play()[0].turns
+    for first in range(4):
+        some = replace(played, turns=whole[first:])
+        for place, turn in enumerate(some.turns):
+            found[turn.number] += share(some, place) / 4
+    torch.testing.assert_close(found, torch.full((4,), 0.25))
+    assert share(replace(played, prefix="own", turns=whole), 2) == 0.25
+
+
+@pytest.mark.parametrize("config", [REWARD, BASE], ids=["pixels", "latents"])
+def test_a_generator_that_cannot_be_shown_any_more_is_told(make, config):
+    trainer = make(config)
+    trainer.update()
+    with torch.no_grad():
+        for parameter in trainer.generator.model.parameters():
+            parameter.mul_(1e4 if config is REWARD else float("inf"))
+    with pytest.raises(NonFiniteError, match="after update 1 .* lower the learning rate"):
+        trainer.update()
+
+
+def test_critic_calls_are_what_the_critic_sees(make):
+    trainer, seen = make(BASE, credit=CRITIC), []
+    trainer.critic.module.register_forward_hook(lambda module, given, value: seen.append(len(value)))
+    trainer.update()
+    assert trainer.counts.critic_calls == sum(seen) == 6 * 7
 
 
 RESUMED = {
@@ -227,6 +261,7 @@ def test_counts(make, config, calls, reference, rewards):
         ({"shared_steps": 4}, "shared_steps lies in 0 .. 3, not 4"),
         ({"direction": PolicyGradient(steps=4)}, "steps must lie in 1 .. 3, not 4"),
         ({"direction": PolicyGradient(steps=2, among=(1,))}, "steps must lie in 1 .. 1, not 2"),
+        ({"direction": PolicyGradient(among=(0, 0), steps=2)}, "names a step twice"),
         ({"direction": PolicyGradient(among=(3,))}, "stochastic steps of a stream are 0 .. 2"),
         ({"direction": PolicyGradient(among=(0,)), "shared_steps": 2}, "stochastic steps of a stream are 1 .. 2"),
         ({"direction": PolicyGradient(), "epochs": 2}, "set the policy gradient's clip"),
@@ -241,3 +276,18 @@ def test_counts(make, config, calls, reference, rewards):
 def test_wrong_settings_are_told(make, changes, told):
     with pytest.raises(ValueError, match=told):
         make(BASE, **changes).update()
+
+
+def test_a_reward_without_a_gradient_is_told(make, codec, prompts, clock):
+    def flat(video, texts):
+        return video.detach().mean((1, 2, 3, 4))
+
+    rewards = StreamReward(CallableReward(flat, ["mine"])), lambda video, texts, need: None
+    mine, foreign = (StreamGenVectorEnv(6, codec, reward, prompts, clock=clock) for reward in rewards)
+    with pytest.raises(NoGradientError, match="train by the reward's value alone"):
+        make(REWARD, env=mine).update()
+    with pytest.raises(TypeError, match="gradients and perplexity need a StreamReward, not function"):
+        make(REWARD, env=foreign)
+    for wrong in ({"noise": -1.0}, {"shift": -1}):
+        with pytest.raises(ValueError, match="not below 0"):
+            RewardGradient(**wrong)

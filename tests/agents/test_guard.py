@@ -1,6 +1,7 @@
 """The guard: it does not disturb a training, and stops one whose held-out reward falls."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.fit import fit
 from reelgym.agents.guard import Guard, GuardConfig, Look, broken_bounds, charge, diversity, fallen
-from reelgym.agents.learner import LearnerConfig
+from reelgym.agents.learner import LearnerConfig, NonFiniteError
 from reelgym.agents.reward_gradient import RewardGradient
 from reelgym.checkpoint import CheckpointError
 from reelgym.models.generator import stream
@@ -215,6 +216,41 @@ def test_too_far_from_the_start_is_a_strike_however_high_the_reward(make):
     fitted(trainer, 5, guard)
     assert guard.stopped and trainer.counts.updates == 2 and torch.equal(weights(trainer), before)
     assert "by update 2 KL from the start rose to " in guard.why and guard.best.update == 0
+
+
+def test_a_training_that_diverges_is_rolled_back(make, tmp_path):
+    trainer, guard = make(sign=1, every=9)
+    with pytest.raises(NonFiniteError):
+        fit(broken(make()[0], 3), 9)
+    fit(broken(trainer, 3), 9, guard=guard, checkpoint=tmp_path / "at")
+    start = weights(make()[0])
+    assert guard.stopped and torch.equal(weights(trainer), start) and trainer.counts.updates == 3
+    assert "the training diverged (after update 3 " in guard.why and guard.why.endswith("of update 0 are back")
+    other, watch = make(sign=1, every=9)
+    fit(other, 9, guard=watch, checkpoint=tmp_path / "at")
+    assert other.counts.updates == 3 and watch.stopped and torch.equal(weights(other), start)
+
+
+def broken(trainer, after):
+    update = trainer.update
+
+    def then(*_):
+        if trainer.counts.updates == after:
+            torch.nn.utils.vector_to_parameters(torch.full((10**6,), torch.inf), trainer.generator.model.parameters())
+        return update()
+
+    trainer.update = then
+    return trainer
+
+
+def test_clips_that_cannot_be_shown_are_a_strike(make):
+    trainer, guard = make(sign=1, sharpness=0.5)
+    guard.look(0)
+    with torch.no_grad():
+        for parameter in trainer.generator.model.parameters():
+            parameter.fill_(torch.nan)
+    found = guard.look(1)
+    assert guard.strikes == 1 and math.isnan(found["guard/heldout"]) and "sharpness fell" in guard._charge
 
 
 def test_the_charge_says_what_happened():

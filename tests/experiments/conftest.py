@@ -27,3 +27,15 @@ def weights(tmp_path_factory):
     save_tiny(folder / "codec", FrameCodec.from_config(**CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
     save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
     return folder
+
+
+@pytest.fixture
+def differences():
+    """What fields of the second dataclass, and of those in it, differ from the first's."""
+
+    def found(one, other):
+        if not hasattr(one, "__dataclass_fields__") or type(one) is not type(other):
+            return [] if one == other else [other]
+        return [part for name in vars(one) for part in found(getattr(one, name), getattr(other, name))]
+
+    return found

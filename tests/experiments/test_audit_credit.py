@@ -34,6 +34,15 @@ def test_a_row_counts_all_updates():
     assert row["needed_low"] <= row["needed"] <= row["needed_high"]
 
 
+def test_a_dash_changes_one_thing(differences):
+    for name, (label, recipe) in SETTINGS.items():
+        if not label.startswith("- "):
+            above = recipe
+        elif name not in ("small", "large"):  # as many clips in other groups
+            base = SETTINGS["own"][1] if name == "clip" else above
+            assert len(differences(base, recipe)) == 1, name
+
+
 def test_end_to_end(stack, tmp_path, capsys):
     size = ["--seeds", "1", "--chunks", "16", "--truth", "64", "--workers", "1"]
     args = ["audit", "credit", "--settings", "reward", *size, "--weights", str(stack), "--out", str(tmp_path)]

@@ -8,7 +8,7 @@ import pytest
 
 from reelgym.experiments import cli
 from reelgym.experiments.bench import rl, rl_tables
-from reelgym.experiments.bench.rl import Config, apart, core_seconds, goal_of
+from reelgym.experiments.bench.rl import Config, apart, core_seconds, goal_of, winners
 from reelgym.experiments.bench.rl_runs import SETTINGS, arrival, ladder
 from reelgym.experiments.bench.rl_tables import interval_of, median_span, ratio_rows, ratio_span, report, times_of
 from reelgym.experiments.evaluate import Exam, texts_of
@@ -70,6 +70,22 @@ def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch
     assert found["diverged"] and found["chunks"] == 64 and len(found["looks"]) == 1
 
 
+def test_a_variant_changes_one_thing(differences):
+    base = SETTINGS["forward"].recipe
+    own = {"forward-clip": "forward-own"}
+    for name, setting in SETTINGS.items():
+        if name.startswith("forward-"):
+            one = SETTINGS[own[name]].recipe if name in own else base
+            assert len(differences(one, setting.recipe)) == 1, name
+
+
+def test_a_tie_goes_to_the_lower_rate(monkeypatch):
+    lost = {"diverged": True, "looks": []}
+    recipes, _ = winners(Config(settings=("raven",)), {f"search-raven-{place}": ({}, lost) for place in range(3)})
+    rate = SETTINGS["raven"].recipe.learner.learning_rate
+    assert recipes["raven"].learner.learning_rate == pytest.approx(rate / 3)
+
+
 def test_ladder():
     assert ladder(2048) == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
     assert ladder(64) == [64] and ladder(10) == [10] and ladder(100) == [64, 96, 100] and ladder(65) == [64, 65]
@@ -80,6 +96,9 @@ def test_arrival_and_censoring():
     assert arrival(late["looks"], 0.5)["chunks"] == 128 and arrival(early["looks"], 0.5)["seconds"] == 6.4
     assert arrival(never["looks"], 0.5) is None and arrival([], 0.5) is None
     assert times_of([late, early, never], 0.5, "chunks") == ([128, 64, 128], [True, True, False])
+    half = a_run([0.3, 0.2], (64, 256), diverged=True)
+    assert times_of([half, late], 0.3, "chunks") == ([64, 128], [True, True])
+    assert times_of([half, late], 0.5, "chunks") == ([256, 128], [False, True])
     broken = {"looks": [], "chunks": 16, "seconds": 1.6, "diverged": True}
     assert times_of([broken, late], 0.5, "chunks") == ([128, 128], [False, True])
 

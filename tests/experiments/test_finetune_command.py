@@ -1,6 +1,7 @@
 """`reelgym finetune`: from the shipped kind of stack to a student that streams, through a kill, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from reelgym.checkpoint import sha256_file
 from reelgym.experiments import cli
 from reelgym.experiments.finetune import Config, recipe_of
-from reelgym.models.tiny import load_manifest
+from reelgym.models.tiny import load_manifest, load_tiny, save_tiny
 
 SIZE = ["--every", "1", "--validation", "2", "--device", "cpu"]
 
@@ -25,7 +26,10 @@ def test_to_a_student_that_streams(stack, tmp_path, capsys):
     assert manifest["steps"] == 2 and manifest["recipe"]["grammar"] == "plain"
     assert manifest["made_from"] == sha256_file(Path(stack) / "student" / "weights.safetensors")
     written = json.loads((tmp_path / "at" / "results.json").read_text())
-    assert [row["weights"] for row in written["rows"]] == ["start", "fine-tuned"]
+    start, tuned, spent = written["rows"]
+    assert (start["weights"], tuned["weights"]) == ("start", "fine-tuned")
+    assert (spent["kept"], spent["updates"], spent["chunks"]) == (2, 2, 32)
+    assert written["config"]["recipe"]["prompts"] == manifest["recipe"]["prompts"] == 4
     assert written["command"].startswith("reelgym finetune reward --updates 2")
     clip, student = tmp_path / "clip.mp4", tmp_path / "at" / "student"
     prompt = ["generate", "a red circle rests", "--weights", str(stack), "--out", str(clip)]
@@ -40,6 +44,16 @@ def test_it_goes_on_where_it_was(stack, tmp_path, capsys):
     assert "going on from" in capsys.readouterr().err
     whole, parts = (sha256_file(tmp_path / run / "student" / "weights.safetensors") for run in ("whole", "parts"))
     assert whole == parts
+
+
+def test_a_run_from_other_weights_is_not_gone_on_with(stack, tmp_path, capsys):
+    assert finetune(stack, tmp_path / "at", "--updates", "1", "--no-guard") == 0
+    other = shutil.copytree(stack, tmp_path / "other")
+    codec = load_tiny("codec", other / "codec")
+    next(codec.parameters()).data.add_(1e-3)
+    save_tiny(other / "codec", codec, load_manifest("codec", other / "codec"))
+    assert finetune(other, tmp_path / "at", "--updates", "2", "--no-guard") == 1
+    assert "from other weights than those of" in capsys.readouterr().err
 
 
 def test_recipes_can_be_changed_and_wrong_ones_are_told(stack, tmp_path, capsys):

@@ -75,6 +75,9 @@ def test_censored_median_by_hand():
     assert censored_median([1, 2, 3], [True, True, True]) == 2
     assert censored_median([1, 9, 9], [True, False, False]) == float("inf")
     assert censored_median([1, 2, 9, 9], [True, True, False, False]) == 2
+    for runs in (24, 28, 30, 38):  # rounding leaves a little more than half alive
+        times = [*range(1, runs // 2 + 1), *[99] * (runs // 2)]
+        assert censored_median(times, [True] * (runs // 2) + [False] * (runs // 2)) == runs // 2
     assert censored_median([1, 2, 3, 4], [False, True, True, True]) == 3  # 1 -> 2/3 at time 2 -> 1/3 at time 3
 
 
