@@ -12,7 +12,7 @@ from typing import Any
 COMMANDS = {
     "generate": "make a video clip from a prompt",
     "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
-    "train": "train a part of the tiny stack (codec, teacher, student, reward), or an agent of SB3 or Tianshou",
+    "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout), or an agent of SB3 or Tianshou",
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
@@ -91,12 +91,16 @@ def _read(command: str, args: Sequence[str]) -> tuple[Any, Any]:
     try:
         with contextlib.redirect_stderr(complaint):
             return module, tyro.cli(
-                module.Config, prog=f"reelgym {command}", description=COMMANDS[command].capitalize() + ".", args=args
+                module.Config, prog=f"reelgym {command}", description=_sentence(COMMANDS[command]), args=args
             )
     except SystemExit as stop:
         if not stop.code:
             return None, None
         raise UsageError(f"{_unboxed(complaint.getvalue())} (see reelgym {command} --help)") from None
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _unboxed(text: str) -> str:

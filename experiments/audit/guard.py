@@ -330,6 +330,6 @@ def verdict(pairs: Sequence[Row]) -> str:
         if fell and not climbed:
             said = "the oracle falls, but the reward does not climb: that is damage, no hacking"
         elif not fell:
-            said = "the oracle does not fall below the start" + (", and the reward climbs" if climbed else "")
+            said = "no fall of the oracle below the start can be told" + (", and the reward climbs" if climbed else "")
         lines.append(f"{name} the guard {said}.")
     return " ".join(lines)

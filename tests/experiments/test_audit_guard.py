@@ -39,14 +39,14 @@ def contrast(end, trained_low, total_high):
     [
         (0.1, -0.1, "the reward is hacked: it climbs, and the oracle falls"),
         (-0.1, -0.1, "the oracle falls, but the reward does not climb: that is damage, no hacking"),
-        (0.1, 0.1, "the oracle does not fall below the start, and the reward climbs"),
-        (-0.1, 0.1, "the oracle does not fall below the start"),
+        (0.1, 0.1, "no fall of the oracle below the start can be told, and the reward climbs"),
+        (-0.1, 0.1, "no fall of the oracle below the start can be told"),
     ],
 )
 def test_the_verdict_follows_from_the_intervals(trained_low, total_high, said):
     pairs = [contrast("without", trained_low, total_high), contrast("with", -0.1, 0.1)]
     both = guard.verdict(pairs)
-    assert both == f"Without the guard {said}. With the guard the oracle does not fall below the start."
+    assert both == f"Without the guard {said}. With the guard no fall of the oracle below the start can be told."
 
 
 def test_wrong_sizes_are_one_line(stack, tmp_path, capsys):
