@@ -12,7 +12,7 @@ from typing import Any
 COMMANDS = {
     "generate": "make a video clip from a prompt",
     "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
-    "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout), or an agent of SB3 or Tianshou",
+    "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout) or an agent of SB3 or Tianshou",
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
