@@ -6,6 +6,7 @@ learning curve on validation prompts, and compares it with the start on the test
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,10 +81,11 @@ def run(config: Config) -> None:
     print(f"results: {path}")
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m reelgym.experiments.longer`."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Exit status of `python -m reelgym.experiments.longer`."""
     run(tyro.cli(Config, prog="python -m reelgym.experiments.longer", args=args))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -120,7 +120,7 @@ class Still(Learner[CausalWan]):
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         self.found.append(torch.cat([part.flatten() for part in parts]))
         self.optimizer.zero_grad(set_to_none=True)
-        return {}
+        return {"skipped": 0.0}
 
 
 def run(config: Config) -> None:

@@ -61,6 +61,11 @@ def column(values):
     return values[:, None, None, None, None]
 
 
+def weight_of(played, turn):
+    """Behind a shared opening chunk k is there in k + 1 of 4 rollouts."""
+    return 1 / (turn.number + 1) if played.prefix == "full" else 1 / len(played.turns)
+
+
 def perplexity(trainer, played, turn):
     batch = PromptBatch(tuple(row[turn.number] for row in played.texts), played.embeds[:, turn.number])
     return trainer.env.clips.credit(torch.cat((turn.past, turn.chunk.detach()), 1), batch)[:, :, None]
@@ -106,7 +111,7 @@ def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, dir
             taken = column(torch.arange(6) % min(every, 6) == 0)
             pull = taken * 6 / taken.sum() * kl_divergence(law, held)
             gain = weight * column(advantage[:, number]) * law.log_prob(t.x_next)
-            loss = loss + (scale * (0.5 * pull - gain)).mean() / (3 * len(played.turns))
+            loss = loss + (scale * (0.5 * pull - gain)).mean() * weight_of(played, turn) / 3
     loss.backward()
     torch.testing.assert_close(found, gradient(trainer), atol=1e-6, rtol=1e-3)
 
@@ -125,7 +130,10 @@ def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, p
             for share, y in ((good, beta * x0 + (1 - beta) * old), (1 - good, (1 + beta) * old - beta * x0)):
                 error = y - turn.chunk
                 width = error.abs().mean((1, 2, 3, 4)).detach()
-                loss = loss + 5 / (2 * beta) * (column(share / width) * error.square()).mean() / (2 * len(played.turns))
+                loss = (
+                    loss
+                    + 5 / (2 * beta) * (column(share / width) * error.square()).mean() * weight_of(played, turn) / 2
+                )
     loss.backward()
     torch.testing.assert_close(found, gradient(trainer), atol=1e-6, rtol=1e-3)
 

@@ -15,7 +15,7 @@ def test_it_runs_and_goes_on(stack, tmp_path, capsys, monkeypatch):
     assert cli.main(args) == 0, capsys.readouterr().err
     first = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["seeds"] == [10] and guard.report(results["rows"]) in first
+    assert results["seeds"] == [20] and guard.report(results["rows"]) in first
     assert all(f"| {end} |" in first for end in guard.ENDS.values())
     runs = {row["end"]: row for row in results["rows"] if row["kind"] == "run"}
     assert list(runs) == list(guard.ENDS) and not runs["without"]["why"]
