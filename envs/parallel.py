@@ -78,7 +78,7 @@ class SelfPlayEnv(ParallelEnv[str, Any, Any]):
         return np.append(state.clips.latents[0].flatten().cpu().numpy(), np.float32(state.real[0].cpu()))
 
     def render(self) -> Any:
-        """A canvas uint8 [H, W, 3] of what the detector was shown last, or a list of them, as TensorVectorEnv has it."""
+        """A canvas uint8 [H, W, 3] of what the detector was shown last, or a list of them: see TensorVectorEnv."""
         if self.render_mode is None:
             return None
         state, frames = self.game.state, self.game.frames

@@ -5,7 +5,7 @@ N streams, n chunks a clip, f frames a chunk of video, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ..models.codec import Codec
-from ..noise import fold, normal, stream_keys, uniform
+from ..noise import normal, stream_keys, uniform
 from .clips import Clips, ClipState, Reward
 from .prompt_source import ScriptPrompts
 from .stream_detect import FAKE, WAIT
@@ -28,7 +28,9 @@ from .worlds.render import render
 from .worlds.scene import roll
 
 GENERATOR, DETECTOR = PLAYERS = ("generator", "detector")
-COIN, LENS, GRAIN, WORLD = range(2**20, 2**20 + 4)
+Truth = Callable[[Sequence[str], int], Tensor]
+"""`truth(scripts, seed)`: real clips [B, F, 3, H, W] in [0, 1] of scripts, a pure function."""
+COIN, LENS, GRAIN = range(2**20, 2**20 + 3)
 """Where the game's own draws lie among the noise of a stream: no clip has so many chunks."""
 
 
@@ -97,8 +99,8 @@ class SelfPlayGame:
     """The game over tensors that stay on the device, N streams at once; `SelfPlayEnv` is its N = 1 view.
 
     Nature decides for every stream whether it is real, and hides it. Move by move the generator hands in the next chunk
-    of latents [N, f', C, h, w], and the detector says WAIT, REAL or FAKE of what it has been shown: nothing at the first
-    move, one chunk more at every other, all n at the last, move n + 1, when the generator's action counts no more. On a
+    of latents [N, f', C, h, w], and the detector says WAIT, REAL or FAKE of what it has been shown: nothing at the
+    first move, one chunk more at every other, all n at the last, move n + 1, when the generator's action counts no more. On a
     real stream the generator's chunks are ignored and the true clip of the same prompt is shown.
 
     Reward of the detector: 1 for a right verdict, -1 for a wrong one, less `wait_cost` for every chunk waited for; no
@@ -119,6 +121,7 @@ class SelfPlayGame:
         reward: Reward,
         prompts: ScriptPrompts,
         *,
+        truth: Truth | None = None,
         rules: GameRules | None = None,
         clock: Clock = TINY,
         device: torch.device | str = "cpu",
@@ -127,12 +130,11 @@ class SelfPlayGame:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs, self.rules, self.clock, self.device = num_envs, rules or GameRules(), clock, torch.device(device)
         self.clips = Clips(codec, reward, prompts, clock, self.device)
-        self.prompts = prompts
+        self.prompts, self.truth = prompts, truth or WorldTruth(clock)
         height, width = self.clips.image
-        pool, frames = self.rules.pool, codec.grid(1)
+        pool = self.rules.pool
         if height % pool or width % pool:
             raise ValueError(f"pool {pool} does not divide frames of {height} x {width}")
-        del frames
         self.frames = clock.frames_per_chunk
         seen = (self.rules.window * self.frames, 3, height // pool, width // pool)
         self.spaces = {
@@ -162,12 +164,16 @@ class SelfPlayGame:
         lens = lens_of(CAMERAS[self.rules.camera], uniform(keys, LENS, 0, (6,)))
         film = torch.zeros(self.num_envs, 0, 3, *self.clips.image, device=self.device)
         none = torch.zeros(self.num_envs, device=self.device)
-        truth = self._true(drawn, seed)
+        truth = self.truth(drawn, seed).to(self.device)
+        if truth.shape != (self.num_envs, self.clock.clip_frames, 3, *self.clips.image):
+            came = f"true clips are {list(truth.shape)}"
+            raise ValueError(f"{came}, the generator's {[self.num_envs, self.clock.clip_frames, 3, *self.clips.image]}")
+        truth = truth.unflatten(1, (self.clock.chunks, self.frames))
         self._state = GameState(clips, real, truth, lens, film, 0, none.long(), none.bool(), none, keys)
         return self.observe()
 
     def step(self, actions: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
-        """One move of both. Returns observations, rewards [N] of each player, and whether streams are over, bool [N]."""
+        """One move of both. Returns observations, rewards [N] of each player, and which streams are over, bool [N]."""
         state, rules = self.state, self.rules
         if state.step > self.clock.chunks or bool(state.over.all()):
             raise gymnasium.error.ResetNeeded("the game has ended: call reset()")
@@ -213,8 +219,13 @@ class SelfPlayGame:
         film = torch.cat((state.film, shoot_through(seen, CAMERAS[self.rules.camera], state.lens, grain)), 1)
         return replace(state, clips=clips, film=film, quality=state.quality + reward * self.clock.chunks)
 
-    def _true(self, scripts: list[str], seed: int) -> Tensor:
-        """True clips of scripts, cut into chunks [N, n, f, 3, H, W]."""
+
+@dataclass(frozen=True)
+class WorldTruth:
+    """True clips of ShapeStream's scripts."""
+
+    clock: Clock = TINY
+
+    def __call__(self, scripts: Sequence[str], seed: int) -> Tensor:
         clauses = [chunk_clauses(parse(script), self.clock.chunks) for script in scripts]
-        scene = roll(clauses, self.frames, torch.Generator().manual_seed(seed))
-        return render(scene).to(self.device).unflatten(1, (self.clock.chunks, self.frames))
+        return render(roll(clauses, self.clock.frames_per_chunk, torch.Generator().manual_seed(seed)))

@@ -119,8 +119,8 @@ def d3_score(features: Tensor) -> Tensor:
 
 
 def restrav_features(features: Tensor) -> Tensor:
-    """ReStraV (2507.00583) on features [B, F, E]: the length of every step, every turning angle, and of each mean, spread,
-    least and most: [B, (F - 1) + (F - 2) + 8]. At least 3 frames."""
+    """ReStraV (2507.00583) on features [B, F, E]: the length of every step, every turning angle, and of each mean,
+    spread, least and most: [B, (F - 1) + (F - 2) + 8]. At least 3 frames."""
     if features.shape[1] < 3:
         raise ValueError(f"ReStraV needs at least 3 frames, not {features.shape[1]}")
     steps = features[:, 1:] - features[:, :-1]

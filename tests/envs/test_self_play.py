@@ -15,7 +15,10 @@ from reelgym.envs.stream_detect import FAKE, REAL, WAIT
 @pytest.fixture
 def make(codec, reward, prompts, clock):
     def made(streams=6, **rules):
-        return SelfPlayGame(streams, codec, reward, prompts, rules=GameRules(**rules), clock=clock)
+        def truth(scripts, seed):
+            return torch.rand(len(scripts), clock.clip_frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+        return SelfPlayGame(streams, codec, reward, prompts, truth=truth, rules=GameRules(**rules), clock=clock)
 
     return made
 
@@ -74,14 +77,17 @@ def test_a_fork_goes_on_alike(make):
     said = {GENERATOR: chunks(game, 1.0), DETECTOR: torch.tensor([FAKE, FAKE, WAIT, WAIT])}
     game.state = state
     seen, rewards, over = game.step(said)
-    assert torch.equal(seen[DETECTOR]["video"][0], seen[DETECTOR]["video"][1]) and over.tolist() == [True] * 2 + [False] * 2
+    assert (
+        torch.equal(seen[DETECTOR]["video"][0], seen[DETECTOR]["video"][1])
+        and over.tolist() == [True] * 2 + [False] * 2
+    )
     assert rewards[DETECTOR][0] == rewards[DETECTOR][1]
 
 
 def test_it_ends_and_says_so(make):
     game = make(2)
     with pytest.raises(gymnasium.error.ResetNeeded):
-        game.state
+        game.observe()
     play(game, [WAIT] * 5)
     with pytest.raises(gymnasium.error.ResetNeeded, match="has ended"):
         game.step({GENERATOR: chunks(game), DETECTOR: torch.zeros(2).long()})
@@ -94,11 +100,11 @@ def test_pettingzoo_checks_pass(make):
 
 def test_one_stream_from_end_to_end(make):
     env = SelfPlayEnv(make(1), render_mode="rgb_array")
-    seen, infos = env.reset(seed=2, options={"script": "a red circle moves left fast"})
-    assert infos[GENERATOR]["text"] == "a red circle moves left fast" and seen[DETECTOR]["position"] == 0
+    seen, infos = env.reset(seed=2, options={"script": "a red circle moves left"})
+    assert infos[GENERATOR]["text"] == "a red circle moves left" and seen[DETECTOR]["position"] == 0
     with pytest.raises(ValueError, match="no action of detector"):
         env.step({GENERATOR: env.action_space(GENERATOR).sample()})
-    for move in range(5):
+    for _ in range(5):
         actions = {GENERATOR: env.action_space(GENERATOR).sample() * 0, DETECTOR: WAIT}
         seen, rewards, terminated, truncated, infos = env.step(actions)
         assert all(env.observation_space(agent).contains(seen[agent]) for agent in seen)
