@@ -100,8 +100,8 @@ class SelfPlayGame:
 
     Nature decides for every stream whether it is real, and hides it. Move by move the generator hands in the next chunk
     of latents [N, f', C, h, w], and the detector says WAIT, REAL or FAKE of what it has been shown: nothing at the
-    first move, one chunk more at every other, all n at the last, move n + 1, when the generator's action counts no more. On a
-    real stream the generator's chunks are ignored and the true clip of the same prompt is shown.
+    first move, one chunk more at every other, all n at the last, move n + 1, when the generator's action counts no
+    more. On a real stream the generator's chunks are ignored and the true clip of the same prompt is shown.
 
     Reward of the detector: 1 for a right verdict, -1 for a wrong one, less `wait_cost` for every chunk waited for; no
     verdict by the end counts as REAL. Of the generator: on a made stream 1 when it is taken for real, -1 when it is
@@ -199,15 +199,25 @@ class SelfPlayGame:
         """What each player sees."""
         state, want = self.state, self.rules.window * self.frames
         film = state.film[:, -want:]
-        small = avg_pool2d(film.flatten(0, 1) * 255, self.rules.pool) if film.shape[1] else film.flatten(0, 1)
         video = torch.zeros(len(film), *self.spaces[DETECTOR]["video"].shape, dtype=torch.uint8, device=self.device)
         if film.shape[1]:
-            video[:, want - film.shape[1] :] = small.round().to(torch.uint8).unflatten(0, film.shape[:2])
+            video[:, want - film.shape[1] :] = self._small(film).to(torch.uint8).unflatten(0, film.shape[:2])
         position = torch.full((len(film),), film.shape[1] // self.frames, device=self.device)
         return {
             GENERATOR: self.clips.observe(state.clips),
             DETECTOR: {"video": video, "position": position},
         }
+
+    def newest(self) -> Tensor:
+        """The newest chunk as the detector sees it, averaged over pools and in 8 bit: [N, f, 3, H / pool, W / pool] in
+        [0, 1]; ValueError before the first."""
+        film = self.state.film[:, -self.frames :]
+        if not film.shape[1]:
+            raise ValueError("nothing has been shown yet")
+        return self._small(film).unflatten(0, film.shape[:2]) / 255
+
+    def _small(self, film: Tensor) -> Tensor:
+        return avg_pool2d(film.flatten(0, 1) * 255, self.rules.pool).round()
 
     def _shown(self, state: GameState, chunk: Tensor) -> GameState:
         """The state after the generator's chunk; on a real stream the true one is filmed."""
