@@ -20,7 +20,8 @@ Trained = TypeVar("Trained", bound=nn.Module)
 
 
 class NonFiniteError(FloatingPointError):
-    """A gradient was infinite or not a number; the weights were left as they were."""
+    """A training has diverged: too many gradients in a row were not finite (the weights were left as they were), or the
+    generator makes what nobody can take any more."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..agents.finetune_recipes import FINETUNE
+from ..agents.finetune_recipes import FINETUNE, rate
 from ..agents.learner import LearnerConfig
 from ..distill.causal_init import CausalInitConfig
 from ..distill.trainer import DistillConfig
@@ -33,18 +33,16 @@ def distillation(rate: float, weighted: bool) -> DistillConfig:
 
 
 def recipes() -> dict[str, Recipe]:
-    """Every method's recipe, at the rate that an earlier search chose; later ones look around it. A sequence has none.
-
-    raven has 16 clips an update, as policy and forward have: with 64 the budget would buy it six updates.
-    """
+    """Every method's recipe, at the rate that the search of the committed standard run chose; later ones look around
+    it. A sequence has none."""
     return {
-        "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=3.3e-5), batch=24),
-        "dmd": distillation(3.3e-5, weighted=False),
-        "stream-r1": distillation(3.3e-5, weighted=True),
+        "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=1e-4), batch=24),
+        "dmd": distillation(1.1e-5, weighted=False),
+        "stream-r1": distillation(1.1e-5, weighted=True),
         "policy": FINETUNE["policy"],
         "forward": FINETUNE["forward"],
         "reward": FINETUNE["reward"],
-        "raven": replace(FINETUNE["raven"], prompts=2),
+        "raven": replace(FINETUNE["raven"], learner=rate(1.7e-5)),
     }
 
 
@@ -123,8 +121,8 @@ PRESETS = {
         sequences=SEQUENCES,
     ),
 }
-"""quick: a look in a few minutes. standard: evidence in less than an hour. smoke: only shows that everything runs.
+"""quick: a look in a few minutes. standard: evidence in about an hour. smoke: only shows that everything runs.
 
-Seconds an update that the counts come from, one core of two busy ones: continued 0.55, dmd 3.3, stream-r1 4.2, policy
-and forward 1.4, reward 1.05, raven 1.6.
+Seconds an update on one of two busy cores, as the search of the committed standard run took them: continued 0.63, dmd
+4.0, stream-r1 5.3, policy and forward 1.8, reward 1.0, raven 3.1. The counts come from earlier, rounder figures.
 """

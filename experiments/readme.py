@@ -21,7 +21,7 @@ import tyro
 
 from ..checkpoint import MANIFEST, write_json
 from .cli import GROUPS
-from .report import read_results, summary_markdown, write_picture
+from .report import read_results, write_picture
 from .tables import (
     CONTRAST_COLUMNS,
     METHOD_COLUMNS,
@@ -33,6 +33,7 @@ from .tables import (
     markdown_table,
     rows_of,
     slice_table_rows,
+    verdict_lines,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,23 +136,21 @@ def filled(text: str, root: Path = ROOT) -> str:
 
 
 def table(root: Path, path: str) -> str:
-    """Where, how and with what it was measured, the tables, their sentences, the notes, and what the columns mean."""
+    """Where, how and with what it was measured, the methods, an answer to what was declared, what the columns mean."""
     results = _results(root / path)
     if results is None:
         return _nothing(path)
     config = results["config"]
     made = f"{_compared(results)} {config['prompts']} test prompts, {config['clips']} clips each, "
     made += f"{len(results['seeds'])} seeds."
-    notes = "\n".join(f"- {note}" for note in config["notes"])
-    edges = SLICE_COLUMNS if rows_of(results, "slice") else ()
-    columns = {column.title: column.caption for column in (*METHOD_COLUMNS, *CONTRAST_COLUMNS, *edges)}
-    legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
-    folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
-    return f"{made}\n\n{summary_markdown(results)}\n\n{notes}\n\n{folded}"
+    parts = [made, markdown_table(METHOD_COLUMNS, rows_of(results, "method"))]
+    answers = verdict_lines(results, declared=True)
+    parts += ["Asked before the run:", "\n".join(f"- {line}" for line in answers)] if answers else []
+    return "\n\n".join([*parts, _legend(METHOD_COLUMNS)])
 
 
 def verdict(root: Path, path: str) -> str:
-    """What a comparison found, in sentences, and which runs say so."""
+    """What a comparison found, in sentences and differences, and which runs say so."""
     results = _results(root / path)
     if results is None:
         return _nothing(path)
@@ -159,6 +158,10 @@ def verdict(root: Path, path: str) -> str:
     config, seeds = results["config"], ", ".join(str(seed) for seed in results["seeds"])
     exam = f"{config['prompts']} test prompts, {config['clips']} clips each, seeds {seeds}."
     notes = "\n".join(f"- {note}" for note in config["notes"])
+    contrasts = rows_of(results, "contrast")
+    if contrasts:
+        shown = markdown_table(CONTRAST_COLUMNS, contrasts)
+        parts.append(f"### All differences in one table\n\n{shown}\n\n{_legend(CONTRAST_COLUMNS)}")
     return "\n\n".join([f"{_compared(results)} {exam}", *parts, f"### How it was run\n\n{notes}"])
 
 
@@ -190,10 +193,14 @@ def measured(root: Path, path: str) -> str:
         return f"*No results are committed yet: `{path}`.*"
     words = results["command"].split()[1:]
     module = importlib.import_module("." + ".".join(words[: 2 if words[0] in GROUPS else 1]), __package__)
-    columns = {column.title: column.caption for column in module.COLUMNS if column.caption}
-    legend = "\n".join(f"- {title}: {caption}" for title, caption in columns.items())
-    folded = f"<details><summary>What the columns mean</summary>\n\n{legend}\n\n</details>"
-    return f"{_made(results)}.\n\n{module.report(results['rows'])}\n\n{folded}"
+    return f"{_made(results)}.\n\n{module.report(results['rows'])}\n\n{_legend(module.COLUMNS)}"
+
+
+def _legend(columns: Sequence[Column]) -> str:
+    """What the columns mean, folded away."""
+    meanings = {column.title: column.caption for column in columns if column.caption}
+    lines = "\n".join(f"- {title}: {caption}" for title, caption in meanings.items())
+    return f"<details><summary>What the columns mean</summary>\n\n{lines}\n\n</details>"
 
 
 def _compared(results: Row) -> str:

@@ -25,7 +25,6 @@ from .tables import (
     Row,
     html_table,
     legend,
-    markdown_table,
     plain_table,
     rows_of,
     slice_table_rows,
@@ -96,21 +95,6 @@ def summary_text(results: Row) -> str:
             "",
             *([plain_table(SLICE_COLUMNS, edges), SLICES_NOTE, ""] if edges else []),
             *verdict_lines(results),
-        ]
-    )
-
-
-def summary_markdown(results: Row) -> str:
-    """The tables and sentences for a README."""
-    edges = slice_table_rows(results)
-    return "\n".join(
-        [
-            markdown_table(METHOD_COLUMNS, rows_of(results, "method")),
-            "",
-            markdown_table(CONTRAST_COLUMNS, rows_of(results, "contrast")),
-            "",
-            *([markdown_table(SLICE_COLUMNS, edges), "", SLICES_NOTE, ""] if edges else []),
-            *(f"- {line}" for line in verdict_lines(results)),
         ]
     )
 

@@ -133,9 +133,9 @@ def legend(columns: Sequence[Column]) -> str:
     return "".join(f"<div><b>{escape(column.title)}</b> {escape(column.caption)}</div>" for column in columns)
 
 
-def verdict_lines(results: Row) -> list[str]:
-    """One sentence per contrast, made from its numbers."""
-    return [_sentence(row) for row in rows_of(results, "contrast")]
+def verdict_lines(results: Row, declared: bool = False) -> list[str]:
+    """One sentence per contrast, made from its numbers; of those alone that were declared beforehand, if asked."""
+    return [_sentence(row) for row in rows_of(results, "contrast") if row.get("declared") or not declared]
 
 
 def _sentence(row: Row) -> str:

@@ -12,8 +12,16 @@ from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.draw import overlay
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments.plots import Line, animation, film_strip, line_chart, side_by_side, ticks
-from reelgym.experiments.report import report_html, summary_markdown, summary_text, write_picture, write_report
-from reelgym.experiments.tables import NOTHING, findings
+from reelgym.experiments.report import report_html, summary_text, write_picture, write_report
+from reelgym.experiments.tables import (
+    METHOD_COLUMNS,
+    NOTHING,
+    SLICE_COLUMNS,
+    findings,
+    markdown_table,
+    rows_of,
+    slice_table_rows,
+)
 
 METHODS = {"truth": "ground truth", "start": "starting student", "dmd": "DMD <b>"}
 PROMPTS = ["a red circle moves left fast", "a blue cross rests"]
@@ -123,24 +131,24 @@ def test_tables_align_and_agree(results):
     text = summary_text(results).splitlines()
     assert len(text[0]) == len(text[1]) == len(text[2])
     cells = [re.split(r" {2,}", line) for line in text[2:5]]
-    markdown = summary_markdown(results).splitlines()[2:5]
+    markdown = markdown_table(METHOD_COLUMNS, rows_of(results, "method")).splitlines()[2:5]
     assert [line[0] for line in cells] == list(METHODS.values())
     for plain, marked in zip(cells, markdown, strict=True):
         assert plain == [cell.strip() for cell in marked.strip("|").split("|")]
 
 
 def test_edge_slices_are_shown_where_there_are_any(results):
-    bare = (summary_text(results), summary_markdown(results), report_html(results, {}))
+    bare = (summary_text(results), report_html(results, {}))
     assert not any("Edge slices" in text for text in bare)
     results["rows"] += [
         {"kind": "slice", "method": name, "slice": edge, "total": 0.5, "low": 0.25, "high": 0.75}
         for name in ("truth", "dmd")
         for edge in SLICES
     ]
-    plain, marked, page = summary_text(results), summary_markdown(results), report_html(results, {})
-    for text in (plain, marked, page):
+    plain, page = summary_text(results), report_html(results, {})
+    for text in (plain, page):
         assert "cannot go on" in text and text.count("0.50 [0.25, 0.75]") == 2 * len(SLICES)
-    table = [line for line in marked.splitlines() if line.startswith("|")][-3:]
+    table = markdown_table(SLICE_COLUMNS, slice_table_rows(results)).splitlines()[-3:]
     assert [line.split(" | ")[0][2:] for line in table] == list(METHODS.values())
     assert table[1].count(NOTHING) == len(SLICES) and "odd light" in page
 
