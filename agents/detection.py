@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ..envs.self_play import stored
 from ..envs.worlds.camera import CAMERAS, shoot
 from ..models.detector import ClipDetector
 from .fit import Counts, State, own_draw, pack, unpack
@@ -32,13 +33,15 @@ class DetectionConfig:
     """B, of each kind."""
     camera: str = "tinted"
     """Through which all clips pass."""
+    pool: int = 2
+    """Side of the squares of pixels that the detector sees averaged."""
     smooth: float = 0.02
     """Labels lie by so much off 0 and 1, which keeps logits where they can be calibrated."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or not 0 <= self.smooth < 0.5:
-            raise ValueError(f"batch is at least 1, smooth in [0, .5): {self}")
+        if min(self.batch, self.pool) < 1 or not 0 <= self.smooth < 0.5:
+            raise ValueError(f"batch and pool are at least 1, smooth in [0, .5): {self}")
         if self.camera not in CAMERAS:
             raise ValueError(f"unknown camera {self.camera!r}; use one of: {', '.join(CAMERAS)}")
 
@@ -88,7 +91,8 @@ class Detection:
         step = own_draw(config.seed, self.counts.updates, None)
         random = torch.Generator().manual_seed(step)
         video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random)))
-        film = shoot(video, CAMERAS[config.camera], random).to(next(self.detector.parameters()).device)
+        film = stored(shoot(video, CAMERAS[config.camera], random), config.pool) / 255
+        film = film.to(next(self.detector.parameters()).device)
         label = torch.arange(len(film), device=film.device) >= config.batch
         logits = self.detector(film)[:, self.chunk - 1 :: self.chunk]
         wanted = label.float() * (1 - 2 * config.smooth) + config.smooth

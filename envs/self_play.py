@@ -201,7 +201,7 @@ class SelfPlayGame:
         film = state.film[:, -want:]
         video = torch.zeros(len(film), *self.spaces[DETECTOR]["video"].shape, dtype=torch.uint8, device=self.device)
         if film.shape[1]:
-            video[:, want - film.shape[1] :] = self._small(film).to(torch.uint8).unflatten(0, film.shape[:2])
+            video[:, want - film.shape[1] :] = stored(film, self.rules.pool).to(torch.uint8)
         position = torch.full((len(film),), film.shape[1] // self.frames, device=self.device)
         return {
             GENERATOR: self.clips.observe(state.clips),
@@ -214,10 +214,7 @@ class SelfPlayGame:
         film = self.state.film[:, -self.frames :]
         if not film.shape[1]:
             raise ValueError("nothing has been shown yet")
-        return self._small(film).unflatten(0, film.shape[:2]) / 255
-
-    def _small(self, film: Tensor) -> Tensor:
-        return avg_pool2d(film.flatten(0, 1) * 255, self.rules.pool).round()
+        return stored(film, self.rules.pool) / 255
 
     def _shown(self, state: GameState, chunk: Tensor) -> GameState:
         """The state after the generator's chunk; on a real stream the true one is filmed."""
@@ -228,6 +225,12 @@ class SelfPlayGame:
         grain = normal(state.keys, GRAIN, number, tuple(seen.shape[1:]))
         film = torch.cat((state.film, shoot_through(seen, CAMERAS[self.rules.camera], state.lens, grain)), 1)
         return replace(state, clips=clips, film=film, quality=state.quality + reward * self.clock.chunks)
+
+
+def stored(film: Tensor, pool: int) -> Tensor:
+    """Film [B, F, C, H, W] in [0, 1] as a detector sees it: means over squares of pixels, 0 to 255 in whole numbers,
+    [B, F, C, H / pool, W / pool]."""
+    return avg_pool2d(film.flatten(0, 1) * 255, pool).round().unflatten(0, film.shape[:2])
 
 
 @dataclass(frozen=True)

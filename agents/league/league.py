@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...checkpoint import CheckpointError
@@ -20,7 +19,7 @@ from ...envs.self_play import SelfPlayGame
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
 from ...noise import stream_keys
-from ..detection import Detection, FakePool
+from ..detection import Detection
 from ..finetune import FineTune
 from ..learner import Groups
 from .match import Judge, play
@@ -216,6 +215,3 @@ class League:
 
     def _seed(self, use: int) -> int:
         return int(stream_keys(self.config.seed, 4 * self.rounds + use + 1)[-1] % 2**31)
-
-
-__all__ = ["League", "LeagueConfig", "Member", "FakePool"]

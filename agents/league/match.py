@@ -39,7 +39,7 @@ class Judge:
 class Outcome:
     """What came of N streams.
 
-    real: bool [N].   verdict: int64 [N], REAL or FAKE.   shown: int64 [N], chunks before the verdict.   rewards: [N, 2],
+    real: bool [N].   verdict: int64 [N], REAL or FAKE.   shown: int64 [N], chunks before it.   rewards: [N, 2],
     of generator and detector.   quality: [N], mean reward of the generator's windows until the verdict.
     """
 

@@ -1,4 +1,4 @@
-"""What a generator in the league is trained on: a quality reward, and what its opponents of the round make of its clips.
+"""What a generator in the league is trained on: a quality reward, and what its opponents make of its clips.
 
 B clips, F frames, A axes of the quality reward.
 """
