@@ -88,7 +88,7 @@ class Preset:
 PRESETS = {
     "quick": Preset(
         seconds=20,
-        updates={"continued": 36, "dmd": 6, "stream-r1": 5, "policy": 13, "forward": 13, "reward": 21},
+        updates={"continued": 32, "dmd": 5, "stream-r1": 4, "policy": 11, "forward": 11, "reward": 20},
         seeds=2,
         exam=Exam(prompts=24, clips=2, long_prompts=6, slice_prompts=4, scripts_seed=1),
         validation=Exam(prompts=8, clips=1, long_prompts=0, split="validation"),
@@ -124,5 +124,5 @@ PRESETS = {
 """quick: a look in a few minutes. standard: evidence in about an hour. smoke: only shows that everything runs.
 
 Seconds an update on one of two busy cores, as the search of the committed standard run took them: continued 0.63, dmd
-4.0, stream-r1 5.3, policy and forward 1.8, reward 1.0, raven 3.1. The counts come from earlier, rounder figures.
+4.0, stream-r1 5.3, policy and forward 1.8, reward 1.0, raven 3.1. standard's counts come from earlier figures.
 """
