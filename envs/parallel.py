@@ -36,7 +36,8 @@ class SelfPlayEnv(ParallelEnv[str, Any, Any]):
             **self.metadata,
             "render_fps": METADATA["render_fps"] if render_mode is None else FPS[render_mode],
         }
-        self.possible_agents, self.agents = list(PLAYERS), []
+        self.possible_agents: list[str] = list(PLAYERS)
+        self.agents: list[str] = []
         self._random = np.random.default_rng()
 
     def observation_space(self, agent: str) -> Any:

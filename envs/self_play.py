@@ -82,17 +82,12 @@ class GameState:
     def take(self, rows: Tensor) -> GameState:
         """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
         rows = rows.to(self.keys.device)
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return GameState(
-            **{
-                name: value
-                if isinstance(value, int)
-                else value[rows]
-                if isinstance(value, Tensor)
-                else value.take(rows)
-                for name, value in named.items()
-            }
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {
+            name: value if name == "step" else value[rows] if isinstance(value, Tensor) else value.take(rows)
+            for name, value in values.items()
+        }
+        return GameState(**taken)
 
 
 class SelfPlayGame:
@@ -199,7 +194,9 @@ class SelfPlayGame:
         """What each player sees."""
         state, want = self.state, self.rules.window * self.frames
         film = state.film[:, -want:]
-        video = torch.zeros(len(film), *self.spaces[DETECTOR]["video"].shape, dtype=torch.uint8, device=self.device)
+        video = torch.zeros(
+            len(film), *(self.spaces[DETECTOR]["video"].shape or ()), dtype=torch.uint8, device=self.device
+        )
         if film.shape[1]:
             video[:, want - film.shape[1] :] = stored(film, self.rules.pool).to(torch.uint8)
         position = torch.full((len(film),), film.shape[1] // self.frames, device=self.device)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError
 from ...envs.self_play import SelfPlayGame
@@ -105,7 +105,11 @@ class League:
 
     def freeze(self) -> None:
         """Keep copies of both as they are."""
-        for side, module in (("generator", self.generator.generator.model), ("detector", self.detector.detector)):
+        modules: dict[Side, nn.Module] = {
+            "generator": self.generator.generator.model,
+            "detector": self.detector.detector,
+        }
+        for side, module in modules.items():
             weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
             self.members[f"{side}-{self.rounds}"] = Member(side, weights, self.rounds)
 
