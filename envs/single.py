@@ -38,12 +38,18 @@ class SingleEnv(gymnasium.Env[Any, Any]):
             self.vector.np_random = self.np_random
         many = {PLURAL.get(name, name): [value] for name, value in (options or {}).items()}
         observation, info = self.vector.reset(options=many)
-        return self._numpy(observation), _first(info)
+        return to_numpy(observation, self.observation_space), _first(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; gymnasium.error.InvalidAction for an action that does not fit its space."""
         observation, reward, terminated, truncated, info = self.vector.step(np.asarray(action)[None].copy())
-        return self._numpy(observation), float(reward), bool(terminated), bool(truncated), _first(info)
+        return (
+            to_numpy(observation, self.observation_space),
+            float(reward),
+            bool(terminated),
+            bool(truncated),
+            _first(info),
+        )
 
     def render(self) -> Any:
         """A canvas, uint8 [H, W, 3] (rgb_array), or a list of them (rgb_array_list): see TensorVectorEnv."""
@@ -53,14 +59,15 @@ class SingleEnv(gymnasium.Env[Any, Any]):
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _numpy(self, observation: Tensor | dict[str, Tensor]) -> Any:
-        if isinstance(observation, Tensor):
-            return observation[0].cpu().numpy()
-        spaces = self.observation_space
-        return {
-            name: np.int64(value[0]) if isinstance(spaces[name], Discrete) else value[0].cpu().numpy()  # type: ignore[index]
-            for name, value in observation.items()
-        }
+
+def to_numpy(observation: Tensor | dict[str, Tensor], spaces: Any) -> Any:
+    """Row 0 of a vector's observation as numpy has it."""
+    if isinstance(observation, Tensor):
+        return observation[0].cpu().numpy()
+    return {
+        name: np.int64(value[0]) if isinstance(spaces[name], Discrete) else value[0].cpu().numpy()
+        for name, value in observation.items()
+    }
 
 
 def _first(info: dict[str, Any]) -> dict[str, Any]:

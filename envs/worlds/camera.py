@@ -40,25 +40,52 @@ CAMERAS = {
 }
 
 
+@dataclass(frozen=True)
+class Lens:
+    """Parameters of B clips' own: blur, gain, noise [B], tint [B, C]."""
+
+    blur: Tensor
+    gain: Tensor
+    noise: Tensor
+    tint: Tensor
+
+    def take(self, rows: Tensor) -> "Lens":
+        """Those of the clips at rows [M] (int64)."""
+        return Lens(self.blur[rows], self.gain[rows], self.noise[rows], self.tint[rows])
+
+
+def lens_of(camera: Camera, draws: Tensor) -> Lens:
+    """The lens that draws [B, 3 + C] in [0, 1) pick from the camera's ranges."""
+    blur, gain, noise = (
+        low + (high - low) * draws[:, place]
+        for place, (low, high) in enumerate((camera.blur, camera.gain, camera.noise))
+    )
+    low, high = camera.tint
+    return Lens(blur, gain, noise, low + (high - low) * draws[:, 3:])
+
+
 def shoot(video: Tensor, camera: Camera, generator: torch.Generator | None = None) -> Tensor:
     """Film video [B, F, C, H, W] in [0, 1]: lens, gain, tint, sensor noise, rounding; parameters drawn per clip.
 
     The generator lives on the CPU, so that one seed gives one film on every device.
     """
-    draw = torch.rand(3, len(video), generator=generator)
-    ranges = torch.tensor([camera.blur, camera.gain, camera.noise])
-    blur, gain, noise = (ranges[:, :1] + (ranges[:, 1:] - ranges[:, :1]) * draw).to(video.device)
+    draws = torch.rand(3, len(video), generator=generator).T
+    shape = (len(video), video.shape[2])
+    tint = torch.rand(shape, generator=generator) if camera.tint != (1.0, 1.0) else torch.zeros(shape)
+    grain = torch.randn(video.shape, generator=generator).to(video.device) if camera.noise[1] > 0 else None
+    return shoot_through(video, camera, lens_of(camera, torch.cat((draws, tint), 1).to(video.device)), grain)
+
+
+def shoot_through(video: Tensor, camera: Camera, lens: Lens, grain: Tensor | None = None) -> Tensor:
+    """Film video [B, F, C, H, W] in [0, 1] with a camera whose lens is known; grain: standard normal, like video."""
     film = video
     if camera.blur[1] > 0:
-        film = blurred(film, blur[:, None].expand(video.shape[:2]))
-    film = film * gain[:, None, None, None, None]
+        film = blurred(film, lens.blur[:, None].expand(video.shape[:2]))
+    film = film * lens.gain[:, None, None, None, None]
     if camera.tint != (1.0, 1.0):
-        low, high = camera.tint
-        tint = low + (high - low) * torch.rand(len(video), video.shape[2], generator=generator).to(video.device)
-        film = film * tint[:, None, :, None, None]
-    if camera.noise[1] > 0:
-        grain = torch.randn(video.shape, generator=generator).to(video.device)
-        film = film + grain * noise[:, None, None, None, None]
+        film = film * lens.tint[:, None, :, None, None]
+    if camera.noise[1] > 0 and grain is not None:
+        film = film + grain * lens.noise[:, None, None, None, None]
     top = 2**camera.bits - 1
     return (film.clamp(0, 1) * top).round() / top
 

@@ -1,0 +1,241 @@
+"""`reelgym/SelfPlay-v0`: a generator makes what a detector is to find out, chunk after chunk; both move at once.
+
+N streams, n chunks a clip, f frames a chunk of video, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from ..models.codec import Codec
+from ..noise import normal, stream_keys, uniform
+from .clips import Clips, ClipState, Reward
+from .prompt_source import ScriptPrompts
+from .stream_detect import FAKE, WAIT
+from .windows import TINY, Clock
+from .worlds.camera import CAMERAS, Lens, lens_of, shoot_through
+from .worlds.grammar import chunk_clauses, parse
+from .worlds.render import render
+from .worlds.scene import roll
+
+GENERATOR, DETECTOR = PLAYERS = ("generator", "detector")
+Truth = Callable[[Sequence[str], int], Tensor]
+"""`truth(scripts, seed)`: real clips [B, F, 3, H, W] in [0, 1] of scripts, a pure function."""
+COIN, LENS, GRAIN = range(2**20, 2**20 + 3)
+"""Where the game's own draws lie among the noise of a stream: no clip has so many chunks."""
+
+
+@dataclass(frozen=True)
+class GameRules:
+    """What the players see and pay."""
+
+    wait_cost: float = 0.02
+    """Of one more chunk, once one was seen; a verdict is worth 1 or -1."""
+    floor: float = -1.0
+    """Mean reward of a clip's windows below which the generator earns nothing above 0."""
+    window: int = 2
+    """Chunks that the detector observes, the newest last."""
+    pool: int = 2
+    """Side of the squares of pixels that the detector's observation averages."""
+    camera: str = "tinted"
+    """Of the world; real and generated clips pass through the same."""
+    share: float = 0.5
+    """Of streams that are real."""
+
+    def __post_init__(self) -> None:
+        if self.wait_cost < 0 or min(self.window, self.pool) < 1 or not 0 <= self.share <= 1:
+            raise ValueError(f"wait_cost is at least 0, window and pool at least 1, share within [0, 1]: {self}")
+        if self.camera not in CAMERAS:
+            raise ValueError(f"unknown camera {self.camera!r}; use one of: {', '.join(CAMERAS)}")
+
+
+@dataclass(frozen=True)
+class GameState:
+    """Where N streams stand; nothing in it is ever written in place.
+
+    clips: what the generator made.   real: bool [N], nature's choice.   truth: [N, n, f, 3, H, W], the true clips.
+    lens: of the camera, a row a stream.   film: what the detector has been shown, [N, k * f, 3, H, W].   step: moves
+    made, 0 to n + 1.   verdict: int64 [N], WAIT while it is out.   over: bool [N].   quality: [N], the generator's
+    windows so far.   keys: int64 [N].
+    """
+
+    clips: ClipState
+    real: Tensor
+    truth: Tensor
+    lens: Lens
+    film: Tensor
+    step: int
+    verdict: Tensor
+    over: Tensor
+    quality: Tensor
+    keys: Tensor
+
+    def take(self, rows: Tensor) -> GameState:
+        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
+        rows = rows.to(self.keys.device)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {
+            name: value if name == "step" else value[rows] if isinstance(value, Tensor) else value.take(rows)
+            for name, value in values.items()
+        }
+        return GameState(**taken)
+
+
+class SelfPlayGame:
+    """The game over tensors that stay on the device, N streams at once; `SelfPlayEnv` is its N = 1 view.
+
+    Nature decides for every stream whether it is real, and hides it. Move by move the generator hands in the next chunk
+    of latents [N, f', C, h, w], and the detector says WAIT, REAL or FAKE of what it has been shown: nothing at the
+    first move, one chunk more at every other, all n at the last, move n + 1, when the generator's action counts no
+    more. On a real stream the generator's chunks are ignored and the true clip of the same prompt is shown.
+
+    Reward of the detector: 1 for a right verdict, -1 for a wrong one, less `wait_cost` for every chunk waited for; no
+    verdict by the end counts as REAL. Of the generator: on a made stream 1 when it is taken for real, -1 when it is
+    caught, and never above 0 when the mean reward of its windows lies under `floor`; on a real one 0. The game is not
+    zero-sum. A stream is over with its verdict; whatever is handed in for it later counts for nothing.
+
+    Observation of the generator: StreamGen's. Of the detector: `video` uint8 [N, window * f, 3, H / pool, W / pool],
+    zeros before the first chunk, and `position` int64 [N], chunks shown.
+
+    All randomness follows from each stream's key.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        codec: Codec,
+        reward: Reward,
+        prompts: ScriptPrompts,
+        *,
+        truth: Truth | None = None,
+        rules: GameRules | None = None,
+        clock: Clock = TINY,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        self.num_envs, self.rules, self.clock, self.device = num_envs, rules or GameRules(), clock, torch.device(device)
+        self.clips = Clips(codec, reward, prompts, clock, self.device)
+        self.prompts, self.truth = prompts, truth or WorldTruth(clock)
+        height, width = self.clips.image
+        pool = self.rules.pool
+        if height % pool or width % pool:
+            raise ValueError(f"pool {pool} does not divide frames of {height} x {width}")
+        self.frames = clock.frames_per_chunk
+        seen = (self.rules.window * self.frames, 3, height // pool, width // pool)
+        self.spaces = {
+            GENERATOR: Dict(self.clips.spaces),
+            DETECTOR: Dict({"video": Box(0, 255, seen, np.uint8), "position": Discrete(clock.chunks + 1)}),
+        }
+        self.actions: dict[str, Any] = {GENERATOR: self.clips.chunk, DETECTOR: Discrete(3)}
+        self._state: GameState | None = None
+
+    @property
+    def state(self) -> GameState:
+        """Where the streams stand; assign what `state.take(rows)` gave to branch."""
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step() or state")
+        return self._state
+
+    @state.setter
+    def state(self, state: GameState) -> None:
+        self._state, self.num_envs = state, len(state.keys)
+
+    def reset(self, seed: int, scripts: list[str] | None = None) -> dict[str, Any]:
+        """Begin N streams, of `scripts` or of scripts drawn; everything follows from the seed. Returns observations."""
+        keys = stream_keys(seed, self.num_envs, self.device)
+        drawn = scripts or list(self.prompts.sample(self.num_envs, seed))
+        clips = self.clips.begin(self.num_envs, np.random.default_rng(seed), drawn)
+        real = uniform(keys, COIN, 0, ()) < self.rules.share
+        lens = lens_of(CAMERAS[self.rules.camera], uniform(keys, LENS, 0, (6,)))
+        film = torch.zeros(self.num_envs, 0, 3, *self.clips.image, device=self.device)
+        none = torch.zeros(self.num_envs, device=self.device)
+        truth = self.truth(drawn, seed).to(self.device)
+        if truth.shape != (self.num_envs, self.clock.clip_frames, 3, *self.clips.image):
+            came = f"true clips are {list(truth.shape)}"
+            raise ValueError(f"{came}, the generator's {[self.num_envs, self.clock.clip_frames, 3, *self.clips.image]}")
+        truth = truth.unflatten(1, (self.clock.chunks, self.frames))
+        self._state = GameState(clips, real, truth, lens, film, 0, none.long(), none.bool(), none, keys)
+        return self.observe()
+
+    def step(self, actions: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
+        """One move of both. Returns observations, rewards [N] of each player, and which streams are over, bool [N]."""
+        state, rules = self.state, self.rules
+        if state.step > self.clock.chunks or bool(state.over.all()):
+            raise gymnasium.error.ResetNeeded("the game has ended: call reset()")
+        said = actions[DETECTOR].to(self.device)
+        last = state.step == self.clock.chunks
+        judged = ~state.over & ((said != WAIT) | last)
+        fake = said == FAKE
+        right = torch.where(fake != state.real, 1.0, -1.0)
+        waited = 0.0 if last or state.step == 0 else rules.wait_cost
+        detector = torch.where(judged, right, -waited * (~state.over).float())
+        mean = state.quality / max(state.step, 1)
+        made = torch.where(fake, -1.0, 1.0)
+        made = torch.where(mean < rules.floor, made.clamp_max(0.0), made)
+        generator = torch.where(judged & ~state.real, made, 0.0)
+        verdict = torch.where(judged, torch.where(fake, FAKE, 1), state.verdict)
+        state = replace(state, verdict=verdict, over=state.over | judged, step=state.step + 1)
+        if not last:
+            state = self._shown(state, actions[GENERATOR].to(self.device))
+        self._state = state
+        return self.observe(), {GENERATOR: generator, DETECTOR: detector}, state.over
+
+    def observe(self) -> dict[str, Any]:
+        """What each player sees."""
+        state, want = self.state, self.rules.window * self.frames
+        film = state.film[:, -want:]
+        video = torch.zeros(
+            len(film), *(self.spaces[DETECTOR]["video"].shape or ()), dtype=torch.uint8, device=self.device
+        )
+        if film.shape[1]:
+            video[:, want - film.shape[1] :] = stored(film, self.rules.pool).to(torch.uint8)
+        position = torch.full((len(film),), film.shape[1] // self.frames, device=self.device)
+        return {
+            GENERATOR: self.clips.observe(state.clips),
+            DETECTOR: {"video": video, "position": position},
+        }
+
+    def newest(self) -> Tensor:
+        """The newest chunk as the detector sees it, averaged over pools and in 8 bit: [N, f, 3, H / pool, W / pool] in
+        [0, 1]; ValueError before the first."""
+        film = self.state.film[:, -self.frames :]
+        if not film.shape[1]:
+            raise ValueError("nothing has been shown yet")
+        return stored(film, self.rules.pool) / 255
+
+    def _shown(self, state: GameState, chunk: Tensor) -> GameState:
+        """The state after the generator's chunk; on a real stream the true one is filmed."""
+        number = state.clips.position
+        clips, reward = self.clips.judge(self.clips.append(state.clips, chunk))
+        made = clips.video[-1]
+        seen = torch.where(state.real[:, None, None, None, None], state.truth[:, number], made)
+        grain = normal(state.keys, GRAIN, number, tuple(seen.shape[1:]))
+        film = torch.cat((state.film, shoot_through(seen, CAMERAS[self.rules.camera], state.lens, grain)), 1)
+        return replace(state, clips=clips, film=film, quality=state.quality + reward * self.clock.chunks)
+
+
+def stored(film: Tensor, pool: int) -> Tensor:
+    """Film [B, F, C, H, W] in [0, 1] as a detector sees it: means over squares of pixels, 0 to 255 in whole numbers,
+    [B, F, C, H / pool, W / pool]."""
+    return avg_pool2d(film.flatten(0, 1) * 255, pool).round().unflatten(0, film.shape[:2])
+
+
+@dataclass(frozen=True)
+class WorldTruth:
+    """True clips of ShapeStream's scripts."""
+
+    clock: Clock = TINY
+
+    def __call__(self, scripts: Sequence[str], seed: int) -> Tensor:
+        clauses = [chunk_clauses(parse(script), self.clock.chunks) for script in scripts]
+        return render(roll(clauses, self.clock.frames_per_chunk, torch.Generator().manual_seed(seed)))
