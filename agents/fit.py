@@ -174,7 +174,7 @@ def pack(
 ) -> State:
     """The state of a trainer made of `learners` and tensors of its own; `config` is a dataclass."""
     groups: Groups = {"trainer": dict(extra or {})}
-    meta: dict[str, Any] = {"config": _plain(asdict(config)), "counts": asdict(counts), "learners": {}}
+    meta: dict[str, Any] = {"config": plain(asdict(config)), "counts": asdict(counts), "learners": {}}
     for name, learner in learners.items():
         parts, meta["learners"][name] = learner.state()
         groups |= {f"{name}-{part}": tensors for part, tensors in parts.items()}
@@ -185,7 +185,7 @@ def unpack(
     config: Any, counts: Counts, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
-    mine, found = _plain(asdict(config)), _plain(meta["config"])
+    mine, found = plain(asdict(config)), plain(meta["config"])
     if mine != found:
         keys = sorted(key for key in {*mine, *found} if mine.get(key) != found.get(key))
         raise CheckpointError(f"the checkpoint was written with another config; they differ in {', '.join(keys)}")
@@ -198,8 +198,8 @@ def unpack(
     return groups["trainer"]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples as lists, as JSON gives them back."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value

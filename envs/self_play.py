@@ -20,7 +20,7 @@ from ..models.codec import Codec
 from ..noise import normal, stream_keys, uniform
 from .clips import Clips, ClipState, Reward
 from .prompt_source import ScriptPrompts
-from .stream_detect import FAKE, WAIT
+from .stream_detect import FAKE, REAL, WAIT
 from .windows import TINY, Clock
 from .worlds.camera import CAMERAS, Lens, lens_of, shoot_through
 from .worlds.grammar import chunk_clauses, parse
@@ -172,7 +172,7 @@ class SelfPlayGame:
         state, rules = self.state, self.rules
         if state.step > self.clock.chunks or bool(state.over.all()):
             raise gymnasium.error.ResetNeeded("the game has ended: call reset()")
-        said = actions[DETECTOR].to(self.device)
+        chunk, said = self._checked(actions)
         last = state.step == self.clock.chunks
         judged = ~state.over & ((said != WAIT) | last)
         fake = said == FAKE
@@ -183,12 +183,25 @@ class SelfPlayGame:
         made = torch.where(fake, -1.0, 1.0)
         made = torch.where(mean < rules.floor, made.clamp_max(0.0), made)
         generator = torch.where(judged & ~state.real, made, 0.0)
-        verdict = torch.where(judged, torch.where(fake, FAKE, 1), state.verdict)
+        verdict = torch.where(judged, torch.where(fake, FAKE, REAL), state.verdict)
         state = replace(state, verdict=verdict, over=state.over | judged, step=state.step + 1)
         if not last:
-            state = self._shown(state, actions[GENERATOR].to(self.device))
+            state = self._shown(state, chunk)
         self._state = state
         return self.observe(), {GENERATOR: generator, DETECTOR: detector}, state.over
+
+    def _checked(self, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The actions of both on the device; InvalidAction where they do not fit. Values: looked at on a CPU only."""
+        chunk, said = (actions[player].to(self.device) for player in PLAYERS)
+        wanted = (self.num_envs, *(self.clips.chunk.shape or ()))
+        if chunk.shape != wanted or said.shape != wanted[:1]:
+            found = f"{tuple(chunk.shape)} and {tuple(said.shape)}"
+            raise gymnasium.error.InvalidAction(f"actions have shapes {found}, expected {wanted} and {wanted[:1]}")
+        if self.device.type == "cpu" and not bool(chunk.isfinite().all()):
+            raise gymnasium.error.InvalidAction("the generator's chunk is not finite: a policy has diverged")
+        if self.device.type == "cpu" and bool(((said < WAIT) | (said > FAKE)).any()):
+            raise gymnasium.error.InvalidAction(f"the detector says {WAIT}, {REAL} or {FAKE}, not {said.tolist()}")
+        return chunk, said
 
     def observe(self) -> dict[str, Any]:
         """What each player sees."""

@@ -123,6 +123,5 @@ PRESETS = {
 }
 """quick: a look in a few minutes. standard: evidence in about an hour. smoke: only shows that everything runs.
 
-Seconds an update on one of two busy cores, as the search of the committed standard run took them: continued 0.63, dmd
-4.0, stream-r1 5.3, policy and forward 1.8, reward 1.0, raven 3.1. standard's counts come from earlier figures.
+What an update takes follows from updates and seconds of the committed standard run's rows.
 """

@@ -21,6 +21,7 @@ from ...models.generator import Generator
 from ...noise import stream_keys
 from ..detection import Detection
 from ..finetune import FineTune
+from ..fit import plain
 from ..learner import Groups
 from .match import Judge, play
 from .payoffs import Payoffs, priorities
@@ -188,7 +189,7 @@ class League:
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave; CheckpointError when it belongs to another config."""
-        if {**meta["config"], "mix": None} != {**asdict(self.config), "mix": None}:
+        if plain(meta["config"]) != plain(asdict(self.config)):
             raise CheckpointError(f"the league was played by another config: {meta['config']}")
         self.rounds, self.paused = meta["rounds"], dict(meta["paused"])
         self.payoffs = Payoffs.from_state(meta["payoffs"])

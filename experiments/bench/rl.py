@@ -74,7 +74,7 @@ def run(config: Config) -> None:
     _check(config)
     workers = config.workers or min(2, os.cpu_count() or 1)
     minutes = core_seconds(config) / workers / 60
-    print(f"bench rl: {minutes:.0f} minutes on {workers} idle cores, or less", file=sys.stderr)
+    print(f"bench rl: about {minutes:.0f} minutes on {workers} idle cores", file=sys.stderr)
     common, jobs = _common(config), config.out / "jobs"
     tries = _tries(config, common)
     total = 2 + len(tries) + len(config.settings) * config.seeds
@@ -126,7 +126,7 @@ def winners(config: Config, tried: Mapping[str, Result]) -> tuple[dict[str, Fine
 
 
 def core_seconds(config: Config) -> float:
-    """What the whole takes one idle core, at most, where no run arrives that did not in the committed results."""
+    """About what the whole takes one idle core, where runs arrive as those of the committed results did."""
     look, exam = (CLIPS * prompts / STUDENT_PACE for prompts in (config.prompts, config.exam_prompts))
     references = look + config.seeds * exam + CLIPS * (config.prompts + config.exam_prompts) / TEACHER_PACE
     tries = len(config.search) * sum(config.chunks / 2 / SETTINGS[name].pace + look for name in config.settings)

@@ -28,7 +28,7 @@ BASELINES = ("raven", "flow-grpo", "ddpo")
 @dataclass(frozen=True)
 class Setting:
     """One way to train. For the estimate, pace: chunks a second with all that training does, on one idle core; arrives:
-    chunks within which every run of the committed results had gained half of the gap."""
+    chunks after which runs of the committed results had gained half of the gap, mean."""
 
     label: str
     recipe: FineTuneConfig
@@ -41,7 +41,7 @@ def _forward(label: str, pace: float = 45.0, **changes: Any) -> Setting:
 
 
 SETTINGS = {
-    "reward": Setting("reward gradient (ours)", FINETUNE["reward"], 21, 768),
+    "reward": Setting("reward gradient (ours)", FINETUNE["reward"], 21, 544),
     "forward": Setting("forward process (ours)", FINETUNE["forward"]),
     "policy": Setting("policy gradient (ours)", FINETUNE["policy"]),
     "raven": Setting("whole-video groups (RAVEN)", FINETUNE["raven"], 28),

@@ -70,7 +70,7 @@ def part_of(start: float, goal: float, share: float) -> float:
     return start + share * (goal - start)
 
 
-def ratio_rows(found: Mapping[str, Runs], goal: float, gain: float = math.nan) -> list[Row]:
+def ratio_rows(found: Mapping[str, Runs], goal: float, gain: float) -> list[Row]:
     """How many times more chunks and seconds each baseline takes to the goal than each of ours. gain: to note down."""
     pairs = [(theirs, ours) for theirs in BASELINES for ours in OURS if theirs in found and ours in found]
     wanted = {name for pair in pairs for name in pair}

@@ -115,5 +115,6 @@ def test_a_league_is_played_and_resumed_exactly(make, tmp_path):
         assert all(torch.equal(value, its[name][key]) for key, value in group.items()), name
     assert whole.names("generator") == ["generator", "generator-0", "generator-2", "generator-4"]
     assert whole.payoffs.table(whole.names("generator"), whole.names("detector")).shape == (4, 4)
-    with pytest.raises(CheckpointError, match="another config"):
-        make(clips=5).load_state(*load_checkpoint(tmp_path / "league"))
+    for other in ({"clips": 5}, {"mix": (0.5, 0.5)}):
+        with pytest.raises(CheckpointError, match="another config"):
+            make(**other).load_state(*load_checkpoint(tmp_path / "league"))

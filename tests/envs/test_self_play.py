@@ -117,3 +117,14 @@ def test_one_stream_from_end_to_end(make):
 def test_wrong_rules_are_told(wrong):
     with pytest.raises(ValueError):
         replace(GameRules(), **wrong)
+
+
+def test_actions_that_do_not_fit_are_told(make):
+    game = make(2)
+    game.reset(0)
+    waits = torch.zeros(2).long()
+    good = chunks(game)
+    wrong = [(good[:1], waits), (good, waits[:1]), (good * torch.nan, waits), (good, waits + 3)]
+    for chunk, said in wrong:
+        with pytest.raises(gymnasium.error.InvalidAction):
+            game.step({GENERATOR: chunk, DETECTOR: said})

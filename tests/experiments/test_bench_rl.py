@@ -116,13 +116,13 @@ def test_medians_and_ratios_by_hand():
 def test_ratio_rows_and_how_they_are_shown():
     fast, slow, never = a_run([1, 1]), a_run([0, 1]), a_run([0, 0])
     found = {"forward": [fast] * 3, "policy": [never] * 3, "raven": [slow] * 3, "ddpo": [never] * 3}
-    rows = ratio_rows(found, 0.5)
+    rows = ratio_rows(found, 0.5, 0.1)
     assert [(row["setting"], row["against"]) for row in rows] == [
         ("raven", "forward"), ("raven", "policy"), ("ddpo", "forward"), ("ddpo", "policy")
     ]  # fmt: skip
     assert [rl_tables.RATIO_COLUMNS[2].show(row) for row in rows] == ["2.0 [2.0, 2.0]", "<= 1.0", ">= 2.0", "–"]
     assert rows[0]["seconds"] == pytest.approx(2) and rows[2]["chunks_high"] is None and rows[2]["chunks_low"] == 2
-    mixed = ratio_rows({"forward": [fast] * 3, "raven": [slow, slow, never]}, 0.5)[0]
+    mixed = ratio_rows({"forward": [fast] * 3, "raven": [slow, slow, never]}, 0.5, 0.1)[0]
     assert rl_tables.RATIO_COLUMNS[2].show(mixed) == "2.0 [2.0, open]"
 
 
