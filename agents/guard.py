@@ -89,7 +89,7 @@ def fallen(now: Tensor, best: Tensor, margin: float) -> bool:
 def broken_bounds(values: dict[str, float], start: dict[str, float], config: GuardConfig) -> list[str]:
     """What lies below its share of the start, or too far from it, a sentence's part for each."""
     broken = [
-        f"{name} fell to {values[name] / start[name]:.2f} of the start's"
+        f"{name} fell to {values[name] / (start[name] or math.nan):.2f} of the start's"
         for name, share in config.floors.items()
         if not values[name] >= share * start[name]
     ]
@@ -201,7 +201,7 @@ class Guard:
         try:
             reward, heldout = (self._score(model, video, prompts) for model in (self.reward, self.heldout))
         except PixelError:  # not fit to be shown: worse than any
-            reward = heldout = torch.full((len(video),), math.nan)
+            reward = heldout = torch.full((len(video),), math.nan, device=video.device)
         found = {"reward": reward, "heldout": heldout}
         found |= {name: measure(video) for name, measure in MEASURES.items()}
         found |= {"diversity": diversity(video.unflatten(0, (-1, config.clips))), "kl": kl}
