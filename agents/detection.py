@@ -31,7 +31,7 @@ class DetectionConfig:
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-3))
     batch: int = 32
     """B, of each kind."""
-    camera: str = "tinted"
+    camera: str = "night"
     """Through which all clips pass."""
     pool: int = 2
     """Side of the squares of pixels that the detector sees averaged."""

@@ -30,6 +30,8 @@ from .worlds.scene import roll
 GENERATOR, DETECTOR = PLAYERS = ("generator", "detector")
 Truth = Callable[[Sequence[str], int], Tensor]
 """`truth(scripts, seed)`: real clips [B, F, 3, H, W] in [0, 1] of scripts, a pure function."""
+AT_ONCE = 64
+"""Clips that go through a codec together."""
 COIN, LENS, GRAIN = range(2**20, 2**20 + 3)
 """Where the game's own draws lie among the noise of a stream: no clip has so many chunks."""
 
@@ -46,7 +48,7 @@ class GameRules:
     """Chunks that the detector observes, the newest last."""
     pool: int = 2
     """Side of the squares of pixels that the detector's observation averages."""
-    camera: str = "tinted"
+    camera: str = "night"
     """Of the world; real and generated clips pass through the same."""
     share: float = 0.5
     """Of streams that are real."""
@@ -125,7 +127,7 @@ class SelfPlayGame:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs, self.rules, self.clock, self.device = num_envs, rules or GameRules(), clock, torch.device(device)
         self.clips = Clips(codec, reward, prompts, clock, self.device)
-        self.prompts, self.truth = prompts, truth or WorldTruth(clock)
+        self.prompts, self.truth = prompts, truth or WorldTruth(clock, codec, device)
         height, width = self.clips.image
         pool = self.rules.pool
         if height % pool or width % pool:
@@ -245,10 +247,21 @@ def stored(film: Tensor, pool: int) -> Tensor:
 
 @dataclass(frozen=True)
 class WorldTruth:
-    """True clips of ShapeStream's scripts."""
+    """True clips of ShapeStream's scripts; with a codec they went through it and back, so that what a codec leaves
+    behind tells nothing apart."""
 
     clock: Clock = TINY
+    codec: Codec | None = None
+    device: torch.device | str = "cpu"
+    """Where the codec is."""
 
     def __call__(self, scripts: Sequence[str], seed: int) -> Tensor:
         clauses = [chunk_clauses(parse(script), self.clock.chunks) for script in scripts]
-        return render(roll(clauses, self.clock.frames_per_chunk, torch.Generator().manual_seed(seed)))
+        video = render(roll(clauses, self.clock.frames_per_chunk, torch.Generator().manual_seed(seed)))
+        return video if self.codec is None else coded(video.to(self.device), self.codec)
+
+
+@torch.no_grad()
+def coded(video: Tensor, codec: Codec) -> Tensor:
+    """Clips [B, F, 3, H, W] in [0, 1] through the codec and back."""
+    return torch.cat([codec.decode(codec.encode(part)) for part in video.split(AT_ONCE)])

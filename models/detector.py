@@ -45,17 +45,15 @@ class ClipDetector(nn.Module):
     """A small clip network with streaming verdicts: convolutions over a frame and its first and second difference in
     time, a recurrent net over frames. What it says of a chunk does not depend on later ones.
 
-    width: E. `open` and `watch` go chunk by chunk; calling it with whole clips [B, F, 3, H, W] gives the logits after
+    width: E. size: side of a frame in pixels, a multiple of 4. `open` and `watch` go chunk by chunk; calling it with whole clips [B, F, 3, H, W] gives the logits after
     every frame [B, F], the same to rounding.
     """
 
-    def __init__(self, width: int = 64, size: int = 32) -> None:
+    def __init__(self, width: int = 64, size: int = 16) -> None:
         super().__init__()
         self.width, self.size = width, size
         self.eye = nn.Sequential(
-            nn.Conv2d(9, 24, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(24, 32, 4, stride=2, padding=1),
+            nn.Conv2d(9, 32, 4, stride=2, padding=1),
             nn.SiLU(),
             nn.Conv2d(32, 48, 4, stride=2, padding=1),
             nn.GroupNorm(4, 48),

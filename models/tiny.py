@@ -13,19 +13,22 @@ from torch import nn
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from .cache import CacheConfig
 from .codec import FrameCodec
+from .detector import ClipDetector
 from .generator import Generator
 from .prompts import WordEncoder
 from .reward_net import TinyReward
 from .sampler import TeacherSampling, step_sigmas
 from .wan import CausalWan
 
-Part = Literal["codec", "teacher", "student", "reward", "heldout"]
+Part = Literal["codec", "teacher", "student", "reward", "heldout", "detector", "rival"]
 PARTS: dict[str, type[nn.Module]] = {
     "codec": FrameCodec,
     "teacher": CausalWan,
     "student": CausalWan,
     "reward": TinyReward,
     "heldout": TinyReward,
+    "detector": ClipDetector,
+    "rival": ClipDetector,
 }
 CODEC: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -104,6 +107,10 @@ def load_tiny(
 ) -> CausalWan: ...
 @overload
 def load_tiny(
+    name: Literal["detector", "rival"], folder: str | Path | None = None, device: torch.device | str = "cpu"
+) -> ClipDetector: ...
+@overload
+def load_tiny(
     name: Literal["reward", "heldout"], folder: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> TinyReward: ...
 def load_tiny(name: Part, folder: str | Path | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -163,6 +170,8 @@ def _describe(module: nn.Module) -> dict[str, Any]:
             return {"kind": "codec", "config": {key: module.vae.config[key] for key in CODEC}}
         case TinyReward():
             return {"kind": "reward", "text_dim": module.text_dim, "width": module.width}
+        case ClipDetector():
+            return {"kind": "detector", "width": module.width, "size": module.size}
         case CausalWan():
             return {
                 "kind": "transformer",
@@ -178,6 +187,8 @@ def _describe(module: nn.Module) -> dict[str, Any]:
 def _build(architecture: Mapping[str, Any]) -> nn.Module:
     if architecture["kind"] == "reward":
         return TinyReward(architecture["text_dim"], architecture["width"])
+    if architecture["kind"] == "detector":
+        return ClipDetector(architecture["width"], architecture["size"])
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture["config"].items()}
     if architecture["kind"] == "codec":
         return FrameCodec.from_config(**config)
