@@ -45,8 +45,8 @@ class ClipDetector(nn.Module):
     """A small clip network with streaming verdicts: convolutions over a frame and its first and second difference in
     time, a recurrent net over frames. What it says of a chunk does not depend on later ones.
 
-    width: E. size: side of a frame in pixels, a multiple of 4. `open` and `watch` go chunk by chunk; calling it with whole clips [B, F, 3, H, W] gives the logits after
-    every frame [B, F], the same to rounding.
+    width: E. size: side of a frame in pixels, a multiple of 4. `open` and `watch` go chunk by chunk; calling it with
+    whole clips [B, F, 3, H, W] gives the logits after every frame [B, F], the same to rounding.
     """
 
     def __init__(self, width: int = 64, size: int = 16) -> None:
