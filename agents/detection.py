@@ -6,7 +6,7 @@ B clips of each kind, F frames, f frames a chunk, n chunks, H x W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,13 +61,17 @@ class FakePool:
         known = self.families.get(name)
         self.families[name] = found if known is None else torch.cat((known, found))
 
-    def draw(self, count: int, random: torch.Generator, names: Sequence[str] = ()) -> Tensor:
-        """[count, F, 3, H, W] in [0, 1] of the named families, or of all; ValueError where there is none."""
-        chosen = list(names) or list(self.families)
-        if not chosen:
+    def draw(self, count: int, random: torch.Generator, weights: Mapping[str, float] | None = None) -> Tensor:
+        """[count, F, 3, H, W] in [0, 1]: of all families alike, or of some by their weights; ValueError where there is
+        nothing to draw from."""
+        shares = dict.fromkeys(self.families, 1.0) if weights is None else weights
+        missing = [name for name in shares if name not in self.families]
+        if missing:
+            raise ValueError(f"no clips of {', '.join(missing)} in the pool of fakes")
+        if not shares or not sum(shares.values()) > 0:
             raise ValueError("the pool of fakes is empty: add clips before training")
-        which = torch.randint(len(chosen), (count,), generator=random).tolist()
-        rows = [self.families[chosen[place]] for place in which]
+        which = torch.multinomial(torch.tensor(list(shares.values())), count, replacement=True, generator=random)
+        rows = [self.families[list(shares)[place]] for place in which.tolist()]
         picks = [int(torch.randint(len(clips), (1,), generator=random)) for clips in rows]
         return torch.stack([clips[pick] for clips, pick in zip(rows, picks, strict=True)]).float() / 255
 
@@ -82,6 +86,8 @@ class Detection:
         self, config: DetectionConfig, detector: ClipDetector, real: Clips, fakes: FakePool, chunk: int = 3
     ) -> None:
         self.config, self.detector, self.real, self.fakes, self.chunk = config, detector, real, fakes, chunk
+        self.weights: Mapping[str, float] | None = None
+        """Of the pool's families in a batch; None: all alike."""
         self.learner = Learner(detector, config.learner)
         self.counts = Counts()
 
@@ -90,7 +96,7 @@ class Detection:
         started, config = time.monotonic(), self.config
         step = own_draw(config.seed, self.counts.updates, None)
         random = torch.Generator().manual_seed(step)
-        video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random)))
+        video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random, self.weights)))
         film = stored(shoot(video, CAMERAS[config.camera], random), config.pool) / 255
         film = film.to(next(self.detector.parameters()).device)
         label = torch.arange(len(film), device=film.device) >= config.batch

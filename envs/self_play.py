@@ -59,6 +59,17 @@ class GameRules:
         if self.camera not in CAMERAS:
             raise ValueError(f"unknown camera {self.camera!r}; use one of: {', '.join(CAMERAS)}")
 
+    def pay(self, real: Tensor, verdict: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """What verdicts [N], REAL or FAKE, pay generator and detector, waiting apart.
+
+        real: bool [N]. quality: [N], mean reward of the windows shown.
+        """
+        fake = verdict == FAKE
+        detector = torch.where(fake != real, 1.0, -1.0)
+        generator = torch.where(fake, -1.0, 1.0)
+        generator = torch.where(quality < self.floor, generator.clamp_max(0.0), generator)
+        return torch.where(real, 0.0, generator), detector
+
 
 @dataclass(frozen=True)
 class GameState:
@@ -177,15 +188,12 @@ class SelfPlayGame:
         chunk, said = self._checked(actions)
         last = state.step == self.clock.chunks
         judged = ~state.over & ((said != WAIT) | last)
-        fake = said == FAKE
-        right = torch.where(fake != state.real, 1.0, -1.0)
+        verdict = torch.where(said == FAKE, FAKE, REAL)
         waited = 0.0 if last or state.step == 0 else rules.wait_cost
+        made, right = rules.pay(state.real, verdict, state.quality / max(state.step, 1))
         detector = torch.where(judged, right, -waited * (~state.over).float())
-        mean = state.quality / max(state.step, 1)
-        made = torch.where(fake, -1.0, 1.0)
-        made = torch.where(mean < rules.floor, made.clamp_max(0.0), made)
-        generator = torch.where(judged & ~state.real, made, 0.0)
-        verdict = torch.where(judged, torch.where(fake, FAKE, REAL), state.verdict)
+        generator = torch.where(judged, made, 0.0)
+        verdict = torch.where(judged, verdict, state.verdict)
         state = replace(state, verdict=verdict, over=state.over | judged, step=state.step + 1)
         if not last:
             state = self._shown(state, chunk)

@@ -1,14 +1,15 @@
-"""The league: a generator and a detector that learn from each other, from their pasts, and from scripted anchors.
+"""The league: a generator and a detector that learn from each other, from their pasts, and from those that were trained
+against them alone.
 
-A round: draw opponents, train the generator against them, show its clips to the detector, train it on these and on
-older ones, and now and then freeze both and let everybody meet everybody.
+A round: draw opponents, train the generator against them; show its clips to the detector, train it on these and on
+older ones; keep a copy of both; now and then train an exploiter of each; let everybody meet everybody.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,37 +20,44 @@ from ...envs.self_play import SelfPlayGame
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
 from ...noise import stream_keys
-from ..detection import Detection
+from ..detection import Detection, FakePool
 from ..finetune import FineTune
 from ..fit import plain
 from ..learner import Groups
-from .match import Judge, play
+from .match import Judge, Outcome, Showing, settle, show
 from .payoffs import Payoffs, priorities
 from .reward import OpponentReward
 
 Side = Literal["generator", "detector"]
-NEWEST = {"generator": "generator", "detector": "detector"}
-"""Names of those who are learning."""
+Role = Literal["past", "exploiter", "anchor"]
+SIDES: tuple[Side, Side] = ("generator", "detector")
+MakeClips = Callable[[Generator, int, int], Tensor]
+"""`make_clips(generator, count, seed)`: clips [count, F, 3, H, W] in [0, 1], a pure function."""
+RESPONSES = 10_000
+"""Added to the seed of whoever is trained against one opponent alone."""
 
 
 @dataclass(frozen=True)
 class LeagueConfig:
     """How a league is played."""
 
+    learns: tuple[Side, ...] = ("generator", "detector")
+    """The sides that learn; the other is frozen."""
     generator_updates: int = 4
     """Of the generator in a round."""
     detector_updates: int = 40
     """Of the detector in a round."""
-    clips: int = 64
+    clips: int = 48
     """Of the generator that join the pool of fakes in a round."""
-    streams: int = 64
-    """Of a match."""
-    freeze_every: int = 2
-    """Rounds between frozen copies of both."""
-    mix: tuple[float, float] = (0.65, 0.35)
-    """How often an opponent is drawn by priority among all, and how often it is the newest."""
+    mix: tuple[float, float, float] = (0.5, 0.35, 0.15)
+    """How often an opponent is drawn by priority among the past, is the newest, and is an exploiter. Who is none yet
+    leaves its share to the newest."""
     opponents: int = 2
     """Detectors that a generator's reward averages over."""
+    exploit_every: int = 2
+    """Rounds between exploiters; 0: none."""
+    exploiter_updates: int = 4
+    """Of a generator that exploits; a detector makes ten times as many."""
     runaway: float = 0.9
     """A side that wins more than this share against the newest opponent pauses for a round."""
     confidence: float = 2.0
@@ -57,30 +65,32 @@ class LeagueConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.generator_updates, self.detector_updates, self.clips, self.streams, self.freeze_every)
-        if min(*counts, self.opponents) < 1:
-            raise ValueError(f"updates, clips, streams, freeze_every and opponents are at least 1: {self}")
-        if min(self.mix) < 0 or not sum(self.mix) > 0 or not 0.5 < self.runaway <= 1:
-            raise ValueError(f"mix is not below 0 and not all 0, runaway in (.5, 1]: {self}")
+        counts = (self.generator_updates, self.detector_updates, self.clips, self.opponents, self.exploiter_updates)
+        if min(counts) < 1 or self.exploit_every < 0:
+            raise ValueError(f"updates, clips and opponents are at least 1, exploit_every at least 0: {self}")
+        if len(self.mix) != 3 or min(self.mix) < 0 or not sum(self.mix) > 0 or not 0.5 < self.runaway <= 1:
+            raise ValueError(f"mix is three shares not below 0 and not all 0, runaway lies in (.5, 1]: {self}")
+        if not self.learns or set(self.learns) - set(SIDES):
+            raise ValueError(f"who learns is generator, detector or both, not {self.learns}")
 
 
 @dataclass
 class Member:
-    """Somebody in the league. weights: of a frozen copy.   born: the round.   anchor: scripted, never learns."""
+    """Somebody in the league. weights: of a frozen one.   born: the round."""
 
     side: Side
+    role: Role
     weights: dict[str, Tensor] = field(default_factory=dict)
     born: int = 0
-    anchor: bool = False
 
 
 class League:
     """One generator and one detector that learn, and everybody they were.
 
     config. generator: the trainer of the one that learns, in an environment whose reward is `reward`. detector: the
-    trainer of the other. judge_of: makes a player of a detector. game: the streams of a match. make_clips: clips
-    [count, F, 3, H, W] of a generator from a seed, as the detector's trainer takes them. scripted: anchors that judge,
-    by name; they are met and never trained.
+    trainer of the other; the families of its pool that are there at the start stay in play as anchors. game: the
+    streams of a match; it is handed in with every stream made (`made_alone`). make_clips: the clips from which a
+    detector learns. judges, showings: scripted anchors of both sides, by name; they are met, and never trained.
     """
 
     def __init__(
@@ -90,58 +100,52 @@ class League:
         detector: Detection,
         reward: OpponentReward,
         game: SelfPlayGame,
-        make_clips: Callable[[Generator, int, int], Tensor],
-        scripted: Mapping[str, Judge] | None = None,
+        make_clips: MakeClips,
+        judges: Mapping[str, Judge] | None = None,
+        showings: Mapping[str, Showing] | None = None,
     ) -> None:
         self.config, self.generator, self.detector, self.reward = config, generator, detector, reward
-        self.game, self.make_clips, self.scripted = game, make_clips, dict(scripted or {})
-        self.members: dict[str, Member] = {name: Member("detector", anchor=True) for name in self.scripted}
+        self.game, self.make_clips, self.judges = game, make_clips, dict(judges or {})
+        self.showings: dict[str, Showing] = dict(showings or {})
+        self.members: dict[str, Member] = {name: Member("detector", "anchor") for name in self.judges}
+        self.members |= {name: Member("generator", "anchor") for name in self.showings}
         self.payoffs, self.rounds = Payoffs(), 0
-        self.paused: dict[str, int] = {"generator": 0, "detector": 0}
-        self.freeze()
+        self.paused: dict[Side, int] = {"generator": 0, "detector": 0}
+        self._keep("generator-0", "past", self.generator.generator.model)
+        self._keep("detector-0", "past", self.detector.detector)
 
-    def names(self, side: Side) -> list[str]:
-        """Everybody on a side: who learns first, then frozen copies and anchors in the order in which they came."""
-        return [NEWEST[side], *(name for name, member in self.members.items() if member.side == side)]
+    def names(self, side: Side, *roles: Role) -> list[str]:
+        """Everybody on a side, or those in some roles, in the order they came."""
+        return [name for name, one in self.members.items() if one.side == side and (not roles or one.role in roles)]
 
-    def freeze(self) -> None:
-        """Keep copies of both as they are."""
-        modules: dict[Side, nn.Module] = {
-            "generator": self.generator.generator.model,
-            "detector": self.detector.detector,
-        }
-        for side, module in modules.items():
-            weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
-            self.members[f"{side}-{self.rounds}"] = Member(side, weights, self.rounds)
+    def newest(self, side: Side) -> str:
+        """The last copy of who learns: between rounds it is the same."""
+        return self.names(side, "past")[-1]
 
     def play_round(self) -> dict[str, float]:
         """One round; returns what was measured."""
-        config, random = self.config, self._random()
-        rate = self.payoffs.rate(*NEWEST.values()) if self.rounds else 0.5
-        learns = {"generator": rate <= config.runaway, "detector": 1 - rate <= config.runaway}
+        if not self.payoffs.games:
+            self.everybody()
+        config, random = self.config, np.random.default_rng([self.config.seed, self.rounds])
+        rate = self.payoffs.rate(*map(self.newest, SIDES))
+        runs_away = {"generator": rate > config.runaway, "detector": 1 - rate > config.runaway}
         measured: dict[str, float] = {"rate": rate}
-        if learns["generator"]:
-            self.reward.against([self.detector_named(name) for name in self._opponents(random)])
+        if self._trains("generator", runs_away):
+            self.reward.against([self.detector_named(name) for name in self._opponents(random)], self._seed(0))
             for _ in range(config.generator_updates):
                 measured |= {f"generator/{key}": value for key, value in self.generator.update().items()}
+            self._keep(f"generator-{self.rounds + 1}", "past", self.generator.generator.model)
         fresh = self.make_clips(self.generator.generator, config.clips, self._seed(1))
-        self.detector.fakes.add(f"round-{self.rounds}", fresh)
-        if learns["detector"]:
+        self.detector.fakes.add(self.newest("generator"), fresh)
+        if self._trains("detector", runs_away):
+            self.detector.weights = self._families()
             for _ in range(config.detector_updates):
                 measured |= {f"detector/{key}": value for key, value in self.detector.update().items()}
-        for side, goes_on in learns.items():
-            self.paused[side] += not goes_on
-            if goes_on:
-                self.payoffs.forget(NEWEST[side])
+            self._keep(f"detector-{self.rounds + 1}", "past", self.detector.detector)
         self.rounds += 1
-        self.meet(*NEWEST.values())
-        for name in self.names("detector")[1:]:
-            self.meet("generator", name)
-        for name in self.names("generator")[1:]:
-            self.meet(name, "detector")
-        if self.rounds % config.freeze_every == 0:
-            self.freeze()
-            self.everybody()
+        if config.exploit_every and self.rounds % config.exploit_every == 0:
+            self._exploit(fresh)
+        self.everybody()
         return measured
 
     def everybody(self) -> None:
@@ -149,28 +153,63 @@ class League:
         for row in self.names("generator"):
             for column in self.names("detector"):
                 if (row, column) not in self.payoffs.games:
-                    self.meet(row, column)
+                    found = self.meet(row, column)
+                    self.payoffs.add(row, column, found.wins, found.games)
 
-    def meet(self, generator: str, detector: str) -> None:
-        """One match of two by their names."""
-        found = play(self.game, self.generator_named(generator), self._judge(detector), self._seed(2))
-        self.payoffs.add(generator, detector, found.wins, found.games)
+    def meet(self, generator: str, detector: str) -> Outcome:
+        """One match of two by their names, on the league's own streams."""
+        return settle(self.showing(generator), self.judge(detector), self.game.rules)
+
+    def showing(self, name: str) -> Showing:
+        """What a generator shows on the league's own streams; it is made once."""
+        if name not in self.showings:
+            self.showings[name] = self.show(self.generator_named(name))
+        return self.showings[name]
+
+    def show(self, generator: Generator) -> Showing:
+        """What any generator shows on the league's own streams: the same prompts, noise and lenses for all."""
+        return show(self.game, generator, self.config.seed)
+
+    def judge(self, name: str) -> Judge:
+        """A detector as a player."""
+        return self.judges.get(name) or Judge(self.detector_named(name), self.config.confidence)
 
     def generator_named(self, name: str) -> Generator:
-        """The one that learns, or a frozen copy."""
+        """A frozen copy."""
         trained = self.generator.generator
-        if name == NEWEST["generator"]:
-            return trained
         model = copy.deepcopy(trained.model).requires_grad_(False)
-        model.load_state_dict(self.members[name].weights)
-        return Generator(model, trained.sigmas, trained.latent_shape, trained.frames_per_chunk)
+        model.load_state_dict(self._weights(name))
+        return replace(trained, model=model)
 
     def detector_named(self, name: str) -> ClipDetector:
-        """A frozen copy, also of the one that learns."""
+        """A frozen copy."""
         module = copy.deepcopy(self.detector.detector).requires_grad_(False)
-        if name != NEWEST["detector"]:
-            module.load_state_dict(self.members[name].weights)
+        module.load_state_dict(self._weights(name))
         return module
+
+    def generator_against(self, detectors: Sequence[str], updates: int, start: str, seed: int) -> Generator:
+        """A generator that goes on from `start`, by its name, against these detectors alone."""
+        mine = self.generator_named(start)
+        mine.model.requires_grad_(True)
+        recipe = replace(self.generator.config, seed=seed)
+        self.reward.against([self.detector_named(name) for name in detectors], seed)
+        trainer = FineTune(recipe, mine, self.generator.env, self.generator.prompts)
+        for _ in range(updates):
+            trainer.update()
+        mine.model.requires_grad_(False)
+        return mine
+
+    def detector_against(self, clips: Tensor, updates: int, start: str, seed: int) -> ClipDetector:
+        """A detector that goes on from `start`, by its name, on these fakes [M, F, 3, H, W] alone."""
+        pool = FakePool()
+        pool.add("opponent", clips)
+        mine = self.detector_named(start).requires_grad_(True)
+        trainer = Detection(
+            replace(self.detector.config, seed=seed), mine, self.detector.real, pool, self.detector.chunk
+        )
+        for _ in range(updates):
+            trainer.update()
+        return mine.requires_grad_(False)
 
     def state(self) -> tuple[Groups, dict[str, Any]]:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
@@ -182,15 +221,19 @@ class League:
         groups["fakes"] = self.detector.fakes.families
         meta |= {"fakes": list(self.detector.fakes.families), "payoffs": self.payoffs.state(), "members": {}}
         for name, member in self.members.items():
-            if not member.anchor:
+            if member.role != "anchor":
                 groups[f"member-{name}"] = member.weights
-                meta["members"][name] = {"side": member.side, "born": member.born}
+                meta["members"][name] = {"side": member.side, "role": member.role, "born": member.born}
         return groups, meta
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
-        """Take over what `state` gave; CheckpointError when it belongs to another config."""
-        if plain(meta["config"]) != plain(asdict(self.config)):
-            raise CheckpointError(f"the league was played by another config: {meta['config']}")
+        """Take over what `state` gave; CheckpointError when it belongs to another config, or something is missing."""
+        if plain(meta.get("config")) != plain(asdict(self.config)):
+            raise CheckpointError(f"the league was played by another config: {meta.get('config')}")
+        missing = [f"member-{name}" for name in meta["members"] if f"member-{name}" not in groups]
+        missing += [name for name in meta["fakes"] if name not in groups["fakes"]]
+        if missing:
+            raise CheckpointError(f"the league's checkpoint lacks {', '.join(missing)}")
         self.rounds, self.paused = meta["rounds"], dict(meta["paused"])
         self.payoffs = Payoffs.from_state(meta["payoffs"])
         for side, trainer in (("generator", self.generator), ("detector", self.detector)):
@@ -198,25 +241,64 @@ class League:
             parts = {name.removeprefix(prefix): part for name, part in groups.items() if name.startswith(prefix)}
             trainer.load_state(parts, meta[side])
         self.detector.fakes.families = {name: groups["fakes"][name] for name in meta["fakes"]}
-        self.members = {name: member for name, member in self.members.items() if member.anchor}
+        self.showings = {name: self.showings[name] for name in self.names("generator", "anchor")}
+        self.members = {name: member for name, member in self.members.items() if member.role == "anchor"}
         for name, told in meta["members"].items():
-            self.members[name] = Member(told["side"], groups[f"member-{name}"], told["born"])
+            self.members[name] = Member(told["side"], told["role"], groups[f"member-{name}"], told["born"])
 
-    def _judge(self, name: str) -> Judge:
-        return self.scripted.get(name) or Judge(self.detector_named(name), self.config.confidence)
+    def _trains(self, side: Side, runs_away: dict[str, bool]) -> bool:
+        self.paused[side] += side in self.config.learns and runs_away[side]
+        return side in self.config.learns and not runs_away[side]
 
-    def _opponents(self, random: np.random.Generator) -> Sequence[str]:
-        """Detectors for a round: the newest, or one by priority; anchors do not teach."""
-        names = [name for name in self.names("detector") if name not in self.scripted]
-        weights = priorities([self.payoffs.rate("generator", name) for name in names])
-        by_priority = self.config.mix[0] / sum(self.config.mix)
-        return [
-            str(random.choice(names, p=weights)) if random.random() < by_priority else NEWEST["detector"]
-            for _ in range(self.config.opponents)
-        ]
+    def _exploit(self, fresh: Tensor) -> None:
+        """One of each side that was trained against the newest of the other alone; their names end in x and the round.
 
-    def _random(self) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, self.rounds])
+        fresh: clips of the newest generator.
+        """
+        config, seed = self.config, self.config.seed + RESPONSES * self.rounds
+        generator, detector = map(self.newest, SIDES)
+        if "generator" in config.learns:
+            name = f"generator-x{self.rounds}"
+            found = self.generator_against([detector], config.exploiter_updates, generator, seed)
+            self._keep(name, "exploiter", found.model)
+            self.detector.fakes.add(name, self.make_clips(found, max(1, config.clips // 2), self._seed(2)))
+        if "detector" in config.learns:
+            trained = self.detector_against(fresh, 10 * config.exploiter_updates, detector, seed)
+            self._keep(f"detector-x{self.rounds}", "exploiter", trained)
+
+    def _keep(self, name: str, role: Role, module: nn.Module) -> None:
+        """A copy of a module as a member; the first word of its name is its side."""
+        weights = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+        self.members[name] = Member(
+            "detector" if name.startswith("detector") else "generator", role, weights, self.rounds
+        )
+
+    def _opponents(self, random: np.random.Generator) -> list[str]:
+        """Detectors for a round of the generator; anchors do not teach."""
+        past, exploiters = self.names("detector", "past"), self.names("detector", "exploiter")
+        rates = [self.payoffs.rate(self.newest("generator"), name) for name in past]
+        pools = [(past, priorities(rates)), (past[-1:], None), (exploiters or past[-1:], None)]
+        kinds = random.choice(3, size=self.config.opponents, p=np.array(self.config.mix) / sum(self.config.mix))
+        return [str(random.choice(pools[kind][0], p=pools[kind][1])) for kind in kinds]
+
+    def _families(self) -> dict[str, float]:
+        """Shares of the families of fakes in the detector's batches: as `mix` says, the anchors among the past."""
+        newest, judge = map(self.newest, SIDES)
+        families = [name for name in self.detector.fakes.families if name != newest]
+        exploiters = [name for name in families if name in self.members and self.members[name].role == "exploiter"]
+        past = [name for name in families if name not in exploiters]
+        by_priority, own, exploiting = (share / sum(self.config.mix) for share in self.config.mix)
+        shares = {newest: own + (0 if past else by_priority) + (0 if exploiters else exploiting)}
+        if past:
+            weights = priorities([1 - self.payoffs.rate(name, judge) for name in past])
+            shares |= {name: by_priority * float(weight) for name, weight in zip(past, weights, strict=True)}
+        return shares | {name: exploiting / len(exploiters) for name in exploiters}
+
+    def _weights(self, name: str) -> dict[str, Tensor]:
+        if name not in self.members or not self.members[name].weights:
+            known = ", ".join(name for name, one in self.members.items() if one.weights)
+            raise ValueError(f"nobody called {name!r} has weights in this league: choose from {known}")
+        return self.members[name].weights
 
     def _seed(self, use: int) -> int:
         return int(stream_keys(self.config.seed, 4 * self.rounds + use + 1)[-1] % 2**31)

@@ -40,11 +40,6 @@ class Payoffs:
         """Rates [G, D]."""
         return np.array([[self.rate(row, column) for column in detectors] for row in generators], dtype=np.float64)
 
-    def forget(self, name: str) -> None:
-        """Drop all games of a player: who keeps learning is another opponent from now on."""
-        for pair in [pair for pair in self.games if name in pair]:
-            del self.wins[pair], self.games[pair]
-
     def state(self) -> dict[str, Any]:
         """What JSON holds of it."""
         return {"games": [[*pair, self.wins[pair], games] for pair, games in self.games.items()]}

@@ -80,6 +80,12 @@ def shoot(video: Tensor, camera: Camera, generator: torch.Generator | None = Non
 
 def shoot_through(video: Tensor, camera: Camera, lens: Lens, grain: Tensor | None = None) -> Tensor:
     """Film video [B, F, C, H, W] in [0, 1] with a camera whose lens is known; grain: standard normal, like video."""
+    top = 2**camera.bits - 1
+    return (exposed(video, camera, lens, grain).clamp(0, 1) * top).round() / top
+
+
+def exposed(video: Tensor, camera: Camera, lens: Lens, grain: Tensor | None = None) -> Tensor:
+    """`shoot_through` before the film is cut to [0, 1] and rounded, which no gradient survives."""
     film = video
     if camera.blur[1] > 0:
         film = blurred(film, lens.blur[:, None].expand(video.shape[:2]))
@@ -88,8 +94,7 @@ def shoot_through(video: Tensor, camera: Camera, lens: Lens, grain: Tensor | Non
         film = film * lens.tint[:, None, :, None, None]
     if camera.noise[1] > 0 and grain is not None:
         film = film + grain * lens.noise[:, None, None, None, None]
-    top = 2**camera.bits - 1
-    return (film.clamp(0, 1) * top).round() / top
+    return film
 
 
 def blurred(video: Tensor, sigma: Tensor) -> Tensor:

@@ -10,19 +10,23 @@ import torch
 from reelgym.agents.detection import Detection, DetectionConfig, FakePool
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.league.league import League, LeagueConfig
+from reelgym.agents.league.match import Judge, film, listen, made_alone, settle, show
 from reelgym.agents.league.payoffs import Payoffs, contested, intransitive, priorities
 from reelgym.agents.league.ratings import rated
 from reelgym.agents.league.reward import OpponentReward
+from reelgym.agents.rollout import GeneratorPolicy
 from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from reelgym.envs.self_play import SelfPlayGame
+from reelgym.envs.self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame
+from reelgym.envs.stream_detect import REAL
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.models.detector import ClipDetector
 from reelgym.models.generator import stream
+from reelgym.models.prompts import PromptBatch
 from reelgym.noise import stream_keys
 from reelgym.rewards.stream_reward import StreamReward
 
 
-def test_payoffs_count_and_forget():
+def test_payoffs_count():
     payoffs = Payoffs()
     payoffs.add("g", "d", 3, 4)
     payoffs.add("g", "d", 1, 4)
@@ -31,8 +35,6 @@ def test_payoffs_count_and_forget():
     assert payoffs.table(["g"], ["d", "e", "new"]).tolist() == [[0.5, 0, 0.5]]
     again = Payoffs.from_state(payoffs.state())
     assert again == payoffs
-    payoffs.forget("e")
-    assert list(payoffs.games) == [("g", "d")]
     with pytest.raises(ValueError, match="5 wins of 4 games"):
         payoffs.add("g", "d", 5, 4)
 
@@ -75,7 +77,9 @@ def make(generator, codec, reward, prompts, clock):
             return codec.decode(stream(player, embeds, stream_keys(seed, count)))
 
     def made(**changes):
-        config = LeagueConfig(generator_updates=1, detector_updates=2, clips=4, streams=8, seed=1)
+        config = LeagueConfig(
+            generator_updates=1, detector_updates=2, clips=4, exploiter_updates=1, runaway=1.0, seed=1
+        )
         config = replace(config, **changes)
         torch.manual_seed(0)
         own = replace(generator, model=copy.deepcopy(generator.model))
@@ -90,7 +94,7 @@ def make(generator, codec, reward, prompts, clock):
             lambda n, step: truth([""] * n, step),
             fakes,
         )
-        game = SelfPlayGame(config.streams, codec, reward, prompts, truth=truth, clock=clock)
+        game = SelfPlayGame(8, codec, reward, prompts, truth=truth, clock=clock, rules=made_alone(GameRules()))
         trainer = FineTune(recipe, own, env, prompts)
         return League(config, trainer, detection, judged, game, make_clips)
 
@@ -113,8 +117,114 @@ def test_a_league_is_played_and_resumed_exactly(make, tmp_path):
     assert told == other and mine.keys() == its.keys()
     for name, group in mine.items():
         assert all(torch.equal(value, its[name][key]) for key, value in group.items()), name
-    assert whole.names("generator") == ["generator", "generator-0", "generator-2", "generator-4"]
-    assert whole.payoffs.table(whole.names("generator"), whole.names("detector")).shape == (4, 4)
-    for other in ({"clips": 5}, {"mix": (0.5, 0.5)}):
+    everybody = [*map("generator-{}".format, range(3)), "generator-x2", "generator-3", "generator-4", "generator-x4"]
+    assert whole.names("generator") == everybody and whole.newest("generator") == "generator-4"
+    assert len(whole.payoffs.games) == 49 and set(whole.payoffs.games.values()) == {8}
+    for other in ({"clips": 5}, {"mix": (0.5, 0.3, 0.2)}):
         with pytest.raises(CheckpointError, match="another config"):
             make(**other).load_state(*load_checkpoint(tmp_path / "league"))
+
+
+def test_a_showing_settles_as_the_game_does(make):
+    league = make()
+    game = league.game
+    game.rules = GameRules(wait_cost=0.1, floor=0.0)
+    judge = Judge(league.detector_named("detector-0"), confidence=0.01)
+    showing = show(game, league.generator.generator, 3)
+    found = settle(showing, judge, game.rules)
+    seen = game.reset(3)
+    policy = GeneratorPolicy(league.generator.generator)
+    policy.reset(game.state.keys)
+    said, memory, total = torch.zeros(8).long(), judge.detector.open(8, game.device), torch.zeros(8, 2)
+    for move in range(game.clock.chunks + 1):
+        with torch.no_grad():
+            chunk = policy.act(seen[GENERATOR]) if move < game.clock.chunks else torch.zeros(8, *game.clips.chunk.shape)
+            seen, rewards, over = game.step({GENERATOR: chunk, DETECTOR: said})
+            total += torch.stack((rewards[GENERATOR], rewards[DETECTOR]), 1)
+            if over.all():
+                break
+            logit, memory = judge.detector.watch(game.newest(), memory)
+        said = judge.say(logit, move + 1 == game.clock.chunks)
+    assert torch.equal(found.verdict, game.state.verdict) and torch.allclose(found.rewards, total)
+    assert torch.equal(found.real, game.state.real) and 0 < found.games < 8
+    assert found.wins == int((~game.state.real & (game.state.verdict == REAL)).sum())
+
+
+class Says:
+    """A detector that says the same of every clip."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def open(self, count, device):
+        return None
+
+    def watch(self, video, state):
+        return torch.as_tensor(self.value).expand(len(video), *torch.as_tensor(self.value).shape[1:]), state
+
+
+def test_filmed_clips_and_those_who_judge_them(make):
+    rules = GameRules()
+    showing = film(torch.rand(6, 6, 3, 8, 8), rules, 3, 0, real=True)
+    assert showing.film.shape == (6, 2, 3, 3, 4, 4) and showing.film.dtype == torch.uint8 and showing.real.all()
+    wrong = settle(showing, Judge(Says(9.0)), rules)
+    assert (wrong.rewards == torch.tensor([0.0, -1.0])).all() and (wrong.shown == 1).all() and wrong.games == 0
+    late = settle(showing, Judge(Says(-0.5)), rules)
+    assert torch.allclose(late.rewards[:, 1], torch.tensor(1 - rules.wait_cost)) and (late.shown == 2).all()
+    with pytest.raises(ValueError, match="not finite"):
+        listen(Says(float("nan")), showing)
+    with pytest.raises(ValueError, match=r"returned \[6, 1\] for 6 streams"):
+        listen(Says(torch.zeros(6, 1)), showing)
+
+
+def test_a_side_that_runs_away_pauses_and_a_frozen_one_stays(make):
+    league = make(runaway=0.6, exploit_every=0)
+    league.everybody()
+    league.payoffs = Payoffs({("generator-0", "detector-0"): 8}, {("generator-0", "detector-0"): 8})
+    league.play_round()
+    assert league.paused == {"generator": 1, "detector": 0}
+    assert league.names("generator") == ["generator-0"] and league.newest("detector") == "detector-1"
+    alone = make(learns=("detector",))
+    for _ in range(2):
+        alone.play_round()
+    assert alone.names("generator") == ["generator-0"] and alone.names("detector", "exploiter") == ["detector-x2"]
+    assert alone.generator.counts.updates == 0 and alone.detector.counts.updates == 4
+
+
+def test_what_a_detector_learns_from(make):
+    league = make(mix=(0.5, 0.3, 0.2))
+    league.play_round()
+    assert league._families() == {"generator-1": pytest.approx(0.5), "scripted": pytest.approx(0.5)}
+    league.play_round()
+    shares = league._families()
+    assert shares["generator-2"] == pytest.approx(0.3) and shares["generator-x2"] == pytest.approx(0.2)
+    assert sum(shares.values()) == pytest.approx(1) and set(shares) == set(league.detector.fakes.families)
+
+
+def test_the_reward_is_pure_until_the_camera_changes(make):
+    league = make()
+    league.reward.against([league.detector_named("detector-0")], 1)
+    video = torch.rand(3, 6, 3, 8, 8, requires_grad=True)
+    prompts = PromptBatch(("",) * 3, torch.zeros(3, 2, 4))
+    first, again = (league.reward.score(video, prompts) for _ in range(2))
+    assert torch.equal(first, again) and first.shape == (3, len(league.reward.axes))
+    (gradient,) = torch.autograd.grad(first[:, -1].sum(), video)
+    assert gradient.abs().sum() > 0
+    league.reward.against([league.detector_named("detector-0")], 2)
+    other = league.reward.score(video, prompts)
+    assert torch.equal(other[:, :-1], first[:, :-1]) and not torch.equal(other[:, -1], first[:, -1])
+    with pytest.raises(ValueError, match="one detector at least"):
+        league.reward.against([], 0)
+
+
+def test_a_pool_of_fakes():
+    pool = FakePool()
+    random = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="pool of fakes is empty"):
+        pool.draw(2, random)
+    pool.add("dark", torch.zeros(3, 2, 3, 4, 4))
+    pool.add("light", torch.ones(1, 2, 3, 4, 4))
+    drawn = pool.draw(64, random).mean((1, 2, 3, 4))
+    assert 16 < int(drawn.sum()) < 48 and pool.draw(8, random, {"light": 2.0, "dark": 0.0}).min() == 1
+    with pytest.raises(ValueError, match="no clips of green"):
+        pool.draw(2, random, {"green": 1.0})
