@@ -89,6 +89,41 @@ def censored_median(times: ArrayLike, reached: ArrayLike) -> float:
     return float("inf")
 
 
+def auc(real: ArrayLike, fake: ArrayLike) -> float:
+    """Share of pairs of a real and a made clip of which the made one scores higher; ties count half."""
+    a, b = _scores(real), _scores(fake)
+    a.sort()
+    below, up_to = np.searchsorted(a, b, "left"), np.searchsorted(a, b, "right")
+    return float((below + up_to).sum() / (2 * a.size * b.size))
+
+
+def tpr_at(real: ArrayLike, fake: ArrayLike, fpr: float = 0.01) -> float:
+    """Share of made clips that score above a threshold which no more than `fpr` of the real ones exceed."""
+    a, b = _scores(real), _scores(fake)
+    if not 0 <= fpr <= 1:
+        raise ValueError(f"fpr is a share within [0, 1], not {fpr}")
+    allowed = int(fpr * a.size + 1e-9)
+    return 1.0 if allowed >= a.size else float((b > np.sort(a)[a.size - 1 - allowed]).mean())
+
+
+def calibration_error(probability: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error: how far the mean probability[N] of a bin lies from the share of its label[N] that
+    holds, over `bins` bins of equal width in [0, 1], weighted by their counts."""
+    said, holds = _scores(probability), np.asarray(label, dtype=float)
+    if said.shape != holds.shape or bins < 1 or said.min() < 0 or said.max() > 1:
+        raise ValueError("calibration_error needs probabilities in [0, 1], a label for each, and at least one bin")
+    place = np.minimum((said * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, weights=said - holds, minlength=bins)
+    return float(np.abs(gaps).sum() / said.size)
+
+
+def _scores(values: ArrayLike) -> NDArray[np.float64]:
+    scores = np.array(values, dtype=np.float64)
+    if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
+        raise ValueError(f"scores are one finite row of at least one number, not of shape {scores.shape}")
+    return scores
+
+
 def _table(scores: ArrayLike) -> NDArray[np.float64]:
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or not table.size:

@@ -3,11 +3,14 @@ import pytest
 
 from reelgym.experiments.stats import (
     Interval,
+    auc,
     bootstrap_means,
+    calibration_error,
     censored_median,
     mean_interval,
     paired_difference,
     sign_test,
+    tpr_at,
 )
 
 
@@ -81,6 +84,39 @@ def test_censored_median_by_hand():
     assert censored_median([1, 2, 3, 4], [False, True, True, True]) == 3  # 1 -> 2/3 at time 2 -> 1/3 at time 3
 
 
+def test_auc_by_hand_and_by_pairs():
+    assert auc([0, 1], [2, 3]) == 1 and auc([2, 3], [0, 1]) == 0 and auc([1, 1], [1]) == 0.5
+    assert auc([0, 1, 2], [1, 3]) == pytest.approx((1.5 + 3) / 6)
+    random = np.random.default_rng(0)
+    real, fake = random.integers(0, 9, 40), random.integers(3, 12, 17)
+    pairs = (fake[:, None] > real).mean() + 0.5 * (fake[:, None] == real).mean()
+    assert auc(real, fake) == pytest.approx(pairs)
+    assert auc(real, fake) + auc(fake, real) == pytest.approx(1)
+
+
+def test_auc_leaves_its_scores_alone():
+    real = np.array([3.0, 1.0, 2.0])
+    auc(real, [2.0])
+    assert real.tolist() == [3, 1, 2]
+
+
+def test_tpr_at_lets_no_more_than_its_share_of_real_clips_pass():
+    real, fake = list(range(100)), [97, 98, 98.5, 200]
+    assert tpr_at(real, fake) == 0.5 and tpr_at(real, fake, 0) == 0.25 and tpr_at(real, fake, 0.02) == 0.75
+    assert tpr_at([1, 1, 1], [1, 2], 0.5) == 0.5 and tpr_at([5], [0], 1) == 1
+    with pytest.raises(ValueError, match="not 2"):
+        tpr_at([1], [1], 2)
+
+
+def test_calibration_error_by_hand():
+    assert calibration_error([0.25] * 4, [1, 0, 0, 0]) == 0
+    assert calibration_error([0.0, 1.0], [1, 0]) == 1
+    assert calibration_error([0.1, 0.1, 0.9], [1, 0, 1], bins=2) == pytest.approx((2 * 0.4 + 0.1) / 3)
+    assert calibration_error([0.1, 0.9], [1, 0], bins=1) == pytest.approx(0)
+    with pytest.raises(ValueError, match="probabilities in"):
+        calibration_error([1.5], [1])
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="seeds, prompts"):
         mean_interval([1.0, 2.0])
@@ -90,3 +126,7 @@ def test_wrong_shapes_are_refused():
         mean_interval([[np.nan]])
     with pytest.raises(ValueError, match="one length"):
         censored_median([], [])
+    with pytest.raises(ValueError, match="finite row"):
+        auc([], [1.0])
+    with pytest.raises(ValueError, match="finite row"):
+        auc([np.nan], [1.0])
