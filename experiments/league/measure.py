@@ -1,0 +1,196 @@
+"""What is measured on a league when it is over: both sides against opponents that nobody trained against, how much a
+best response gains, everybody against everybody, and what the oracle says of the clips.
+
+S streams, n chunks a clip, K prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...agents.league.league import SIDES, League
+from ...agents.league.match import Judge, Showing, film, listen, settle
+from ...agents.league.payoffs import contested, intransitive
+from ...agents.league.ratings import rated
+from ...checkpoint import load_checkpoint
+from ...envs.self_play import GameRules
+from ...envs.stream_detect import FAKE
+from ...models.detector import ClipDetector
+from ...models.generator import Generator
+from ..evaluate import examine
+from ..jobs import Result
+from ..methods import Stack
+from ..runs import plain
+from ..stats import auc, calibration_error, tpr_at
+
+if TYPE_CHECKING:
+    from .runs import LeagueTask
+
+FILM_SEED = 9_000
+"""Of the camera that films what is held out: the same for every detector, so that differences are paired."""
+OTHER_CAMERA = "webcam"
+RESPONSE_SEED = 500_000
+
+
+def examined(stack: Stack, league: League, task: LeagueTask) -> Result:
+    """Tensors: the weights of both newest sides and their showings' films; JSON: all that is measured."""
+    size = task.common.size
+    shots = filmed(task.common.footage, league.game.rules, stack.clock.frames_per_chunk)
+    panel = [_panellist(folder) for folder in task.panel]
+    newest = {side: league.newest(side) for side in SIDES}
+    ends = {"start": ("generator-0", "detector-0"), "end": (newest["generator"], newest["detector"])}
+    found: dict[str, Any] = {"detectors": {}, "generators": {}, "newest": newest}
+    groups: dict[str, dict[str, Tensor]] = {"media": {}}
+    for end, (generator, detector) in ends.items():
+        found["detectors"][end] = looks_of(league.judge(detector), shots, league.game.rules)
+        own, grades = generator_report(stack, league, generator, panel, shots["real"], task)
+        found["generators"][end] = own
+        groups["media"][end] = grades
+    found["league"] = standing(league)
+    found["responses"] = responses(league, shots["real"], size.response, task.seed)
+    groups["detector"] = league.members[newest["detector"]].weights
+    groups["generator"] = league.members[newest["generator"]].weights
+    shown = league.showing(newest["generator"])
+    groups["showing"] = {"film": shown.film, "quality": shown.quality}
+    return groups, found
+
+
+def filmed(folder: str, rules: GameRules, frames: int) -> dict[str, Showing]:
+    """What nobody learns from, through the game's camera: "real", every family of fakes, and the real clips through
+    another camera ("other camera")."""
+    from .runs import footage
+
+    clips = {family: video for (split, family), video in footage(folder).items() if split == "test"}
+    shots = {
+        family: film(video.float() / 255, rules, frames, FILM_SEED + place, real=family == "real")
+        for place, (family, video) in enumerate(sorted(clips.items()))
+    }
+    some = clips["real"][: len(clips["real"]) // 4].float() / 255
+    again = GameRules(camera=OTHER_CAMERA, pool=rules.pool)
+    return shots | {"other camera": film(some, again, frames, FILM_SEED - 1, real=True)}
+
+
+def looks_of(judge: Judge, shots: Mapping[str, Showing], rules: GameRules) -> dict[str, Any]:
+    """How well a detector tells real from made: AUC after every chunk and detections at 1% false alarms by family,
+    the real-versus-real floor, false alarms of its verdicts, chunks that they take, and its calibration."""
+    logits = {name: _numpy(listen(judge.detector, showing)) for name, showing in shots.items()}
+    real = logits["real"]
+    families = [name for name, showing in shots.items() if not showing.real.any()]
+    half = len(real) // 2
+    verdicts = settle(shots["real"], judge, rules)
+    made = np.concatenate([logits[name][:, -1] for name in families])
+    balance = real[: len(made), -1]
+    probability = 1 / (1 + np.exp(-np.concatenate((balance, made[: len(balance)]))))
+    label = np.arange(len(probability)) >= len(balance)
+    return {
+        "auc": {name: [auc(real[:, k], logits[name][:, k]) for k in range(real.shape[1])] for name in families},
+        "tpr": {name: tpr_at(real[:, -1], logits[name][:, -1]) for name in families},
+        "floor_same": auc(real[:half, -1], real[half:, -1]),
+        "floor_other": auc(real[:, -1], logits["other camera"][:, -1]),
+        "false_alarms": float((verdicts.verdict == FAKE).float().mean()),
+        "chunks": float(verdicts.shown.float().mean()),
+        "calibration_error": calibration_error(probability, label),
+        "reals": len(real),
+    }
+
+
+def generator_report(
+    stack: Stack, league: League, name: str, panel: Sequence[ClipDetector], real: Showing, task: LeagueTask
+) -> tuple[dict[str, Any], Tensor]:
+    """How often the panel is fooled by a generator and how well it tells it from real clips, what the quality reward
+    and the oracle say of its clips; and some of them, uint8 [shown, F, H, W, 3]."""
+    showing = league.showing(name)
+    judges = [Judge(detector, league.config.confidence) for detector in panel]
+    won = [settle(showing, judge, league.game.rules) for judge in judges]
+    told = [
+        auc(_numpy(listen(judge.detector, real))[:, -1], _numpy(listen(judge.detector, showing))[:, -1])
+        for judge in judges
+    ]
+    grades = examine(stack.as_system(league.generator_named(name)), task.exam, task.seed, long=False)
+    quality = showing.quality[:, -1]
+    some = (grades.video[: task.shown, 0].clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).contiguous()
+    return {
+        "panel_wins": [one.wins / one.games for one in won],
+        "panel_auc": told,
+        "quality": float(quality.mean()),
+        "below_floor": float((quality < league.game.rules.floor).float().mean()),
+        **plain(grades),
+    }, some
+
+
+def standing(league: League) -> dict[str, Any]:
+    """Everybody against everybody: payoffs, ratings, how many payoffs are contested, and triples in which two
+    detectors rank two generators in opposite orders."""
+    rows, columns = league.names("generator"), league.names("detector")
+    table = league.payoffs.table(rows, columns)
+    anchors = [name for name, one in league.members.items() if one.role == "anchor" or name in ("generator-0",)]
+    ratings = rated(league.payoffs, anchors)
+    own = [place for place, name in enumerate(rows) if league.members[name].role != "anchor"]
+    return {
+        "generators": rows,
+        "detectors": columns,
+        "payoffs": table.round(4).tolist(),
+        "ratings": {name: [rating.mu, rating.sigma] for name, rating in ratings.items()},
+        "roles": {name: league.members[name].role for name in (*rows, *columns)},
+        "contested": contested(table[own]),
+        "intransitive": intransitive(table[own], MARGIN),
+        "pairs": len(own) * (len(own) - 1) // 2 * len(columns) * (len(columns) - 1) // 2,
+        "games": min(league.payoffs.games.values()),
+    }
+
+
+MARGIN = 0.1
+"""Of a payoff, below which two generators count as alike: about twice the error of a difference of two rates of 64
+paired streams."""
+
+
+def responses(league: League, real: Showing, updates: int, seed: int) -> dict[str, float]:
+    """What each side gains in the game against the newest opponent by going on against that opponent alone: a lower
+    bound of how much it can be exploited."""
+    rules = league.game.rules
+    generator, detector = (league.newest(side) for side in SIDES)
+    judge, showing = league.judge(detector), league.showing(generator)
+    some = real.take(torch.arange(len(real.real)) < len(showing.real))
+    at_rest = settle(showing, judge, rules).rewards[:, 0].mean()
+    better = league.generator_against([detector], updates, generator, RESPONSE_SEED + seed)
+    improved = settle(league.show(better), judge, rules)
+    clips = league.make_clips(league.generator_named(generator), 2 * league.config.clips, RESPONSE_SEED + seed)
+    sharper = Judge(league.detector_against(clips, 10 * updates, detector, RESPONSE_SEED + seed), judge.confidence)
+    wins = settle(showing, judge, rules)
+    return {
+        "generator": float(improved.rewards[:, 0].mean() - at_rest),
+        "generator_wins": improved.wins / improved.games - wins.wins / wins.games,
+        "detector": _earned(sharper, showing, some, rules) - _earned(judge, showing, some, rules),
+        "detector_auc": auc(*(_numpy(listen(sharper.detector, one))[:, -1] for one in (real, showing))),
+        "auc": auc(*(_numpy(listen(judge.detector, one))[:, -1] for one in (real, showing))),
+    }
+
+
+def _earned(judge: Judge, made: Showing, real: Showing, rules: GameRules) -> float:
+    """Of a detector, half of whose streams are real."""
+    return float(sum(settle(one, judge, rules).rewards[:, 1].mean() for one in (made, real)) / 2)
+
+
+def across(showings: Sequence[Showing], detectors: Sequence[Judge], rules: GameRules) -> NDArray[np.float64]:
+    """Share of streams that every generator wins against every detector [G, D]."""
+    table = [[settle(showing, judge, rules) for judge in detectors] for showing in showings]
+    return np.array([[one.wins / one.games for one in row] for row in table])
+
+
+def _panellist(folder: str) -> ClipDetector:
+    groups, _ = load_checkpoint(folder)
+    weights = groups["weights"]
+    detector = ClipDetector(width=weights["frame.weight"].shape[0])
+    detector.load_state_dict(weights)
+    return detector.requires_grad_(False)
+
+
+def _numpy(values: Tensor) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = values.double().numpy()
+    return found

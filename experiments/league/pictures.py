@@ -1,0 +1,81 @@
+"""The pictures of `reelgym selfplay`: who beats whom, AUC over the chunks of a clip, clips before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from torch import Tensor
+
+from ..plots import COLOURS, HEIGHT, WIDTH, Line, animation, contact_sheet, legend_svg, line_chart, style_svg
+from ..tables import Row, rows_of
+from .runs import ARMS, SEEN, UNSEEN
+from .tables import LABELS, PART_LABELS, START
+
+CELL, MARGIN, TOP = 34, 110, 96
+FPS = 8.0
+DARK, LIGHT = (33, 102, 172), (178, 24, 43)
+
+
+def payoffs_svg(rows: Sequence[Row]) -> str:
+    """The league's payoffs of the first seed as a heat map: rows are generators, columns detectors, in the order in
+    which they came; a cell is the share of streams that the generator wins."""
+    arm = "league" if any(row["arm"] == "league" for row in rows_of({"rows": rows}, "payoff")) else None
+    cells = [row for row in rows_of({"rows": rows}, "payoff") if arm is None or row["arm"] == arm]
+    cells = [row for row in cells if row["seed"] == cells[0]["seed"] and row["arm"] == cells[0]["arm"]]
+    names, columns = (list(dict.fromkeys(row[side] for row in cells)) for side in ("generator", "detector"))
+    width, height = MARGIN + CELL * len(columns) + 20, TOP + CELL * len(names) + 12
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">', style_svg()]
+    for place, name in enumerate(columns):
+        x = MARGIN + CELL * place + CELL / 2
+        parts.append(f'<text transform="translate({x + 4:.0f} {TOP - 6}) rotate(-60)">{escape(name)}</text>')
+    for place, name in enumerate(names):
+        y = TOP + CELL * place + CELL / 2 + 4
+        parts.append(f'<text text-anchor="end" x="{MARGIN - 6}" y="{y:.0f}">{escape(name)}</text>')
+    for row in cells:
+        x, y = MARGIN + CELL * columns.index(row["detector"]), TOP + CELL * names.index(row["generator"])
+        colour, ink = _shade(row["payoff"])
+        told = f"{row['generator']} against {row['detector']}: {row['payoff']:.2f}"
+        box = f'<rect x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" style="fill: {colour}">'
+        parts.append(f"{box}<title>{escape(told)}</title></rect>")
+        text = f"{row['payoff']:.2f}".removeprefix("0")
+        place = f'x="{x + CELL / 2 - 0.5:.1f}" y="{y + CELL / 2 + 4:.0f}"'
+        parts.append(f'<text text-anchor="middle" {place} style="fill: {ink}">{text}</text>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def auc_svg(rows: Sequence[Row]) -> str:
+    """AUC after every chunk, mean over unseen families and over seen ones, of every arm's detectors."""
+    charts = []
+    arms = [START, *(arm for arm in ARMS if any(row["arm"] == arm for row in rows_of({"rows": rows}, "family")))]
+    for families, title in ((UNSEEN, "families that no league learns from"), (SEEN, "families seen in training")):
+        lines = [Line(LABELS[arm], _curve(rows, arm, families), place) for place, arm in enumerate(arms)]
+        charts.append(line_chart(lines, f"AUC, {title}", "chunks seen", baseline=0.5))
+    legend, tall = legend_svg([LABELS[arm] for arm in arms]), len(charts) * HEIGHT
+    height = tall + 16 * (len(arms) + 1) // 2 + 16
+    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
+    placed = (f'<g transform="translate(0 {place * HEIGHT})">{chart}</g>' for place, chart in enumerate(charts))
+    sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
+    return "\n".join([box, style_svg(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
+
+
+def clips_webp(groups: Mapping[str, Mapping[str, Tensor]]) -> bytes:
+    """Clips of the same prompts and noise side by side: the start, and the newest generator of every arm."""
+    first = next(iter(groups.values()))["start"]
+    columns = [first, *(group["end"] for group in groups.values())]
+    heads = ["shipped student", *(ARMS[arm].label.split(":")[0] for arm in groups)]
+    sheet = contact_sheet([[clip[place].numpy() for clip in columns] for place in range(len(first))], heads)
+    return animation(sheet, FPS, quality=80)
+
+
+def _curve(rows: Sequence[Row], arm: str, families: Sequence[str]) -> tuple[tuple[float, float], ...]:
+    own = [row for row in rows_of({"rows": rows}, "family") if row["arm"] == arm and row["family"] in families]
+    chunks = sorted(int(key.removeprefix("auc_")) for key in own[0] if key.startswith("auc_"))
+    return tuple((float(k), sum(row[f"auc_{k}"] for row in own) / len(own)) for k in chunks)
+
+
+def _shade(value: float) -> tuple[str, str]:
+    """Red where the detector wins, blue where the generator does, white between; and the ink on it."""
+    share, end = (2 * value - 1, DARK) if value > 0.5 else (1 - 2 * value, LIGHT)
+    mixed = [round(255 + share * (part - 255)) for part in end]
+    return f"rgb({', '.join(map(str, mixed))})", "#fff" if share > 0.55 else "#222"

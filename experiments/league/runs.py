@@ -1,0 +1,247 @@
+"""What one worker of `reelgym selfplay` does: train a held-out detector, or play a league and examine who came of it.
+
+M clips, F frames, f frames a chunk, n chunks a clip, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...agents.detection import Detection, DetectionConfig, FakePool
+from ...agents.finetune import FineTune
+from ...agents.finetune_recipes import FINETUNE
+from ...agents.fit import fit
+from ...agents.league.league import League, LeagueConfig
+from ...agents.league.match import film, made_alone
+from ...agents.league.reward import OpponentReward
+from ...agents.learner import LearnerConfig
+from ...checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from ...envs.detect_bank import HELD_OUT, Source
+from ...envs.prompt_source import world_prompts
+from ...envs.self_play import GameRules, SelfPlayGame
+from ...envs.stream_gen import StreamGenVectorEnv
+from ...envs.worlds.grammar import GRAMMARS, sample_scripts
+from ...models.detector import ClipDetector
+from ...models.generator import Generator
+from ...models.tiny import CHUNKS, WEIGHTS, load_tiny
+from ...rewards.stream_reward import StreamReward
+from ..evaluate import Exam
+from ..jobs import Result
+from ..methods import Stack
+from . import measure
+
+ALONE = (0.0, 1.0, 0.0)
+"""Everybody plays the newest."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to play. changes: of LeagueConfig."""
+
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "league": Arm("league: pools of past selves and exploiters"),
+    "newest": Arm("newest against newest", {"mix": ALONE, "exploit_every": 0}),
+    "frozen-detector": Arm("frozen detector", {"mix": ALONE, "exploit_every": 0, "learns": ("generator",)}),
+    "frozen-generator": Arm("frozen generator", {"mix": ALONE, "exploit_every": 0, "learns": ("detector",)}),
+}
+RULES = GameRules(floor=-1.0)
+SEEN = ("student", "scripted")
+"""Families of fakes that every league's detector begins with."""
+UNSEEN = ("student-2", "student-1", "teacher", *HELD_OUT)
+"""Families that no league learns from."""
+LEARNS = DetectionConfig(learner=LearnerConfig(learning_rate=1e-3), camera=RULES.camera, pool=RULES.pool)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is played and measured."""
+
+    rounds: int = 6
+    generator_updates: int = 4
+    detector_updates: int = 40
+    clips: int = 48
+    """Of the newest generator that join the pool in a round."""
+    streams: int = 64
+    """Of a match."""
+    reals: int = 1024
+    """Real clips that detectors learn from."""
+    fakes: int = 256
+    """Of each family that detectors begin with."""
+    heldout_reals: int = 2048
+    heldout_fakes: int = 128
+    """Of each family."""
+    panel: int = 2
+    """Detectors trained apart, that nobody plays against."""
+    panel_updates: int = 300
+    response: int = 8
+    """Updates of a generator's best response; a detector's takes ten times as many."""
+    prompts: int = 24
+    """Test prompts of the oracle's exam, two clips each."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every job is told. footage: folder of the jobs that made the clips. weights: of the pretrained stack.
+    made_from: hash of code and weights."""
+
+    size: Size
+    footage: str
+    weights: str
+    made_from: str
+
+
+@dataclass(frozen=True)
+class PanelTask:
+    """Train a detector that nobody plays against."""
+
+    seed: int
+    common: Common
+
+
+@dataclass(frozen=True)
+class LeagueTask:
+    """Play one league. place: folder of its checkpoint, which every round replaces."""
+
+    arm: str
+    seed: int
+    exam: Exam
+    place: str
+    common: Common
+    panel: tuple[str, ...] = ()
+    """Folders of the panel's jobs."""
+    shown: int = 0
+    """Prompts whose clips are kept for pictures."""
+
+
+def work(task: PanelTask | LeagueTask) -> Result:
+    """Do a task."""
+    return panel(task) if isinstance(task, PanelTask) else league(task)
+
+
+def panel(task: PanelTask) -> Result:
+    """Another network with other seeds, on half of the fakes that leagues begin with and two families more."""
+    size, clips = task.common.size, footage(task.common.footage)
+    pool = FakePool()
+    for family in (*SEEN, "student-2", "teacher"):
+        pool.families[family] = clips["train", family][: size.fakes // 2]
+    torch.manual_seed(PANEL_SEED + task.seed)
+    detector = ClipDetector(width=48)
+    config = replace(LEARNS, learner=LearnerConfig(learning_rate=2e-3), seed=PANEL_SEED + task.seed)
+    fit(Detection(config, detector, drawn(clips["train", "real"]), pool), size.panel_updates)
+    return {"weights": detector.state_dict()}, {}
+
+
+PANEL_SEED = 5_000
+
+
+def league(task: LeagueTask) -> Result:
+    """Play all rounds, going on where an interrupted run stopped; then measure, and drop the checkpoint."""
+    stack = _stack(task.common.weights)
+    played, place = build(stack, task), Path(task.place)
+    spent, log = 0.0, []
+    if has_checkpoint(place):
+        groups, meta = load_checkpoint(place)
+        played.load_state(groups, meta["league"])
+        spent, log = meta["seconds"], meta["log"]
+    while played.rounds < task.common.size.rounds:
+        began = time.monotonic()
+        log.append({"round": played.rounds, **played.play_round()})
+        spent += time.monotonic() - began
+        groups, meta = played.state()
+        save_checkpoint(place, groups, {"league": meta, "seconds": spent, "log": log})
+    groups, result = measure.examined(stack, played, task)
+    shutil.rmtree(place)
+    return groups, {**result, "seconds": spent, "log": log, "paused": played.paused}
+
+
+def build(stack: Stack, task: LeagueTask) -> League:
+    """A league of the shipped student and the shipped rival, before its first round."""
+    size, clips = task.common.size, footage(task.common.footage)
+    folder = Path(task.common.weights or WEIGHTS)
+    judged = OpponentReward(stack.reward.model, RULES)
+    recipe = replace(FINETUNE["reward"], seed=task.seed)
+    env = StreamGenVectorEnv(
+        recipe.prompts * recipe.group, stack.codec, StreamReward(judged), stack.prompts(), clock=stack.clock
+    )
+    fakes = FakePool({name: clips["train", family][: size.fakes] for name, family in zip(BEGIN, SEEN, strict=True)})
+    rival = load_tiny("rival", folder / "rival").requires_grad_(True).train()
+    detector = Detection(replace(LEARNS, seed=task.seed), rival, drawn(clips["train", "real"]), fakes)
+    prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
+    game = SelfPlayGame(
+        size.streams, stack.codec, stack.reward, prompts, truth=_nothing, rules=made_alone(RULES), clock=stack.clock
+    )
+    shown = clips["validation", "scripted"][: size.streams].float() / 255
+    config = LeagueConfig(
+        generator_updates=size.generator_updates,
+        detector_updates=size.detector_updates,
+        clips=size.clips,
+        exploiter_updates=size.generator_updates,
+        seed=task.seed,
+    )
+    return League(
+        replace(config, **ARMS[task.arm].changes),
+        FineTune(recipe, stack.student(), env, stack.prompts()),
+        detector,
+        judged,
+        game,
+        clip_maker(stack),
+        showings={"scripted": film(shown, RULES, stack.clock.frames_per_chunk, 0, real=False)},
+    )
+
+
+BEGIN = ("generator-0", "scripted")
+"""What the families that a detector begins with are called in a league."""
+
+
+def clip_maker(stack: Stack) -> Callable[[Generator, int, int], Tensor]:
+    """Clips [M, F, 3, H, W] in [0, 1] of a generator, of training scripts that a seed draws."""
+
+    def make(generator: Generator, count: int, seed: int) -> Tensor:
+        scripts = sample_scripts(count, split="train", seed=seed, grammar=GRAMMARS[stack.grammar])
+        return Source(generator, stack.codec, stack.encoder, stack.grammar)(scripts, CHUNKS, seed)
+
+    return make
+
+
+def drawn(clips: Tensor) -> Callable[[int, int], Tensor]:
+    """Draws from clips uint8 [M, F, 3, H, W], as Detection takes real ones."""
+
+    def draw(count: int, step: int) -> Tensor:
+        random = torch.Generator().manual_seed(step)
+        return clips[torch.randint(len(clips), (count,), generator=random)].float() / 255
+
+    return draw
+
+
+@lru_cache(maxsize=1)
+def footage(folder: str) -> dict[tuple[str, str], Tensor]:
+    """Clips uint8 [M, F, 3, H, W] by split and family."""
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    for place in sorted(Path(folder).iterdir()):
+        groups, meta = load_checkpoint(place)
+        made = meta["config"]
+        found.setdefault((made["split"], made["family"]), []).append(groups["clips"]["video"])
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def _nothing(scripts: Any, seed: int) -> Tensor:
+    """True clips of a game in which every stream is made."""
+    return torch.zeros(len(scripts), CHUNKS * 3, 3, 32, 32)
+
+
+@lru_cache(maxsize=1)
+def _stack(weights: str) -> Stack:
+    return Stack.load(weights or WEIGHTS)

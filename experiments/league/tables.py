@@ -1,0 +1,283 @@
+"""From the runs of `reelgym selfplay` to rows and tables. S seeds, F families, K prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..stats import Interval, mean_interval, paired_difference
+from ..tables import Column, Row, markdown_table, number
+from .runs import ARMS, SEEN, UNSEEN
+
+Runs = Sequence[Mapping[str, Any]]
+"""The results of one arm, one a seed."""
+START = "start"
+LABELS = {START: "before any round", **{name: arm.label for name, arm in ARMS.items()}}
+PART_LABELS = {
+    "student": "student, 4 steps (where every generator starts)",
+    "student-2": "student, 2 steps",
+    "student-1": "student, 1 step",
+    "teacher": "teacher",
+    "scripted": "scripted fakes that training may see",
+    "ghosting": "scripted, held out: ghosting",
+    "energy_gain": "scripted, held out: energy gain",
+}
+
+
+def all_rows(found: Mapping[str, Runs], seeds: Sequence[int], cross: Sequence[Row]) -> list[Row]:
+    """Rows of kind "detector", "generator" and "game" (means with intervals over seeds and families, detectors or
+    prompts), "contrast", "family", "rating", "payoff", "run" and, as given, "across"."""
+    first = next(iter(found.values()))
+    rows = [_detector_row(START, first, "start"), *(_detector_row(arm, runs, "end") for arm, runs in found.items())]
+    rows += [_generator_row(START, first, "start"), *(_generator_row(arm, runs, "end") for arm, runs in found.items())]
+    rows += [_game_row(arm, runs) for arm, runs in found.items()]
+    for arm, runs in found.items():
+        rows += [_contrast(name, arm, START, "end", runs, "start", runs) for name in QUESTIONS]
+    for arm in [name for name in found if name != "league" and "league" in found]:
+        rows += [_contrast(name, "league", arm, "end", found["league"], "end", found[arm]) for name in QUESTIONS]
+    for arm, runs in ((START, first), *found.items()):
+        rows += _family_rows(arm, runs, "start" if arm == START else "end")
+    for arm, runs in found.items():
+        for seed, run in zip(seeds, runs, strict=True):
+            rows += _standing_rows(arm, seed, run["league"])
+            rows.append({"kind": "run", "arm": arm, "seed": seed, "seconds": run["seconds"], **run["responses"]})
+    return [*rows, *cross]
+
+
+def unseen(runs: Runs, end: str) -> NDArray[np.float64]:
+    """AUC after the last chunk on families that no league learns from [S, F]."""
+    return np.array([[run["detectors"][end]["auc"][name][-1] for name in UNSEEN] for run in runs])
+
+
+def own(runs: Runs, end: str) -> NDArray[np.float64]:
+    """AUC on families that detectors learn from, [S, F]."""
+    return np.array([[run["detectors"][end]["auc"][name][-1] for name in SEEN] for run in runs])
+
+
+def told(runs: Runs, end: str) -> NDArray[np.float64]:
+    """AUC of every held-out detector on the generator's clips [S, detectors]; low is good for the generator."""
+    return np.array([run["generators"][end]["panel_auc"] for run in runs])
+
+
+def totals(runs: Runs, end: str) -> NDArray[np.float64]:
+    """Oracle totals [S, K]."""
+    return np.array([run["generators"][end]["scores"]["total"] for run in runs])
+
+
+QUESTIONS: dict[str, tuple[str, Callable[[Runs, str], NDArray[np.float64]], bool]] = {
+    "detector": ("detector: AUC on unseen families", unseen, True),
+    "fooled": ("generator: AUC of held-out detectors on its clips (lower is better)", told, False),
+    "oracle": ("generator: oracle total", totals, True),
+}
+"""What is asked, how it is read off runs, and whether higher is better."""
+
+
+def _mean(runs: Runs, end: str, side: str, key: str) -> float:
+    return float(np.mean([run[side][end][key] for run in runs]))
+
+
+def _spread(prefix: str, interval: Interval) -> Row:
+    return {prefix: interval.mean, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
+
+
+def _detector_row(arm: str, runs: Runs, end: str) -> Row:
+    row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)}
+    row |= _spread("unseen", mean_interval(unseen(runs, end))) | {"seen": float(own(runs, end).mean())}
+    tpr = [[run["detectors"][end]["tpr"][name] for name in UNSEEN] for run in runs]
+    row["tpr"] = float(np.mean(tpr))
+    for key in ("false_alarms", "chunks", "calibration_error", "floor_same", "floor_other", "reals"):
+        row[key] = _mean(runs, end, "detectors", key)
+    return row
+
+
+def _generator_row(arm: str, runs: Runs, end: str) -> Row:
+    row: Row = {"kind": "generator", "arm": arm, "seeds": len(runs)}
+    row |= _spread("panel_auc", mean_interval(told(runs, end))) | _spread("total", mean_interval(totals(runs, end)))
+    row["panel_wins"] = float(np.mean([run["generators"][end]["panel_wins"] for run in runs]))
+    for axis in ("VQ", "MQ", "TA"):
+        row[axis] = float(np.mean([run["generators"][end]["scores"][axis] for run in runs]))
+    for key in ("diversity", "quality", "below_floor"):
+        row[key] = _mean(runs, end, "generators", key)
+    return row
+
+
+def _game_row(arm: str, runs: Runs) -> Row:
+    row: Row = {"kind": "game", "arm": arm, "seeds": len(runs)}
+    row["contested"] = float(np.mean([run["league"]["contested"] for run in runs]))
+    row["least_contested"] = min(run["league"]["contested"] for run in runs)
+    row["intransitive"] = float(np.mean([run["league"]["intransitive"] for run in runs]))
+    row["pairs"] = float(np.mean([run["league"]["pairs"] for run in runs]))
+    for side in ("generator", "detector"):
+        row |= _spread(f"response_{side}", mean_interval([[run["responses"][side]] for run in runs]))
+        row[f"rise_{side}"] = float(np.mean([_rise(run, side) for run in runs]))
+        row[f"paused_{side}"] = float(np.mean([run["paused"][side] for run in runs]))
+    row["response_auc"] = float(np.mean([run["responses"]["detector_auc"] for run in runs]))
+    row["auc"] = float(np.mean([run["responses"]["auc"] for run in runs]))
+    row["seconds"] = float(np.mean([run["seconds"] for run in runs]))
+    return row
+
+
+def _rise(run: Mapping[str, Any], side: str) -> float:
+    """Rating of the newest less that of the start."""
+    ratings = run["league"]["ratings"]
+    return float(ratings[run["newest"][side]][0] - ratings[f"{side}-0"][0])
+
+
+FLIPPED = {"yes": "no", "no": "yes", "unclear": "unclear"}
+
+
+def _contrast(name: str, arm: str, against: str, end: str, ours: Runs, other_end: str, theirs: Runs) -> Row:
+    """The paired difference of one question's measure, and whether `arm` is better."""
+    _, read, higher = QUESTIONS[name]
+    difference = paired_difference(read(ours, end), read(theirs, other_end))
+    better = difference.verdict if higher else FLIPPED[difference.verdict]
+    row: Row = {"kind": "contrast", "question": name, "arm": arm, "against": against, "better": better}
+    return row | _spread("difference", difference)
+
+
+def _family_rows(arm: str, runs: Runs, end: str) -> list[Row]:
+    rows: list[Row] = []
+    for name in (*SEEN, *UNSEEN):
+        curve = np.mean([run["detectors"][end]["auc"][name] for run in runs], axis=0)
+        tpr = float(np.mean([run["detectors"][end]["tpr"][name] for run in runs]))
+        after = {f"auc_{chunks}": float(value) for chunks, value in enumerate(curve, 1)}
+        rows.append({"kind": "family", "arm": arm, "family": name, "tpr": tpr, **after})
+    return rows
+
+
+def _standing_rows(arm: str, seed: int, league: Mapping[str, Any]) -> list[Row]:
+    rows: list[Row] = [
+        {"kind": "rating", "arm": arm, "seed": seed, "name": name, "role": league["roles"][name], "mu": mu, "sigma": own}
+        for name, (mu, own) in league["ratings"].items()
+    ]
+    for generator, payoffs in zip(league["generators"], league["payoffs"], strict=True):
+        for detector, payoff in zip(league["detectors"], payoffs, strict=True):
+            pair = {"generator": generator, "detector": detector, "payoff": payoff}
+            rows.append({"kind": "payoff", "arm": arm, "seed": seed, **pair})
+    return rows
+
+
+def _span(key: str, form: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[key]:{form}} [{row[f'{key}_low']:{form}}, {row[f'{key}_high']:{form}}]"
+
+
+def _label(row: Row) -> str:
+    return LABELS[row["arm"]]
+
+
+DETECTOR_COLUMNS = (
+    Column("detector of", "the newest detector of an arm; before any round: the shipped one", _label),
+    Column("unseen AUC [95%]", "mean over families that no league learns from, 0.5 is chance", _span("unseen", ".3f")),
+    Column("seen AUC", "mean over families that detectors begin with, on other prompts", number("seen", ".3f")),
+    Column("TPR at 1%", "made clips of unseen families found at 1% false alarms", number("tpr", ".3f")),
+    Column("false alarms", "real clips that its verdicts in the game call made", number("false_alarms", ".3f")),
+    Column("chunks", "that its verdicts on real clips take, of 4", number("chunks", ".2f")),
+    Column("cal. error", "expected calibration error of the logit's sigmoid", number("calibration_error", ".3f")),
+    Column("floor", "AUC of real clips against other real clips; 0.5 is right", number("floor_same", ".3f")),
+    Column("other camera", "AUC of real clips against real clips by another camera", number("floor_other", ".3f")),
+)
+GENERATOR_COLUMNS = (
+    Column("generator of", "the newest generator of an arm; before any round: the shipped student", _label),
+    Column(
+        "held-out AUC [95%]",
+        "of detectors trained apart, that nobody played against, on its clips; lower is better",
+        _span("panel_auc", ".3f"),
+    ),
+    Column("fools them", "streams that these detectors take for real", number("panel_wins", ".3f")),
+    Column("oracle [95%]", "oracle total on test prompts, higher is better", _span("total", ".3f")),
+    Column("VQ", "oracle visual quality", number("VQ", ".3f")),
+    Column("MQ", "oracle motion quality", number("MQ", ".3f")),
+    Column("TA", "oracle text alignment", number("TA", ".3f")),
+    Column("div.", "distance between clips of a prompt, in the oracle's own unit", number("diversity", ".3f")),
+    Column("under floor", "clips whose quality reward lies under the game's floor", number("below_floor", ".3f")),
+)
+GAME_COLUMNS = (
+    Column("arm", "", _label),
+    Column("contested", "payoffs of the finished league between .1 and .9", number("contested", ".2f")),
+    Column("rise G", "rating of the newest generator less the first one's (openskill's mu)", number("rise_generator", "+.1f")),
+    Column("rise D", "the same of the detector", number("rise_detector", "+.1f")),
+    Column("response G [95%]", "what a generator's best response gains in the game", _span("response_generator", "+.3f")),
+    Column("response D [95%]", "what a detector's best response gains in the game", _span("response_detector", "+.3f")),
+    Column("AUC", "newest detector on the newest generator", number("auc", ".3f")),
+    Column("after response", "the same after the detector's best response", number("response_auc", ".3f")),
+    Column("crossed", "pairs of generators that two detectors rank in opposite orders", number("intransitive", ".0f")),
+    Column("of", "so many pairs of pairs", number("pairs", ",.0f")),
+    Column("sec.", "seconds of training and matches on one core", number("seconds", ",.0f")),
+)
+CONTRAST_COLUMNS = (
+    Column("question", "", lambda row: QUESTIONS[row["question"]][0]),
+    Column("arm", "", _label),
+    Column("against", "", lambda row: LABELS[row["against"]]),
+    Column("difference [95%]", "paired: same seeds, families, detectors, prompts and noise", _span("difference", "+.3f")),
+    Column("better", "whether the arm is better: the interval lies on one side of 0", lambda row: row["better"]),
+)
+FAMILY_COLUMNS = (
+    Column("family", "what made the clips; the first two are learned from", lambda row: PART_LABELS[row["family"]]),
+    Column("detector of", "", _label),
+    *(Column(f"{k}", f"AUC after {k} of 4 chunks", number(f"auc_{k}", ".3f")) for k in range(1, 5)),
+    Column("TPR at 1%", "", number("tpr", ".3f")),
+)
+COLUMNS = (*DETECTOR_COLUMNS, *GENERATOR_COLUMNS, *GAME_COLUMNS, *CONTRAST_COLUMNS[-2:], *FAMILY_COLUMNS[2:3])
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The tables and what they say, as Markdown."""
+
+    def of(kind: str) -> list[Row]:
+        return [row for row in rows if row["kind"] == kind]
+
+    first = of("detector")[0]
+    families = [row for row in of("family") if row["arm"] in (START, "league")]
+    families.sort(key=lambda row: (list(PART_LABELS).index(row["family"]), row["arm"] != START))
+    parts = [
+        "\n".join(f"- {line}" for line in sentences(rows)),
+        f"**Detectors**, on {first['reals']:,.0f} held-out real clips",
+        markdown_table(DETECTOR_COLUMNS, of("detector")),
+        "**Generators**",
+        markdown_table(GENERATOR_COLUMNS, of("generator")),
+        "**The games**",
+        markdown_table(GAME_COLUMNS, of("game")),
+    ]
+    if of("across"):
+        parts += ["**Generators of one arm against detectors of another**: share of streams taken for real", _across(of("across"))]
+    parts += ["**Differences**", markdown_table(CONTRAST_COLUMNS, of("contrast"))]
+    parts += ["**AUC after so many chunks**", markdown_table(FAMILY_COLUMNS, families)]
+    return "\n\n".join(parts)
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """What was asked of the game, answered in words."""
+    games = {row["arm"]: row for row in rows if row["kind"] == "game"}
+    begin = next(row for row in rows if row["kind"] == "family" and row["arm"] == START and row["family"] == SEEN[0])
+    start = begin[f"auc_{max(int(key[4:]) for key in begin if key.startswith('auc_'))}"]
+    inside = "inside" if 0.6 <= start <= 0.95 else "outside"
+    lines = [f"At the start the detector's AUC on the student's clips is {start:.3f}, {inside} [.6, .95]."]
+    for arm, row in games.items():
+        if arm == "league":
+            enough = "enough" if row["least_contested"] >= 0.3 else "too few"
+            lines.append(
+                f"Of the finished league's payoffs {row['contested']:.0%} are contested (least of the seeds "
+                f"{row['least_contested']:.0%}); {enough} against 30%."
+            )
+    for row in rows:
+        if row["kind"] == "contrast" and "league" == row["arm"]:
+            label = QUESTIONS[row["question"]][0]
+            said = {"yes": "better than", "no": "worse than", "unclear": "not told apart from"}[row["better"]]
+            lines.append(
+                f"{label[0].upper()}{label[1:]}: the league is {said} {LABELS[row['against']]} "
+                f"({row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}])."
+            )
+    return lines
+
+
+def _across(rows: Sequence[Row]) -> str:
+    detectors = list(dict.fromkeys(row["detector_of"] for row in rows))
+    columns = [Column("generator of", "", lambda row: LABELS[row["arm"]])]
+    columns += [Column(LABELS[name], "", number(name, ".3f")) for name in detectors]
+    table: dict[str, Row] = {}
+    for row in rows:
+        table.setdefault(row["generator_of"], {"arm": row["generator_of"]})[row["detector_of"]] = row["payoff"]
+    return markdown_table(columns, list(table.values()))
