@@ -11,8 +11,8 @@ from typing import Any
 
 COMMANDS = {
     "generate": "make a video clip from a prompt",
-    "score": "score any video file against a prompt: VQ, MQ, TA and per-frame weights",
-    "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout) or an agent of SB3 or Tianshou",
+    "score": "score any video file against a prompt, or tell by a detector whether it was made",
+    "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout, detector, rival) or an agent",
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",

@@ -15,20 +15,21 @@ from .pretrain.loop import Processes
 from .pretrain.pairs import PairsRecipe, summary, train_pairs
 from .train_agent import train_agent
 
+Target = Literal[
+    "codec", "teacher", "student", "reward", "heldout", "detector", "rival", "sb3-ppo", "sb3-sac", "tianshou-ppo"
+]  # fmt: skip
 Made = tuple[nn.Module, Any, dict[str, float], dict[str, Any]]
 """A trained part, the recipe that made it, what it measured, and what its readers have to know."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train the codec first, then teacher, student and reward: each reads the ones before it. Agents of other libraries
-    (sb3-ppo, sb3-sac, tianshou-ppo) learn in an environment over these parts."""
+    """Train the codec first, then teacher, student, reward and detectors: each reads the ones before it. Agents of
+    other libraries (sb3-ppo, sb3-sac, tianshou-ppo) learn in an environment over these parts."""
 
-    target: Annotated[
-        Literal["codec", "teacher", "student", "reward", "heldout", "sb3-ppo", "sb3-sac", "tianshou-ppo"],
-        tyro.conf.Positional,
-    ]
-    """The part, or the agent, to train; heldout: the reward's recipe from the next seed, for who watches over it."""
+    target: Annotated[Target, tyro.conf.Positional]
+    """The part, or the agent, to train; heldout: the reward's recipe from the next seed, for who watches over it;
+    rival: a detector that sees little, which self-play starts from."""
     out: Path | None = None
     """Folder for the log, the resumable checkpoint and the finished weights; runs/TARGET by default, for an agent
     runs/TARGET-ENVIRONMENT."""
@@ -105,6 +106,8 @@ def _check(config: Config) -> None:
         raise ValueError("--fps, --size and --validation say how to read --pairs: give that too")
     if config.pairs is not None and config.target != "reward":
         raise ValueError(f"--pairs trains the reward, not the {config.target}: use reelgym train reward --pairs")
+    if config.target in ("detector", "rival") and config.compile:
+        raise ValueError(f"--compile has no use for the {config.target}: leave it out")
     if config.pairs is not None and (config.compile or config.weights != WEIGHTS):
         raise ValueError("--compile and --weights have no use with --pairs: leave them out")
     if config.pairs is not None and config.install:
@@ -146,6 +149,12 @@ def _train(config: Config, out: Path) -> Made:
         from .pretrain.student import StudentRecipe, train_student
 
         return done(recipe := scheduled(StudentRecipe()), train_student(recipe, part("codec"), part("teacher"), out))
+    if config.target in ("detector", "rival"):
+        from .pretrain.detector import RECIPES, train_detector
+
+        recipe = scheduled(RECIPES[config.target])
+        detector, quality, reads = train_detector(config.target, recipe, config.weights, out)
+        return detector, recipe, quality, reads
     from .pretrain.reward import RewardRecipe, train_reward
 
     parts = (part("codec"), part("teacher"), part("student"))

@@ -1,0 +1,68 @@
+"""How well a detector tells made clips from real ones, and whether its probabilities can be believed.
+
+M clips, n chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...models.calibration import Calibration
+from .footage import REAL
+
+BINS = 15
+RARE = 0.01
+"""False-positive rate at which the share of made clips found is told."""
+
+
+def auc(made: Tensor, real: Tensor) -> float:
+    """How often a made clip scores above a real one, ties by half; scores [M] of either."""
+    gap = made[:, None] - real
+    return float((gap > 0).double().mean() + (gap == 0).double().mean() / 2)
+
+
+def found_at(made: Tensor, real: Tensor, rate: float = RARE) -> float:
+    """Share of made clips that score above all but `rate` of the real ones; scores [M] of either."""
+    return float((made > torch.quantile(real, 1 - rate)).double().mean())
+
+
+def calibration_error(probability: Tensor, made: Tensor, weight: Tensor) -> float:
+    """Expected calibration error of probabilities [M] over BINS bins: how far they lie off the share of made clips.
+
+    made: bool [M]. weight [M]: how much each clip counts.
+    """
+    place = (probability * BINS).long().clamp(0, BINS - 1)
+    off = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, ((probability - made.float()) * weight).double())
+    return float(off.abs().sum() / weight.sum())
+
+
+def mixed(logits: Mapping[str, Tensor], weights: Mapping[str, float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [M, n] by family as one tensor, which of them are of made clips, and how much each counts: real and made
+    ones alike, made ones by `weights`, how often training draws a family."""
+    shares = {REAL: 1.0, **{name: weight / sum(weights.values()) for name, weight in weights.items()}}
+    made = torch.cat([torch.full((len(logits[name]),), name != REAL) for name in shares])
+    each = torch.cat([torch.full((len(logits[name]),), share / len(logits[name])) for name, share in shares.items()])
+    return torch.cat([logits[name] for name in shares]), made, each
+
+
+def quality_of(
+    logits: Mapping[str, Tensor], calibration: Calibration, weights: Mapping[str, float]
+) -> dict[str, float]:
+    """From logits [M, n] by family: area under the ROC curve and share found at 1% false positives after whole clips,
+    the student's area after every chunk, the calibration error, and what share of real clips the calibration's own 1%
+    flags. weights: how often training draws a family."""
+    last, chunks = {name: values[:, -1] for name, values in logits.items()}, calibration.chunks
+    real = last[REAL]
+    told = {name.replace("-", "_"): values for name, values in last.items() if name != REAL}
+    quality = {f"auc_{name}": auc(values, real) for name, values in told.items()}
+    quality |= {f"tpr_{name}": found_at(values, real) for name, values in told.items()}
+    for chunk, (made, true) in enumerate(zip(logits["student"].unbind(1), logits[REAL].unbind(1), strict=True), 1):
+        quality[f"auc_student_after_{chunk}"] = auc(made, true)
+    mix, made_mix, each = mixed(logits, weights)
+    probability = calibration.probability(mix[:, -1], chunks)
+    quality["ece"] = calibration_error(probability, made_mix, each)
+    quality["false_positives"] = float((calibration.false_positives(real, chunks) <= RARE).double().mean())
+    return quality

@@ -1,0 +1,104 @@
+"""Clips that detectors learn from and are measured on: the world's own, and made ones by family.
+
+All of them went through the codec, so that what a codec leaves behind tells nothing apart. F frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...checkpoint import sha256_file
+from ...envs.detect_bank import HELD_OUT, SHOWN, STRENGTH, VISIBLE, Source, scripted
+from ...envs.self_play import coded
+from ...envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
+from ...envs.worlds.render import render
+from ...models.sampler import step_sigmas
+from ...models.tiny import CHUNKS, SAMPLER_SHIFT, STEPS
+from ...noise import stream_keys
+from ..jobs import Job, Result, run_jobs
+from ..methods import Stack
+from .data import scenes
+
+REAL = "real"
+STUDENTS = {"student": STEPS, "student-2": 2, "student-1": 1}
+"""The shipped student by its number of denoising steps."""
+LEARNED = (*STUDENTS, "teacher", "scripted")
+"""Families of made clips that a detector may learn from."""
+FAMILIES = (*LEARNED, *HELD_OUT)
+SPLITS = ("train", "validation", "test")
+PART = 256
+"""Clips of one job."""
+AT_ONCE = 32
+FEW = 4
+"""Clips that go through the codec together: what fits into a processor's cache is done sooner."""
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Footage:
+    """`count` clips of one family.
+
+    family: REAL or one of FAMILIES.   split: of the scripts.   part: clips of another part are other clips.   weights:
+    folder of the parts that make them.   digests: of these parts, so that other weights make other clips.
+    """
+
+    family: str
+    count: int
+    split: str
+    seed: int
+    part: int
+    weights: str
+    digests: tuple[str, ...]
+
+
+def footage(wanted: Mapping[str, int], split: str, seed: int, weights: Path, folder: Path) -> dict[str, Tensor]:
+    """Clips uint8 [M, F, 3, H, W] of each family, as many as `wanted` says; what `folder` holds is not made again."""
+    digests = tuple(sha256_file(weights / part / WEIGHTS_FILE) for part in ("codec", "student", "teacher"))
+    jobs = {
+        family: [
+            Job(f"{split}-{family}-{part}", Footage(family, size, split, seed, part, str(weights), digests))
+            for part, size in enumerate(_parts(count))
+        ]
+        for family, count in wanted.items()
+    }
+    made = run_jobs([job for row in jobs.values() for job in row], film, folder)
+    return {family: torch.cat([made[job.name][0]["clips"]["video"] for job in row]) for family, row in jobs.items()}
+
+
+@torch.no_grad()
+def film(config: Footage) -> Result:
+    """Make clips. Of a held-out family those that show nothing are left out, so that there may be fewer."""
+    stack = _stack(Path(config.weights))
+    seed = (config.seed * len(SPLITS) + SPLITS.index(config.split)) * 1000 + config.part
+    scripts = sample_scripts(config.count, split=config.split, seed=seed, grammar=GRAMMARS[stack.grammar])
+    if config.family in STUDENTS:
+        sigmas = step_sigmas(STUDENTS[config.family], SAMPLER_SHIFT)
+        video = Source(replace(stack.start, sigmas=sigmas), stack.codec, stack.encoder)(scripts, CHUNKS, seed)
+    elif config.family == "teacher":
+        clauses, keys = [chunk_clauses(script, CHUNKS) for script in scripts], stream_keys(seed, len(scripts))
+        rows = torch.arange(len(scripts)).split(AT_ONCE)
+        video = torch.cat([stack.system("teacher")([clauses[r] for r in at.tolist()], keys[at]) for at in rows])
+    else:
+        scene, _ = scenes(scripts, seed)
+        video = render(scene)
+        if config.family != REAL:
+            names = SHOWN if config.family == "scripted" else (config.family,)
+            fake, _ = scripted(scene, video, names, STRENGTH, torch.Generator().manual_seed(seed))
+            video = fake[(fake - video).abs().flatten(1).amax(1) >= VISIBLE]
+        video = torch.cat([coded(few, stack.codec) for few in video.split(FEW)])
+    return {"clips": {"video": (video.clamp(0, 1) * 255).round().to(torch.uint8)}}, {}
+
+
+def _parts(count: int) -> list[int]:
+    return [min(PART, count - start) for start in range(0, count, PART)]
+
+
+@lru_cache(maxsize=1)
+def _stack(folder: Path) -> Stack:
+    return Stack.load(folder)
