@@ -58,15 +58,15 @@ class NetworkDetector:
 
     def _checked(self, found: Tensor, count: int) -> Tensor:
         """Logits [B] of what the network returned, the log-odds of its kind `made`."""
-        if found.shape != (count,) and not (found.ndim == 2 and len(found) == count and found.shape[1] > self.made):
-            wanted = f"[{count}] or [{count}, K] with K above {self.made}"
+        if found.shape != (count,) and not (
+            found.ndim == 2 and len(found) == count and found.shape[1] > max(self.made, 1)
+        ):
+            wanted = f"[{count}] or [{count}, K] with K above {max(self.made, 1)}"
             raise ValueError(f"the network returned {list(found.shape)} for {count} clips: expected {wanted}")
         if not bool(found.isfinite().all()):
             raise ValueError("the network returned logits that are not finite")
         if found.ndim == 1:
             return found
-        if found.shape[1] == 1:
-            return found[:, 0]
         others = torch.cat((found[:, : self.made], found[:, self.made + 1 :]), 1)
         return found[:, self.made] - others.logsumexp(1)
 

@@ -24,7 +24,7 @@ from ...envs.worlds.scene import FPS, SIDE
 from ...models.calibration import Calibration
 from ...models.detector import ClipDetector
 from .data import FRAMES_PER_CHUNK
-from .detector_measure import mixed, quality_of
+from .detector_measure import mixed, quality_of, trajectory_quality
 from .footage import FAMILIES, REAL, footage
 
 AT_ONCE = 64
@@ -124,12 +124,14 @@ def train_detector(
     _fit(name, trainer, recipe.schedule, out)
     trained = trainer.learner.averaged().eval()
 
-    def judged(split: str, real: int, families: Iterable[str]) -> dict[str, Tensor]:
+    def films(split: str, real: int, families: Iterable[str]) -> dict[str, Tensor]:
         found = clips(recipe.examined(real, families), split)
-        return {family: judge(trained, video, recipe.camera, recipe.pool, seed) for family, video in found.items()}
+        return {family: filmed(video, recipe.camera, recipe.pool, seed) for family, video in found.items()}
 
-    calibration = Calibration.fit(*mixed(judged("validation", recipe.calibrated, recipe.weights), recipe.weights))
-    quality = quality_of(judged("test", recipe.measured, FAMILIES), calibration, recipe.weights)
+    known, new = films("validation", recipe.calibrated, recipe.weights), films("test", recipe.measured, FAMILIES)
+    calibration = Calibration.fit(*mixed(judged(trained, known), recipe.weights))
+    quality = quality_of(judged(trained, new), calibration, recipe.weights)
+    quality |= trajectory_quality(trained.features, known, new)
     reads = {"camera": recipe.camera, "pool": recipe.pool, "chunk": FRAMES_PER_CHUNK, "fps": FPS}
     return trained, {**quality, "seconds": trainer.counts.seconds}, {**reads, **calibration.to_manifest()}
 
@@ -144,15 +146,20 @@ def drawn(pool: Tensor) -> Clips:
     return draw
 
 
-@torch.no_grad()
-def judge(detector: ClipDetector, video: Tensor, camera: str, pool: int, seed: int) -> Tensor:
-    """Logits [M, n] after every chunk of clips uint8 [M, F, 3, H, W], filmed once."""
+def filmed(video: Tensor, camera: str, pool: int, seed: int) -> Tensor:
+    """Clips uint8 [M, F, 3, H, W] as a detector sees them, [M, F, 3, H / pool, W / pool] in [0, 1]."""
     random = torch.Generator().manual_seed(seed)
-    parts = []
-    for part in video.split(AT_ONCE):
-        film = stored(shoot(part.float() / 255, CAMERAS[camera], random), pool) / 255
-        parts.append(detector(film)[:, FRAMES_PER_CHUNK - 1 :: FRAMES_PER_CHUNK])
-    return torch.cat(parts)
+    parts = [shoot(part.float() / 255, CAMERAS[camera], random) for part in video.split(AT_ONCE)]
+    return torch.cat([stored(part, pool) for part in parts]) / 255
+
+
+@torch.no_grad()
+def judged(detector: ClipDetector, films: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Logits [M, n] after every chunk of films [M, F, 3, h, w], by family."""
+    return {
+        family: torch.cat([detector(part) for part in film.split(AT_ONCE)])[:, FRAMES_PER_CHUNK - 1 :: FRAMES_PER_CHUNK]
+        for family, film in films.items()
+    }
 
 
 def _fit(name: str, trainer: Detection, length: Length, out: Path) -> None:

@@ -5,12 +5,13 @@ M clips, n chunks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ...models.calibration import Calibration
+from ...models.scorers import D3, ReStraV
 from .footage import REAL
 
 BINS = 15
@@ -66,3 +67,19 @@ def quality_of(
     quality["ece"] = calibration_error(probability, made_mix, each)
     quality["false_positives"] = float((calibration.false_positives(real, chunks) <= RARE).double().mean())
     return quality
+
+
+@torch.no_grad()
+def trajectory_quality(
+    features: Callable[[Tensor], Tensor], known: Mapping[str, Tensor], new: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Areas under the ROC curve of D3 and ReStraV, on features of frames, between the student's films and real ones.
+
+    known, new: films [M, F, 3, h, w] by family; D3 takes its threshold from the known real ones, ReStraV learns from
+    the known ones of both kinds.
+    """
+    scorers = {
+        "d3": D3.fit(features, known[REAL]),
+        "restrav": ReStraV.fit(features, known[REAL], known["student"]),
+    }
+    return {f"auc_student_{name}": auc(scorer(new["student"]), scorer(new[REAL])) for name, scorer in scorers.items()}
