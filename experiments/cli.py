@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout, detector, rival) or an agent",
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
+    "selfplay": "play a generator against a detector, both learning, beside baselines that play otherwise",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
     "audit probe": "damage clips in a known place and see whether saliency finds it",
     "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",

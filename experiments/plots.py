@@ -19,6 +19,8 @@ from ..envs.draw import Frames, enlarge
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 40
 HEAD = 48
+COLOURS = ("#0072b2", "#008561", "#a8488a", "#d55e00", "#b8860b", "#777777", "#56b4e9", "#000000")
+"""Of the classes c0 to c7 in a picture that stands alone."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,24 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, baseline: float 
         kind = f"c{line.colour}" + (" faint" if line.faint else "")
         parts.append(f'<polyline class="{kind}" points="{path}"><title>{escape(line.name)}</title></polyline>')
     return "\n".join([*parts, "</svg>"])
+
+
+def legend_svg(names: Sequence[str]) -> str:
+    """Names in the colours of their lines, two a row."""
+    parts = []
+    for place, name in enumerate(names):
+        x, y = LEFT + place % 2 * 250, 12 + place // 2 * 16
+        parts.append(f'<text x="{x}" y="{y}" style="fill: {COLOURS[place]}; font-weight: 600">{escape(name)}</text>')
+    return "".join(parts)
+
+
+def style_svg() -> str:
+    """What a page's style sheet says for charts, for a picture that stands alone."""
+    fixed = "text { font: 11px sans-serif; fill: #555; } .title { font-weight: 600; font-size: 12px; } "
+    fixed += ".grid { stroke: #ddd; } .axis { stroke: #777; } polyline { fill: none; stroke-width: 2.5; } "
+    fixed += ".faint { stroke-width: 1; opacity: .3; } "
+    colours = " ".join(f".c{place} {{ stroke: {colour}; }}" for place, colour in enumerate(COLOURS))
+    return f"<style>{fixed}{colours}</style>"
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..agents.league.league import LeagueConfig
 from ..agents.league.match import Judge, Showing
-from ..checkpoint import CheckpointError, sha256_file
+from ..checkpoint import sha256_file
 from ..models.detector import ClipDetector
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
 from .evaluate import Exam
@@ -115,7 +116,9 @@ def run(config: Config) -> None:
     with one_thread():
         rows = all_rows(found, seeds, _across(results, preset.arms, seeds))
         command = command_line(["reelgym", "selfplay"], replace(config, out=None))
-        written = write_results(out, command, seeds, asdict(preset) | {"workers": workers, "rules": asdict(RULES)}, rows)
+        written = write_results(
+            out, command, seeds, asdict(preset) | {"workers": workers, "rules": asdict(RULES)}, rows
+        )
     _keep(results, preset.arms, seeds, out)
     pictures = payoffs_svg(rows), auc_svg(rows)
     for name, text in zip(PICTURES, pictures, strict=False):
@@ -180,8 +183,7 @@ def _across(results: Mapping[str, Result], arms: Sequence[str], seeds: Sequence[
 
 
 def _showing(group: dict[str, Tensor]) -> Showing:
-    made = group["quality"][:, 0].bool() & False
-    return Showing(group["film"], made, group["quality"])
+    return Showing(group["film"], torch.zeros(len(group["film"]), dtype=torch.bool), group["quality"])
 
 
 def _detector(weights: dict[str, Tensor]) -> ClipDetector:

@@ -109,10 +109,10 @@ def fit_logistic(features: Tensor, made: Tensor, weight: Tensor | None = None) -
         optimizer.zero_grad()
         value = binary_cross_entropy_with_logits(x @ line[1:] + line[0], label, counts, reduction="sum")
         value = value + RIDGE * line[1:].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     found = line.detach()
     slope = found[1:] / spread
     return slope.float(), (found[0] - (slope * mean).sum()).float()

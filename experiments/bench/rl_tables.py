@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
-from ..plots import HEIGHT, WIDTH, Line, line_chart
+from ..plots import COLOURS, HEIGHT, WIDTH, Line, legend_svg, line_chart, style_svg
 from ..stats import Interval, censored_median, paired_difference
 from ..tables import NOTHING, Column, Row, markdown_table, number, rows_of
 from .rl_runs import BASELINES, OURS, SETTINGS, arrival
@@ -227,9 +226,6 @@ def report(rows: Sequence[Row]) -> str:
     return "\n\n".join([*parts, *([f"Not run, for want of time: {'; '.join(left)}."] if left else [])])
 
 
-COLOURS = ("#0072b2", "#008561", "#a8488a", "#d55e00", "#b8860b", "#777777", "#56b4e9", "#000000")
-
-
 def curves_svg(rows: Sequence[Row]) -> str:
     """Gain of the oracle, and below it of the trained reward, against chunks; thin lines are runs, thick ones means.
 
@@ -243,11 +239,11 @@ def curves_svg(rows: Sequence[Row]) -> str:
         lines = [line for place, name in enumerate(names) for line in _lines(results, name, place, key, start[key])]
         charts.append(line_chart(lines, title, "chunks generated: 2 to the power of", baseline=0.0))
     placed = (f'<g transform="translate(0 {place * HEIGHT})">{chart}</g>' for place, chart in enumerate(charts))
-    legend, tall = _legend(names), len(charts) * HEIGHT
+    legend, tall = legend_svg([SETTINGS[name].label for name in names]), len(charts) * HEIGHT
     height = tall + 16 * (len(names) + 1) // 2 + 16
     box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
     sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
-    return "\n".join([box, _style(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
+    return "\n".join([box, style_svg(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
 
 
 def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list[Line]:
@@ -268,19 +264,3 @@ def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list
 def _held(run: Mapping[int, float], rung: int) -> float:
     """A run's value at its last look up to `rung`."""
     return run[max(at for at in run if at <= rung)]
-
-
-def _legend(names: Sequence[str]) -> str:
-    return "".join(
-        f'<text x="{52 + place % 2 * 250}" y="{12 + place // 2 * 16}" style="fill: {COLOURS[place]}; font-weight: 600">'
-        f"{escape(SETTINGS[name].label)}</text>"
-        for place, name in enumerate(names)
-    )
-
-
-def _style() -> str:
-    fixed = "text { font: 11px sans-serif; fill: #555; } .title { font-weight: 600; font-size: 12px; } "
-    fixed += ".grid { stroke: #ddd; } .axis { stroke: #777; } polyline { fill: none; stroke-width: 2.5; } "
-    fixed += ".faint { stroke-width: 1; opacity: .3; } "
-    colours = " ".join(f".c{place} {{ stroke: {colour}; }}" for place, colour in enumerate(COLOURS))
-    return f"<style>{fixed}{colours}</style>"

@@ -22,7 +22,6 @@ from ...checkpoint import load_checkpoint
 from ...envs.self_play import GameRules
 from ...envs.stream_detect import FAKE
 from ...models.detector import ClipDetector
-from ...models.generator import Generator
 from ..evaluate import examine
 from ..jobs import Result
 from ..methods import Stack

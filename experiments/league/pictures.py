@@ -7,10 +7,10 @@ from html import escape
 
 from torch import Tensor
 
-from ..plots import COLOURS, HEIGHT, WIDTH, Line, animation, contact_sheet, legend_svg, line_chart, style_svg
+from ..plots import HEIGHT, WIDTH, Line, animation, contact_sheet, legend_svg, line_chart, style_svg
 from ..tables import Row, rows_of
 from .runs import ARMS, SEEN, UNSEEN
-from .tables import LABELS, PART_LABELS, START
+from .tables import LABELS, START
 
 CELL, MARGIN, TOP = 34, 110, 96
 FPS = 8.0
@@ -39,8 +39,8 @@ def payoffs_svg(rows: Sequence[Row]) -> str:
         box = f'<rect x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" style="fill: {colour}">'
         parts.append(f"{box}<title>{escape(told)}</title></rect>")
         text = f"{row['payoff']:.2f}".removeprefix("0")
-        place = f'x="{x + CELL / 2 - 0.5:.1f}" y="{y + CELL / 2 + 4:.0f}"'
-        parts.append(f'<text text-anchor="middle" {place} style="fill: {ink}">{text}</text>')
+        centre = f'x="{x + CELL / 2 - 0.5:.1f}" y="{y + CELL / 2 + 4:.0f}"'
+        parts.append(f'<text text-anchor="middle" {centre} style="fill: {ink}">{text}</text>')
     return "\n".join([*parts, "</svg>"])
 
 

@@ -150,7 +150,15 @@ def _family_rows(arm: str, runs: Runs, end: str) -> list[Row]:
 
 def _standing_rows(arm: str, seed: int, league: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [
-        {"kind": "rating", "arm": arm, "seed": seed, "name": name, "role": league["roles"][name], "mu": mu, "sigma": own}
+        {
+            "kind": "rating",
+            "arm": arm,
+            "seed": seed,
+            "name": name,
+            "role": league["roles"][name],
+            "mu": mu,
+            "sigma": own,
+        }
         for name, (mu, own) in league["ratings"].items()
     ]
     for generator, payoffs in zip(league["generators"], league["payoffs"], strict=True):
@@ -197,10 +205,14 @@ GENERATOR_COLUMNS = (
 GAME_COLUMNS = (
     Column("arm", "", _label),
     Column("contested", "payoffs of the finished league between .1 and .9", number("contested", ".2f")),
-    Column("rise G", "rating of the newest generator less the first one's (openskill's mu)", number("rise_generator", "+.1f")),
+    Column(
+        "rise G",
+        "rating of the newest generator less the first one's (openskill's mu)",
+        number("rise_generator", "+.1f"),
+    ),
     Column("rise D", "the same of the detector", number("rise_detector", "+.1f")),
-    Column("response G [95%]", "what a generator's best response gains in the game", _span("response_generator", "+.3f")),
-    Column("response D [95%]", "what a detector's best response gains in the game", _span("response_detector", "+.3f")),
+    Column("response G [95%]", "what its best response gains in the game", _span("response_generator", "+.3f")),
+    Column("response D [95%]", "the same of the detector", _span("response_detector", "+.3f")),
     Column("AUC", "newest detector on the newest generator", number("auc", ".3f")),
     Column("after response", "the same after the detector's best response", number("response_auc", ".3f")),
     Column("crossed", "pairs of generators that two detectors rank in opposite orders", number("intransitive", ".0f")),
@@ -211,7 +223,7 @@ CONTRAST_COLUMNS = (
     Column("question", "", lambda row: QUESTIONS[row["question"]][0]),
     Column("arm", "", _label),
     Column("against", "", lambda row: LABELS[row["against"]]),
-    Column("difference [95%]", "paired: same seeds, families, detectors, prompts and noise", _span("difference", "+.3f")),
+    Column("difference [95%]", "paired: same seeds, families, prompts and noise", _span("difference", "+.3f")),
     Column("better", "whether the arm is better: the interval lies on one side of 0", lambda row: row["better"]),
 )
 FAMILY_COLUMNS = (
@@ -242,7 +254,10 @@ def report(rows: Sequence[Row]) -> str:
         markdown_table(GAME_COLUMNS, of("game")),
     ]
     if of("across"):
-        parts += ["**Generators of one arm against detectors of another**: share of streams taken for real", _across(of("across"))]
+        parts += [
+            "**Generators of one arm against detectors of another**: share of streams taken for real",
+            _across(of("across")),
+        ]
     parts += ["**Differences**", markdown_table(CONTRAST_COLUMNS, of("contrast"))]
     parts += ["**AUC after so many chunks**", markdown_table(FAMILY_COLUMNS, families)]
     return "\n\n".join(parts)

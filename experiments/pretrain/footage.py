@@ -57,7 +57,9 @@ class Footage:
     digests: tuple[str, ...]
 
 
-def footage(wanted: Mapping[str, int], split: str, seed: int, weights: Path, folder: Path) -> dict[str, Tensor]:
+def footage(
+    wanted: Mapping[str, int], split: str, seed: int, weights: Path, folder: Path, workers: int = 1
+) -> dict[str, Tensor]:
     """Clips uint8 [M, F, 3, H, W] of each family, as many as `wanted` says; what `folder` holds is not made again."""
     digests = tuple(sha256_file(weights / part / WEIGHTS_FILE) for part in ("codec", "student", "teacher"))
     jobs = {
@@ -67,7 +69,7 @@ def footage(wanted: Mapping[str, int], split: str, seed: int, weights: Path, fol
         ]
         for family, count in wanted.items()
     }
-    made = run_jobs([job for row in jobs.values() for job in row], film, folder)
+    made = run_jobs([job for row in jobs.values() for job in row], film, folder, workers=workers)
     return {family: torch.cat([made[job.name][0]["clips"]["video"] for job in row]) for family, row in jobs.items()}
 
 
