@@ -19,11 +19,10 @@ from tqdm import tqdm
 from ..agents.league.league import LeagueConfig
 from ..agents.league.match import Judge, Showing
 from ..checkpoint import sha256_file
-from ..models.detector import ClipDetector
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
 from .evaluate import Exam
 from .jobs import Job, Result, one_thread, run_jobs
-from .league.measure import across
+from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
 from .league.runs import ARMS, RULES, SEEN, UNSEEN, Common, LeagueTask, PanelTask, Size, work
 from .league.tables import COLUMNS, all_rows, report
@@ -172,7 +171,7 @@ def _across(results: Mapping[str, Result], arms: Sequence[str], seeds: Sequence[
     for seed in seeds:
         groups = [results[f"{arm}-{seed}"][0] for arm in arms]
         showings = [_showing(one["showing"]) for one in groups]
-        judges = [Judge(_detector(one["detector"]), LeagueConfig.confidence) for one in groups]
+        judges = [Judge(detector_of(one["detector"]), LeagueConfig.confidence) for one in groups]
         tables.append(across(showings, judges, RULES))
     mean = np.mean(tables, axis=0)
     return [
@@ -186,19 +185,13 @@ def _showing(group: dict[str, Tensor]) -> Showing:
     return Showing(group["film"], torch.zeros(len(group["film"]), dtype=torch.bool), group["quality"])
 
 
-def _detector(weights: dict[str, Tensor]) -> ClipDetector:
-    detector = ClipDetector()
-    detector.load_state_dict(weights)
-    return detector.requires_grad_(False)
-
-
 def _keep(results: Mapping[str, Result], arms: Sequence[str], seeds: Sequence[int], out: Path) -> None:
     """Every newest detector as a part that `load_tiny` reads: OUT/detectors/ARM-SEED."""
     for arm in arms:
         for seed in seeds:
             told = {"part": "rival", "recipe": {"selfplay": arm}, "seed": seed, "camera": RULES.camera}
             weights = results[f"{arm}-{seed}"][0]["detector"]
-            save_tiny(out / "detectors" / f"{arm}-{seed}", _detector(weights), told)
+            save_tiny(out / "detectors" / f"{arm}-{seed}", detector_of(weights), told)
 
 
 def _made_from(weights: Path) -> str:

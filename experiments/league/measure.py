@@ -41,7 +41,7 @@ def examined(stack: Stack, league: League, task: LeagueTask) -> Result:
     """Tensors: the weights of both newest sides and their showings' films; JSON: all that is measured."""
     size = task.common.size
     shots = filmed(task.common.footage, league.game.rules, stack.clock.frames_per_chunk)
-    panel = [_panellist(folder) for folder in task.panel]
+    panel = [detector_of(load_checkpoint(folder)[0]["weights"]) for folder in task.panel]
     newest = {side: league.newest(side) for side in SIDES}
     ends = {"start": ("generator-0", "detector-0"), "end": (newest["generator"], newest["detector"])}
     found: dict[str, Any] = {"detectors": {}, "generators": {}, "newest": newest}
@@ -182,9 +182,8 @@ def across(showings: Sequence[Showing], detectors: Sequence[Judge], rules: GameR
     return np.array([[one.wins / one.games for one in row] for row in table])
 
 
-def _panellist(folder: str) -> ClipDetector:
-    groups, _ = load_checkpoint(folder)
-    weights = groups["weights"]
+def detector_of(weights: Mapping[str, Tensor]) -> ClipDetector:
+    """A frozen detector with these weights."""
     detector = ClipDetector(width=weights["frame.weight"].shape[0])
     detector.load_state_dict(weights)
     return detector.requires_grad_(False)

@@ -5,6 +5,7 @@ import torch
 
 from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.models.codec import FrameCodec
+from reelgym.models.detector import ClipDetector
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.reward_net import TinyReward
 from reelgym.models.tiny import CODEC, STREAMING_CACHE, TRANSFORMER, save_tiny
@@ -25,6 +26,7 @@ def weights(tmp_path_factory):
         transformer = WanTransformer3DModel(text_dim=encoder.dim, **sizes)
         save_tiny(folder / name, CausalWan(transformer, 3, 8, STREAMING_CACHE), manifest)
     save_tiny(folder / "codec", FrameCodec.from_config(**CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
+    save_tiny(folder / "rival", ClipDetector(width=8), {})
     save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
     return folder
 
