@@ -1,6 +1,6 @@
-"""`reelgym score FILE --prompt ...`: what the reward model thinks of any video file, and where it looks."""
+"""`reelgym score FILE`: what the reward model thinks of any video file, and where it looks; or whether it was made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -32,10 +32,11 @@ class Config:
 
     file: Annotated[Path, tyro.conf.Positional]
     """Any video file that PyAV opens."""
-    prompt: str
-    """What it should show: "a red circle moves left fast"; the clauses of a script share its length evenly."""
+    prompt: str | None = None
+    """What it should show: "a red circle moves left fast"; the clauses of a script share its length evenly. A detector
+    asks for none."""
     fps: float | None = None
-    """Frames per second at which the file is sampled; by default what the reward model was trained at."""
+    """Frames per second at which the file is sampled; by default what the model was trained at."""
     out: Path = Path("runs/score")
     """Folder for results.json."""
     seed: int = 0
@@ -54,6 +55,10 @@ class Config:
     """VideoReward: what its backbone computes in."""
     frame_weights: bool = True
     """VideoReward: per-frame weights too, which need a backward pass and the memory for it."""
+    detector: bool = False
+    """Tell whether the video was made by a generator, instead of scoring it."""
+    detector_weights: Path | None = None
+    """Folder of the detector; by default the one in `weights`."""
 
 
 class GridMaker(Protocol):
@@ -74,6 +79,13 @@ class CellGrid:
 
 def run(config: Config) -> None:
     """Read, score, print a table, write results.json."""
+    if config.detector or config.detector_weights is not None:
+        from .score_detector import run_detector
+
+        run_detector(config)
+        return
+    if config.prompt is None:
+        raise ValueError("--prompt is missing: what should the video show? Or pass --detector, which asks for none")
     device = pick_device(config.device)
     published = config.reward is not None and (config.reward / "model_config.json").exists()
     if not published and (config.backbone or config.prompt_template or config.dtype != "float32"):
@@ -81,22 +93,23 @@ def run(config: Config) -> None:
             "--backbone, --prompt-template and --dtype are VideoReward's: pass its folder, which holds "
             f"model_config.json, as --reward, not {config.reward or 'nothing'}"
         )
-    found, axes, line = (_score_published if published else _score_tiny)(config, device)
+    found, axes, line = (_score_published if published else _score_tiny)(config, config.prompt, device)
     rows = to_rows(found, axes)
     print(f"{config.file}: {found.frames} frames {line}, {len(found.starts)} windows")
     print(table(rows, axes))
-    command = command_line(["reelgym", "score", str(config.file), "--prompt", config.prompt], config)
+    words = ["reelgym", "score", str(config.file), "--prompt", config.prompt]
+    command = command_line(words, replace(config, prompt=Config.prompt))
     print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
 
 
-def _score_tiny(config: Config, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:
+def _score_tiny(config: Config, prompt: str, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:
     """The judgement of a small reward model, its axes, and how the file was read."""
     weights = config.weights or WEIGHTS
     folder = config.reward or weights / "reward"
     reward = StreamReward(load_tiny("reward", folder, device))
     encoder, manifest = load_encoder("reward", folder), load_manifest("reward", folder)
     script = not manifest.get("pairs", False)
-    encoder.encode([str(clause) for clause in parse(config.prompt)] if script else [config.prompt])
+    encoder.encode([str(clause) for clause in parse(prompt)] if script else [prompt])
     grids = CellGrid(manifest["size"]) if "size" in manifest else load_tiny("codec", weights / "codec", device)
     size = grids.size
     fps = manifest.get("fps", FPS) if config.fps is None else config.fps
@@ -107,11 +120,11 @@ def _score_tiny(config: Config, device: torch.device) -> tuple[Judgement, tuple[
             f"{reward.min_frames}: give a longer video or a higher --fps"
         )
     with one_thread():
-        found = judge(video.to(device), config.prompt, reward, encoder, grids, fps=fps, script=script)
+        found = judge(video.to(device), prompt, reward, encoder, grids, fps=fps, script=script)
     return found, reward.axes, f"at {fps:g} fps (the file has {source_fps:g}), {size} x {size} pixels"
 
 
-def _score_published(config: Config, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:
+def _score_published(config: Config, prompt: str, device: torch.device) -> tuple[Judgement, tuple[str, ...], str]:
     """The judgement of VideoReward, its axes, and how the file was read."""
     from ..models.videoreward import VideoReward
     from ..models.videoreward.prompt import read_template
@@ -124,7 +137,7 @@ def _score_published(config: Config, device: torch.device) -> tuple[Judgement, t
     model = VideoReward.from_pretrained(
         config.reward, config.backbone, config.prompt_template, dtype=dtype, device=device
     )
-    found, shape = judge_file(config.file, size, config.prompt, model, config.fps, config.frame_weights)
+    found, shape = judge_file(config.file, size, prompt, model, config.fps, config.frame_weights)
     return found, model.axes, f"of {size[0]} (the file has {size[1]:g} fps), {shape[1]} x {shape[0]} pixels"
 
 
