@@ -1,5 +1,6 @@
-"""Video files in and out, through PyAV."""
+"""Video files in and out, through PyAV; what a model made says so in its container."""
 
+import importlib.metadata
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 CONTAINERS = (".mp4", ".mov", ".mkv")
+KEY = "reelgym_provenance"
+"""Of the container's tag that holds the mark; `comment` holds it too, and outlives most remuxing."""
+MADE = "made by a model: "
+"""How every mark begins."""
 _TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}  # FFmpeg renders plain text as a picture of a terminal
 
 
@@ -24,8 +29,13 @@ class VideoError(ValueError):
     """A video cannot be read or written; the message is one line and names the file."""
 
 
-def write_video(path: str | Path, frames: Tensor | np.ndarray, fps: float, *, crf: int | None = None) -> None:
+def write_video(
+    path: str | Path, frames: Tensor | np.ndarray, fps: float, *, made_by: str | None, crf: int | None = None
+) -> None:
     """Write frames, uint8 [F, H, W, 3] RGB, as H.264 (yuv420p, plays in browsers).
+
+    made_by: the model or agent, in a few words; the file's container then says that a model made it (`provenance` reads
+    it back; the pixels hold nothing of it). None: no model made any of it, and the file bears no mark.
 
     An odd height or width is padded by repeating its last row or column. `crf` is x264's constant rate factor; by
     default 4 for pictures up to 128 pixels, where chroma is scarce, and 18 above. The file appears complete or not at
@@ -41,13 +51,41 @@ def write_video(path: str | Path, frames: Tensor | np.ndarray, fps: float, *, cr
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise VideoError(f"{path}: is a folder; name a file to write")
-        _encode(aside, pixels, Fraction(fps).limit_denominator(100_000), crf)
+        _encode(
+            aside, pixels, Fraction(fps).limit_denominator(100_000), crf, None if made_by is None else mark(made_by)
+        )
         os.replace(aside, path)
     except (OSError, av.error.FFmpegError) as error:
         raise VideoError(f"{path}: cannot be written ({_reason(error)})") from error
     finally:
         if os.path.lexists(aside):
             aside.unlink()
+
+
+def mark(made_by: str) -> str:
+    """The line that a medium bears which a model or an agent made; ValueError where nobody is named."""
+    who = " ".join(made_by.split())
+    if not who:
+        raise ValueError("made_by names who made the video, or is None where no model did")
+    return f"{MADE}{who}; written by reelgym {_version()}"
+
+
+def provenance(path: str | Path) -> str | None:
+    """The mark that a video file bears, or None. Whoever copies pixels leaves it behind, so that None proves nothing.
+
+    Raises VideoError for a path that is no readable video.
+    """
+    import av
+
+    path = Path(path)
+    _check_file(path)
+    try:
+        with av.open(str(path)) as container:
+            tags = {name.lower(): value for name, value in container.metadata.items()}
+    except (OSError, ValueError, av.error.FFmpegError) as error:
+        raise VideoError(f"{path}: not a video that can be read ({_reason(error)})") from error
+    found = tags.get(KEY, tags.get("comment", ""))
+    return found if found.startswith(MADE) else None
 
 
 def read_video(
@@ -103,10 +141,13 @@ def _checked(path: Path, frames: Tensor | np.ndarray, fps: float) -> np.ndarray:
     return np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _encode(path: Path, pixels: np.ndarray, fps: Fraction, crf: int) -> None:
+def _encode(path: Path, pixels: np.ndarray, fps: Fraction, crf: int, said: str | None) -> None:
     import av
 
-    with av.open(str(path), "w") as container:
+    free_tags = {} if path.suffix.lower() == ".mkv" else {"movflags": "use_metadata_tags"}
+    with av.open(str(path), "w", options=free_tags) as container:
+        if said is not None:
+            container.metadata.update({KEY: said, "comment": said})
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
         for index, picture in enumerate(pixels):
@@ -196,6 +237,13 @@ def _sample(
 def _upright(frame: "VideoFrame") -> np.ndarray:
     turned = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
     return np.ascontiguousarray(turned)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("reelgym")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _reason(error: Exception) -> str:

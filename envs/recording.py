@@ -29,6 +29,7 @@ class RecordClips(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         name: what file names begin with.
         trigger: which episodes to record, by their number; None for all.
         fps: frames a second; None for the environment's `render_fps`.
+        made_by: see write_video; None where all that is shown is the world's own.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class RecordClips(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         name: str = "clip",
         trigger: Callable[[int], bool] | None = None,
         fps: float | None = None,
+        made_by: str | None = "an agent in an environment",
     ) -> None:
-        RecordConstructorArgs.__init__(self, folder=folder, name=name, trigger=trigger, fps=fps)
+        RecordConstructorArgs.__init__(self, folder=folder, name=name, trigger=trigger, fps=fps, made_by=made_by)
         super().__init__(env)
         if env.render_mode not in ("rgb_array_list", "rgb_array"):
             raise ValueError(f"nothing to record at render_mode={env.render_mode!r}: make it with 'rgb_array_list'")
-        self.folder, self.name, self.trigger = Path(folder), name, trigger
+        self.folder, self.name, self.trigger, self.made_by = Path(folder), name, trigger, made_by
         self.fps = float(env.metadata["render_fps"] if fps is None else fps)
         self.episode = -1
         self._frames: list[NDArray[np.uint8]] = []
@@ -82,4 +84,4 @@ class RecordClips(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def _write(self) -> None:
         frames, self._frames = self._frames, []
         if frames:
-            write_video(self.path, np.stack(frames), self.fps)
+            write_video(self.path, np.stack(frames), self.fps, made_by=self.made_by)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "a green square moves right fast ; then a magenta circle moves up fast"
 WAITS = 2
 QUALITY = 80
+MADE_BY = "the shipped student, real clips of the world apart"
 HOLD = 6
 """Frames for which a list's last canvas stays."""
 
@@ -57,7 +58,7 @@ def run(config: Config) -> None:
     for film in (stream_gen, stream_denoise, stream_steer, stream_detect):
         frames, fps = film(config.seed)
         path = config.out / f"{film.__name__}.webp"
-        path.write_bytes(animation(frames, fps, quality=QUALITY))
+        path.write_bytes(animation(frames, fps, quality=QUALITY, made_by=MADE_BY))
         print(path)
 
 

@@ -82,7 +82,7 @@ def _write(config: Config, video: Tensor, who: str) -> None:
     """Write video [F, 3, H, W] in [0, 1] and say so."""
     pixels = (video.cpu().movedim(1, -1) * 255).round().to(torch.uint8)
     large = pixels.repeat_interleave(config.scale, 1).repeat_interleave(config.scale, 2)
-    write_video(config.out, large, config.fps)
+    write_video(config.out, large, config.fps, made_by=who)
     seconds = len(large) / config.fps
     print(f"{config.out}: {len(large)} frames, {seconds:g} s, by {who}, seed {config.seed}")
 

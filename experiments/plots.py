@@ -15,12 +15,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..envs.draw import Frames, enlarge
+from ..video import mark
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 40
 HEAD = 48
 COLOURS = ("#0072b2", "#008561", "#a8488a", "#d55e00", "#b8860b", "#777777", "#56b4e9", "#000000")
 """Of the classes c0 to c7 in a picture that stands alone."""
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"'
+    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
+    ' Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia">'
+    '<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{mark}</rdf:li></rdf:Alt></dc:description>'
+    "</rdf:Description></rdf:RDF></x:xmpmeta>"
+)
+"""IPTC's word for what a model made, and the mark."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +119,18 @@ def side_by_side(clips: Sequence[Frames], gap: int = 2) -> tuple[Frames, NDArray
     return spread, drawn
 
 
-def animation(frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None, quality: int | None = None) -> bytes:
+def animation(
+    frames: Frames,
+    fps: float,
+    drawn: NDArray[np.bool_] | None = None,
+    quality: int | None = None,
+    *,
+    made_by: str | None,
+) -> bytes:
     """Endless WebP of uint8 [F, H, W, 3] at its own size; columns outside drawn[W] are transparent.
 
-    quality: 0 to 100, of the lossy coding; None: lossless.
+    quality: 0 to 100, of the lossy coding; None: lossless. made_by: who is named in its XMP, as `write_video` does it;
+    None: no model made any of it.
     """
     alpha = np.full(frames.shape[:3], 255, np.uint8) if drawn is None else np.zeros(frames.shape[:3], np.uint8)
     if drawn is not None:
@@ -120,8 +138,9 @@ def animation(frames: Frames, fps: float, drawn: NDArray[np.bool_] | None = None
     pictures = [Image.fromarray(np.dstack([frame, mask])) for frame, mask in zip(frames, alpha, strict=True)]
     buffer = io.BytesIO()
     coding = {"lossless": True} if quality is None else {"quality": quality}
+    said = {} if made_by is None else {"xmp": XMP.format(mark=escape(mark(made_by))).encode()}
     pictures[0].save(
-        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **coding
+        buffer, "WEBP", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **coding, **said
     )
     return buffer.getvalue()
 

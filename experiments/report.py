@@ -33,6 +33,7 @@ from .tables import (
 
 Media = Mapping[str, NDArray[Any]]
 SCALE, MAP_SCALE = 4, 3
+COMPARED = "the methods of a comparison, ground truth apart"
 COLOURS = 9
 """Entries of the page's palette."""
 
@@ -107,7 +108,8 @@ def write_picture(folder: Path | str, path: Path | str, prompts: int = 4, fps: f
         raise ValueError(f"{folder} holds no clips: give the folder that a comparison wrote")
     count = min(prompts, len(media[f"clips/{shown[0]['method']}"]))
     grid = [[media[f"clips/{row['method']}"][place] for row in shown] for place in range(count)]
-    Path(path).write_bytes(animation(contact_sheet(grid, [row["label"] for row in shown]), fps))
+    sheet = contact_sheet(grid, [row["label"] for row in shown])
+    Path(path).write_bytes(animation(sheet, fps, made_by=COMPARED))
 
 
 def _subtitle(results: Row) -> str:
@@ -186,7 +188,8 @@ def _pictures(results: Row, media: Media, of: str, title: str, caption: str, fps
     figures = []
     for place, prompt in enumerate(prompts):
         frames, drawn = side_by_side([media[f"{of}/{row['method']}"][place] for row in shown])
-        figures.append(_figure(data_uri(animation(frames, fps, drawn), "image/webp"), SCALE * frames.shape[2], prompt))
+        picture = data_uri(animation(frames, fps, drawn, made_by=COMPARED), "image/webp")
+        figures.append(_figure(picture, SCALE * frames.shape[2], prompt))
     return f'<h2>{title}</h2><p>{caption}</p><div class="wide"><div class="heads">{heads}</div>{"".join(figures)}</div>'
 
 

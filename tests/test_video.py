@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reelgym.video import VideoError, read_video, write_video
+from reelgym.video import VideoError, mark, provenance, read_video, write_video
 
 SOURCE = "testsrc=duration=2:size=64x48:rate=25"
 
@@ -44,12 +44,12 @@ def blocks(frames=12, size=32):
 
 def test_colours_survive_the_round_trip(tmp_path):
     video = blocks()
-    write_video(tmp_path / "a.mp4", video, 8)
+    write_video(tmp_path / "a.mp4", video, 8, made_by=None)
     frames, fps = read_video(tmp_path / "a.mp4")
     assert frames.dtype == torch.uint8 and frames.shape == (12, 32, 32, 3) and fps == 8
     assert (frames.float() - torch.from_numpy(video).float()).abs().mean() < 6
     big = np.kron(video, np.ones((1, 4, 4, 1), np.uint8))
-    write_video(tmp_path / "b.mkv", torch.from_numpy(big), 8)
+    write_video(tmp_path / "b.mkv", torch.from_numpy(big), 8, made_by=None)
     frames, fps = read_video(tmp_path / "b.mkv")
     small = frames.float().reshape(12, 32, 4, 32, 4, 3).mean((2, 4))
     assert fps == 8 and (small - torch.from_numpy(video).float()).abs().mean() < 2
@@ -57,14 +57,14 @@ def test_colours_survive_the_round_trip(tmp_path):
 
 @pytest.mark.parametrize("fps", [8, 29.97, 0.5, Fraction(24000, 1001)])
 def test_frame_rate_and_count_survive(tmp_path, fps):
-    write_video(tmp_path / "a.mp4", blocks(7), float(fps))
+    write_video(tmp_path / "a.mp4", blocks(7), float(fps), made_by=None)
     frames, source = read_video(tmp_path / "a.mp4")
     assert len(frames) == 7 and source == pytest.approx(float(fps), rel=1e-4)
 
 
 def test_odd_sizes_are_padded_by_repeating_the_edge(tmp_path):
     video = blocks(3, 33)[:, :, :31]
-    write_video(tmp_path / "a.mp4", video, 8)
+    write_video(tmp_path / "a.mp4", video, 8, made_by=None)
     frames, _ = read_video(tmp_path / "a.mp4")
     assert frames.shape == (3, 34, 32, 3)
     assert (frames[:, 33].float() - frames[:, 32].float()).abs().max() < 16
@@ -92,7 +92,7 @@ def test_reads_what_ffmpeg_makes(tmp_path, name, codec, options):
 
 
 def test_sampling_up_repeats_and_max_frames_stops(tmp_path):
-    write_video(tmp_path / "a.mp4", blocks(4), 4)
+    write_video(tmp_path / "a.mp4", blocks(4), 4, made_by=None)
     frames, _ = read_video(tmp_path / "a.mp4")
     assert torch.equal(read_video(tmp_path / "a.mp4", fps=8)[0], frames[[0, 0, 1, 1, 2, 2, 3, 3]])
     assert torch.equal(read_video(tmp_path / "a.mp4", fps=4)[0], frames)
@@ -180,7 +180,7 @@ def test_unwritable_output_is_named(tmp_path, where):
     (tmp_path / "file.txt").touch()
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(VideoError, match="cannot be written|is a folder") as caught:
-        write_video(tmp_path / where, blocks(3), 8)
+        write_video(tmp_path / where, blocks(3), 8, made_by=None)
     assert "\n" not in str(caught.value) and where in str(caught.value)
 
 
@@ -188,17 +188,17 @@ def test_wrong_frames_are_named(tmp_path):
     good = blocks(3)
     for bad in (good[0], good[:0], good.astype(np.float32), good[..., :1]):
         with pytest.raises(VideoError, match="uint8"):
-            write_video(tmp_path / "a.mp4", bad, 8)
+            write_video(tmp_path / "a.mp4", bad, 8, made_by=None)
     for fps in (0, -1, float("nan"), float("inf")):
         with pytest.raises(VideoError, match="fps"):
-            write_video(tmp_path / "a.mp4", good, fps)
+            write_video(tmp_path / "a.mp4", good, fps, made_by=None)
     with pytest.raises(VideoError, match=".mp4"):
-        write_video(tmp_path / "a.txt", good, 8)
+        write_video(tmp_path / "a.txt", good, 8, made_by=None)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    write_video(tmp_path / "a.mp4", blocks(3), 8)
+    write_video(tmp_path / "a.mp4", blocks(3), 8, made_by=None)
     before = (tmp_path / "a.mp4").read_bytes()
 
     def full_disk(*args):
@@ -206,5 +206,53 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("reelgym.video.os.replace", full_disk)
     with pytest.raises(VideoError, match="No space left"):
-        write_video(tmp_path / "a.mp4", blocks(5), 8)
+        write_video(tmp_path / "a.mp4", blocks(5), 8, made_by=None)
     assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".MOV", ".mkv"])
+def test_a_made_video_says_so(tmp_path, suffix):
+    path, plain = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    write_video(path, blocks(3), 8, made_by="the\nstudent")
+    write_video(plain, blocks(3), 8, made_by=None)
+    assert provenance(path) == mark("the student") and provenance(plain) is None
+    assert mark("the student").startswith("made by a model: the student; written by reelgym ")
+    with av.open(str(path)) as container:
+        tags = {name.lower(): value for name, value in container.metadata.items()}
+    assert tags["comment"] == tags["reelgym_provenance"] == provenance(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_the_mark_is_in_no_pixel(tmp_path, suffix):
+    marked, plain = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    for path, made_by in ((marked, "the student"), (plain, None)):
+        write_video(path, blocks(), 8, made_by=made_by)
+    assert marked.read_bytes() != plain.read_bytes()
+    one, two = read_video(marked)[0], read_video(plain)[0]
+    assert one.numpy().tobytes() == two.numpy().tobytes()
+
+
+def test_the_comment_outlives_a_copy_and_a_new_encoding_loses_all(tmp_path):
+    write_video(tmp_path / "a.mp4", blocks(3), 8, made_by="the student")
+    with av.open(str(tmp_path / "a.mp4")) as given, av.open(str(tmp_path / "b.mp4"), "w") as out:
+        out.metadata.update(given.metadata)
+        stream = out.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    with av.open(str(tmp_path / "b.mp4")) as copy:
+        assert "reelgym_provenance" not in copy.metadata
+    assert provenance(tmp_path / "b.mp4") == mark("the student")
+    write_video(tmp_path / "c.mp4", read_video(tmp_path / "a.mp4")[0], 8, made_by=None)
+    assert provenance(tmp_path / "c.mp4") is None
+
+
+def test_whoever_made_it_has_a_name(tmp_path):
+    with pytest.raises(ValueError, match="made_by names who made the video"):
+        write_video(tmp_path / "a.mp4", blocks(3), 8, made_by=" ")
+    with pytest.raises(VideoError, match="no such file"):
+        provenance(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").write_text("a red circle moves left fast\n" * 200)
+    with pytest.raises(VideoError, match="not a video that can be read"):
+        provenance(tmp_path / "a.mp4")

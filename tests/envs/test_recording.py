@@ -15,7 +15,7 @@ from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_denoise import StreamDenoiseVectorEnv
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.stream_steer import StreamSteerVectorEnv
-from reelgym.video import read_video, write_video
+from reelgym.video import mark, provenance, read_video, write_video
 
 GROWTH = 200_000
 """Bytes; a clip's canvases are far more."""
@@ -40,7 +40,7 @@ def moviepy(monkeypatch):
             self.frames, self.fps = frames, fps
 
         def write_videofile(self, path, logger=None):
-            write_video(path, np.stack(self.frames), self.fps)
+            write_video(path, np.stack(self.frames), self.fps, made_by=None)
 
     names = ("moviepy", "moviepy.video", "moviepy.video.io", "moviepy.video.io.ImageSequenceClip")
     for name in names:
@@ -63,6 +63,7 @@ def test_a_file_an_episode_with_every_frame(make, tmp_path):
     assert [path.name for path in sorted((tmp_path / "new").iterdir())] == ["clip-000000.mp4", "clip-000001.mp4"]
     frames, fps = read_video(env.path)
     shown = env.render()
+    assert provenance(env.path) == mark("an agent in an environment")
     assert len(frames) == 4 * 3 and fps == 8 and frames.shape[1:] == shown[0].shape
     assert (frames[-1].int() - torch.from_numpy(shown[-1]).int()).abs().float().mean() < 8
 

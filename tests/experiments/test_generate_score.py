@@ -17,7 +17,7 @@ from reelgym.models.prompts import PromptBatch, WordEncoder
 from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, load_encoder, load_tiny, save_tiny
 from reelgym.models.videoreward import VideoReward
 from reelgym.rewards.stream_reward import StreamReward
-from reelgym.video import read_video
+from reelgym.video import mark, provenance, read_video
 
 PROMPT = "a red circle moves left fast"
 SCRIPT = f"{PROMPT} ; then a blue square moves up"
@@ -51,6 +51,7 @@ def test_generate_streams_any_length_and_repeats_itself(call):
     assert call("generate", SCRIPT)[:2] == (0, "clip.mp4: 12 frames, 1.5 s, by the student, seed 0\n")
     frames, fps = read_video("clip.mp4")
     assert frames.shape == (12, 128, 128, 3) and fps == 8
+    assert provenance("clip.mp4") == mark("the student")
     call("generate", SCRIPT, "--out", "again.mp4")
     call("generate", SCRIPT, "--out", "other.mp4", "--seed", 1)
     assert torch.equal(read_video("again.mp4")[0], frames) and not torch.equal(read_video("other.mp4")[0], frames)

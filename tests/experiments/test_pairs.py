@@ -23,7 +23,7 @@ PROMPTS = ("a red circle moves left", "a blue square moves up, then it rests for
 
 
 def save(path, video):
-    write_video(path, (video * 255).round().to(torch.uint8).movedim(1, -1), 8)
+    write_video(path, (video * 255).round().to(torch.uint8).movedim(1, -1), 8, made_by=None)
 
 
 def write_table(path, rows, header=HEADER):
@@ -256,7 +256,7 @@ def test_a_table_says_what_is_wrong_with_it(folder, tmp_path, capsys, rows, word
     for name in GOOD[:2]:
         (tmp_path / name).symlink_to(folder / name)
     (tmp_path / "cut.mp4").write_bytes((folder / "true_0.mp4").read_bytes()[:900])
-    write_video(tmp_path / "short.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    write_video(tmp_path / "short.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8, made_by=None)
     assert train(write_table(tmp_path / "t.csv", rows), tmp_path / "run") == 1
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("reelgym: error: ") and re.search(words, err), err

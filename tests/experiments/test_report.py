@@ -2,6 +2,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from reelgym.experiments.tables import (
     rows_of,
     slice_table_rows,
 )
+from reelgym.video import mark
 
 METHODS = {"truth": "ground truth", "start": "starting student", "dmd": "DMD <b>"}
 PROMPTS = ["a red circle moves left fast", "a blue cross rests"]
@@ -91,12 +93,25 @@ def test_the_page_shows_every_row_and_escapes(results, media):
 
 def test_moving_pictures_hold_the_clips(media):
     frames, drawn = side_by_side([media["clips/truth"][0], media["clips/start"][0]])
-    picture = Image.open(io.BytesIO(animation(frames, 8, drawn)))
+    picture = Image.open(io.BytesIO(animation(frames, 8, drawn, made_by=None)))
     assert picture.n_frames == 5 and picture.size == (18, 8)
     picture.seek(3)
     shown = np.asarray(picture.convert("RGBA"))
     assert (shown[:, :8, :3] == media["clips/truth"][0, 3]).all()
     assert (shown[:, 8:10, 3] == 0).all()
+    assert "xmp" not in picture.info
+
+
+def test_moving_pictures_say_who_made_them(media):
+    frames = media["clips/start"][0]
+    pictures = [Image.open(io.BytesIO(animation(frames, 8, made_by=who))) for who in (None, "A & <B>")]
+    assert b"trainedAlgorithmicMedia" in pictures[1].info["xmp"]
+    (said,) = ElementTree.fromstring(pictures[1].info["xmp"]).itertext()
+    assert said == mark("A & <B>")
+    for place in range(pictures[0].n_frames):
+        for picture in pictures:
+            picture.seek(place)
+        assert pictures[0].tobytes() == pictures[1].tobytes()
 
 
 def test_a_report_without_media_or_curves_is_still_a_report(results):
@@ -123,6 +138,7 @@ def test_a_picture_for_the_readme(results, media, tmp_path):
     write_picture(tmp_path, tmp_path / "clips.webp")
     picture = Image.open(tmp_path / "clips.webp")
     assert picture.n_frames == 5 and picture.size == (3 * 24 + 4 * 6, 6 + 48 + 2 * (24 + 6))
+    assert b"made by a model" in picture.info["xmp"]
     sheet = np.asarray(picture.convert("RGB"))
     assert (sheet[54:78:3, 6:30:3] == media["clips/truth"][0, 0]).all()
 
