@@ -45,15 +45,14 @@ def write_video(
 
     path = Path(path)
     pixels = _checked(path, frames, fps)
+    said = None if made_by is None else mark(made_by)
     crf = crf if crf is not None else 4 if max(pixels.shape[1:3]) <= 128 else 18
     aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise VideoError(f"{path}: is a folder; name a file to write")
-        _encode(
-            aside, pixels, Fraction(fps).limit_denominator(100_000), crf, None if made_by is None else mark(made_by)
-        )
+        _encode(aside, pixels, Fraction(fps).limit_denominator(100_000), crf, said)
         os.replace(aside, path)
     except (OSError, av.error.FFmpegError) as error:
         raise VideoError(f"{path}: cannot be written ({_reason(error)})") from error

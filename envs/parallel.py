@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
 from .draw import View, all_canvases, newest_canvases, to_pixels
+from .registration import register_parallel
 from .self_play import DETECTOR, GENERATOR, PLAYERS, SelfPlayGame
 from .single import to_numpy
 from .stream_detect import WORDS
@@ -62,7 +64,9 @@ class SelfPlayEnv(ParallelEnv[str, Any, Any]):
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
-        """One move of both; ValueError where one's is missing."""
+        """One move of both; ValueError where one's is missing, ResetNeeded where the stream is over."""
+        if not self.agents:
+            raise ResetNeeded("the game has ended, or has not begun: call reset()")
         missing = [agent for agent in self.agents if agent not in actions]
         if missing:
             raise ValueError(f"both move at once: no action of {', '.join(missing)}")
@@ -104,3 +108,6 @@ class SelfPlayEnv(ParallelEnv[str, Any, Any]):
         state = self.game.state
         told = {"real": bool(state.real[0]), "verdict": int(state.verdict[0])} if ended else {}
         return {GENERATOR: {"text": state.clips.prompt.text[0], **told}, DETECTOR: dict(told)}
+
+
+register_parallel()

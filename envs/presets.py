@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from ..models.generator import Generator
 from ..models.tiny import WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..rewards.stream_reward import StreamReward
 from .detect_bank import Bank, Source, build_bank
+from .judge import Judge
 from .prompt_source import slice_prompts, world_prompts
 from .stream_denoise import SIGMAS
 from .windows import TINY
@@ -82,8 +84,39 @@ def stream_steer_parts(preset: str | Path = "tiny", **given: Any) -> dict[str, A
     """Arguments of StreamSteerVectorEnv: those of `stream_gen_parts`, and generator, from the folder's `student`."""
     parts = stream_gen_parts(preset, **given)
     if "generator" not in parts:
-        student = load_tiny("student", stack_folder(preset) / "student", parts["device"]).requires_grad_(False)
-        parts["generator"] = build_generator(student, parts["codec"])
+        parts["generator"] = _student(preset, parts)
+    return parts
+
+
+def self_play_parts(preset: str | Path = "tiny", **given: Any) -> dict[str, Any]:
+    """Arguments of SelfPlayGame: those of `stream_gen_parts`; rules and truth are taken as they are."""
+    if given.get("slice") is not None:
+        raise ValueError("slice: both players begin at a clip's first chunk, which a slice would give; use grammar")
+    return stream_gen_parts(preset, **given)
+
+
+def self_play_generator_parts(preset: str | Path = "tiny", **given: Any) -> dict[str, Any]:
+    """Arguments of SelfPlayGeneratorVectorEnv: those of `self_play_parts`, and opponent, from the folder's `rival`."""
+    parts = self_play_parts(preset, **given)
+    if "opponent" not in parts:
+        rival = load_tiny("rival", stack_folder(preset) / "rival", parts["device"]).requires_grad_(False)
+        parts["opponent"] = Judge(rival)
+    return parts
+
+
+def self_play_detector_parts(
+    preset: str | Path = "tiny", *, max_episode_steps: int | None = None, **given: Any
+) -> dict[str, Any]:
+    """Arguments of SelfPlayDetectorVectorEnv: those of `self_play_parts` without a reward, and opponent, from the
+    folder's `student`. max_episode_steps counts moves, one more than chunks."""
+    if max_episode_steps is not None:
+        if max_episode_steps < 2:
+            raise ValueError(f"a clip of one chunk takes 2 moves, not max_episode_steps={max_episode_steps}")
+        given["chunks"] = max_episode_steps - 1
+    parts = self_play_parts(preset, reward=None, **given)
+    del parts["reward"]
+    if "opponent" not in parts:
+        parts["opponent"] = _student(preset, parts)
     return parts
 
 
@@ -110,6 +143,12 @@ def stream_detect_parts(
     elif given:
         raise ValueError(f"{', '.join(sorted(given))}: of a bank to be built, where one is given")
     return {"bank": bank, "device": device, **parts}
+
+
+def _student(preset: str | Path, parts: dict[str, Any]) -> Generator:
+    """The folder's student, frozen, beside the codec of parts."""
+    student = load_tiny("student", stack_folder(preset) / "student", parts["device"]).requires_grad_(False)
+    return build_generator(student, parts["codec"])
 
 
 @lru_cache(maxsize=4)

@@ -172,7 +172,7 @@ class SelfPlayGame:
         lens = lens_of(CAMERAS[self.rules.camera], uniform(keys, LENS, 0, (6,)))
         film = torch.zeros(self.num_envs, 0, 3, *self.clips.image, device=self.device)
         none = torch.zeros(self.num_envs, device=self.device)
-        truth = self.truth(drawn, seed).to(self.device)
+        truth = self.truth(drawn, seed).to(self.device, non_blocking=True)
         if truth.shape != (self.num_envs, self.clock.clip_frames, 3, *self.clips.image):
             came = f"true clips are {list(truth.shape)}"
             raise ValueError(f"{came}, the generator's {[self.num_envs, self.clock.clip_frames, 3, *self.clips.image]}")
@@ -183,7 +183,7 @@ class SelfPlayGame:
     def step(self, actions: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
         """One move of both. Returns observations, rewards [N] of each player, and which streams are over, bool [N]."""
         state, rules = self.state, self.rules
-        if state.step > self.clock.chunks or bool(state.over.all()):
+        if state.step > self.clock.chunks:
             raise gymnasium.error.ResetNeeded("the game has ended: call reset()")
         chunk, said = self._checked(actions)
         last = state.step == self.clock.chunks
@@ -266,7 +266,7 @@ class WorldTruth:
     def __call__(self, scripts: Sequence[str], seed: int) -> Tensor:
         clauses = [chunk_clauses(parse(script), self.clock.chunks) for script in scripts]
         video = render(roll(clauses, self.clock.frames_per_chunk, torch.Generator().manual_seed(seed)))
-        return video if self.codec is None else coded(video.to(self.device), self.codec)
+        return video if self.codec is None else coded(video.to(self.device, non_blocking=True), self.codec)
 
 
 @torch.no_grad()

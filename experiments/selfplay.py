@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..agents.league.league import LeagueConfig
-from ..agents.league.match import Judge, Showing
+from ..agents.league.match import Showing
 from ..checkpoint import sha256_file
+from ..envs.judge import Judge
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
 from .evaluate import Exam
 from .jobs import Job, Result, one_thread, run_jobs

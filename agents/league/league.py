@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError
+from ...envs.judge import Judge
 from ...envs.self_play import SelfPlayGame
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
@@ -24,7 +25,7 @@ from ..detection import Detection, FakePool
 from ..finetune import FineTune
 from ..fit import plain
 from ..learner import Groups
-from .match import Judge, Outcome, Showing, settle, show
+from .match import Outcome, Showing, settle, show
 from .payoffs import Payoffs, priorities
 from .reward import OpponentReward
 

@@ -11,30 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...envs.judge import Judge, checked
 from ...envs.self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame, stored
-from ...envs.stream_detect import FAKE, REAL, WAIT
+from ...envs.stream_detect import REAL, WAIT
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...models.detector import Detector, DetectorState
 from ...models.generator import Generator
 from ..rollout import GeneratorPolicy
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A detector as a player: it decides as soon as its logit is beyond `confidence`, and at the end by its sign.
-
-    bias: what the logit must exceed to say "made"; a detector that errs to one side is put right by it.
-    """
-
-    detector: Detector
-    confidence: float = 2.0
-    bias: float = 0.0
-
-    def say(self, logit: Tensor, last: bool) -> Tensor:
-        """WAIT, REAL or FAKE for logits [N]."""
-        sure = logit - self.bias
-        verdict = torch.where(sure > 0, FAKE, REAL)
-        return verdict if last else torch.where(sure.abs() > self.confidence, verdict, WAIT)
 
 
 @dataclass(frozen=True)
@@ -111,7 +94,7 @@ def listen(detector: Detector, showing: Showing, batch: int = 256) -> Tensor:
         said = []
         for chunk in part.unbind(1):
             logit, memory = detector.watch(chunk / 255, memory)
-            said.append(_checked(logit, len(part)))
+            said.append(checked(logit, len(part)))
         found.append(torch.stack(said, 1))
     return torch.cat(found)
 
@@ -137,11 +120,3 @@ def made_alone(rules: GameRules) -> GameRules:
     """The same rules where every stream is made: on a real one a generator's action is ignored, so that only these say
     who beats whom."""
     return replace(rules, share=0.0)
-
-
-def _checked(logit: Tensor, count: int) -> Tensor:
-    if logit.shape != (count,):
-        raise ValueError(f"the detector returned {list(logit.shape)} for {count} streams: expected [{count}]")
-    if not bool(logit.isfinite().all()):
-        raise ValueError("the detector returned logits that are not finite")
-    return logit

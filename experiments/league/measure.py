@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...agents.league.league import SIDES, League
-from ...agents.league.match import Judge, Showing, film, listen, settle
+from ...agents.league.match import Showing, film, listen, settle
 from ...agents.league.payoffs import contested, intransitive
 from ...agents.league.ratings import rated
 from ...checkpoint import load_checkpoint
+from ...envs.judge import Judge
 from ...envs.self_play import GameRules
 from ...envs.stream_detect import FAKE
 from ...models.detector import ClipDetector

@@ -65,7 +65,7 @@ def clips_webp(groups: Mapping[str, Mapping[str, Tensor]]) -> bytes:
     columns = [first, *(group["end"] for group in groups.values())]
     heads = ["shipped student", *(ARMS[arm].label.split(":")[0] for arm in groups)]
     sheet = contact_sheet([[clip[place].numpy() for clip in columns] for place in range(len(first))], heads)
-    return animation(sheet, FPS, quality=80)
+    return animation(sheet, FPS, quality=80, made_by="generators of a self-play league")
 
 
 def _curve(rows: Sequence[Row], arm: str, families: Sequence[str]) -> tuple[tuple[float, float], ...]:

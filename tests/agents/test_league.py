@@ -10,12 +10,13 @@ import torch
 from reelgym.agents.detection import Detection, DetectionConfig, FakePool
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.league.league import League, LeagueConfig
-from reelgym.agents.league.match import Judge, film, listen, made_alone, settle, show
+from reelgym.agents.league.match import film, listen, made_alone, settle, show
 from reelgym.agents.league.payoffs import Payoffs, contested, intransitive, priorities
 from reelgym.agents.league.ratings import rated
 from reelgym.agents.league.reward import OpponentReward
 from reelgym.agents.rollout import GeneratorPolicy
 from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from reelgym.envs.judge import Judge
 from reelgym.envs.self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame
 from reelgym.envs.stream_detect import REAL
 from reelgym.envs.stream_gen import StreamGenVectorEnv

@@ -1,0 +1,244 @@
+"""`reelgym/SelfPlayDetector-v0`: the game from the detector's side, against a generator that is handed in.
+
+N streams, M streams played ahead, n chunks a clip, f frames a chunk, H x W pixels, w chunks in an observation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..models.codec import Codec
+from ..models.generator import Generator, stream
+from ..noise import fold, uniform
+from .clips import Reward
+from .draw import View, to_pixels
+from .prompt_source import ScriptPrompts
+from .self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame, Truth
+from .stream_detect import FAKE, REAL, UNTOLD, WAIT, WORDS
+from .vector import TensorVectorEnv
+from .windows import TINY, Clock
+
+
+class Unscored:
+    """A reward that no clip is long enough for: what the generator earns is not asked here."""
+
+    min_frames = 2**31
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Never called."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Reel:
+    """Streams of the game that were played to their end, M of them.
+
+    pixels: uint8 [M, w + n, K], the chunks as the detector sees them, after w black ones.   real: bool [M].
+    """
+
+    pixels: Tensor
+    real: Tensor
+
+    def take(self, rows: Tensor) -> Reel:
+        """Those at rows (int64)."""
+        return Reel(self.pixels[rows], self.real[rows])
+
+
+@dataclass(frozen=True)
+class DealtState:
+    """Where N streams stand; nothing in it is ever written in place.
+
+    reel: N streams, those at play.   seen: int64 [N], chunks shown, 0 to n.   verdict: int64 [N], the newest action.
+    over: bool [N].   keys: int64 [N], what the next streams are drawn with.   stock: M streams played ahead, None
+    before the first are needed.   age: steps since.   seed, played: which stocks are played, and how many were.
+    """
+
+    reel: Reel
+    seen: Tensor
+    verdict: Tensor
+    over: Tensor
+    keys: Tensor
+    seed: int
+    stock: Reel | None = None
+    age: int = 0
+    played: int = 0
+
+    def take(self, rows: Tensor) -> DealtState:
+        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
+        rows = rows.to(self.seen.device)
+        return replace(
+            self,
+            reel=self.reel.take(rows),
+            seen=self.seen[rows],
+            verdict=self.verdict[rows],
+            over=self.over[rows],
+            keys=self.keys[rows],
+        )
+
+    def where(self, mask: Tensor, other: DealtState) -> DealtState:
+        """The rows of `other` where mask [N], these elsewhere; the stock stays."""
+        reel = Reel(
+            torch.where(mask[:, None, None], other.reel.pixels, self.reel.pixels),
+            torch.where(mask, other.reel.real, self.reel.real),
+        )
+        names = ("seen", "verdict", "over", "keys")
+        rows: dict[str, Any] = {name: torch.where(mask, getattr(other, name), getattr(self, name)) for name in names}
+        return replace(self, reel=reel, **rows)
+
+
+class SelfPlayDetectorVectorEnv(TensorVectorEnv[DealtState]):
+    """N streams of SelfPlayGame, each of which ends when its agent, the detector, has decided.
+
+    What the generator makes does not depend on the detector. So `opponent` plays whole clips ahead, many at once, and
+    the streams are dealt out: a reset plays N; where rows are to go on one by one, a stock of M clips is played, from
+    which each row draws by its own key, and after `lasts` steps another stock in its place.
+
+    Observation [N, K]: one flat Box of the last w chunks as the detector sees them, and how many were shown; see
+    `layout`. Action [N]: 0 wait, 1 it is real, 2 it is made. Reward [N]: the game's, to the detector: 1 for a right
+    verdict, -1 for a wrong one, less `rules.wait_cost` for waiting once a chunk was seen; the first wait is free, and
+    waiting when no chunk is left counts as "real". End: a verdict, or waiting when no chunk is left; terminated, row
+    by row. At most n + 1 steps. Nothing is truncated.
+
+    `reset(options=...)`: `scripts`, N of them; `reset_mask`, the rows to begin under DISABLED. `info`: `label` (1 made,
+    0 real) int64 [N], once the verdict is given (under SAME_STEP in `final_info`), and -1 before.
+
+    Args:
+        num_envs: N.
+        codec, prompts, truth, rules, clock: see SelfPlayGame.
+        opponent: what makes the clips that are not real.
+        clips: M.
+        lasts: steps that a stock serves; None: (n + 1) * M / N, as long as M episodes of full length take. Agents that
+            decide earlier meet some clips again; from M / N down they meet none twice but by chance.
+        others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
+
+    Attributes:
+        layout: which columns of an observation are what. `clip`: the pixels; `position`: one-hot, chunks shown.
+        clip_shape: (w * f, 3, H / pool, W / pool), what the columns of `clip` unflatten to, oldest frame first, zeros
+            before the first chunk.
+    """
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"scripts", "reset_mask"})
+
+    def __init__(
+        self,
+        num_envs: int,
+        codec: Codec,
+        prompts: ScriptPrompts,
+        opponent: Generator,
+        *,
+        truth: Truth | None = None,
+        rules: GameRules | None = None,
+        clock: Clock = TINY,
+        clips: int = 64,
+        lasts: int | None = None,
+        device: torch.device | str = "cpu",
+        **others: Any,
+    ) -> None:
+        if clips < 1 or (lasts is not None and lasts < 1):
+            raise ValueError(f"clips and lasts are at least 1, not {clips} and {lasts}")
+        unscored: Reward = Unscored()
+        self.game = SelfPlayGame(
+            num_envs, codec, unscored, prompts, truth=truth, rules=rules, clock=clock, device=torch.device(device)
+        )
+        shape = (opponent.frames_per_chunk, *opponent.latent_shape)
+        if shape != self.game.clips.chunk.shape:
+            raise ValueError(f"the opponent makes chunks {list(shape)}, the game's are {self.game.clips.chunk.shape}")
+        self.opponent, self.rules, self.clock, self.prompts = opponent, self.game.rules, clock, prompts
+        self.clips, self.lasts = clips, lasts
+        self.clip_shape = tuple(self.game.spaces[DETECTOR]["video"].shape or ())
+        size = int(np.prod(self.clip_shape))
+        self.layout = {"clip": slice(0, size), "position": slice(size, size + clock.chunks + 1)}
+        observed = Box(0.0, 1.0, (size + clock.chunks + 1,), np.float32)
+        super().__init__(num_envs, observed, Discrete(3), device=device, **others)
+
+    @torch.no_grad()
+    def play(self, count: int, seed: int, scripts: list[str] | None = None) -> Reel:
+        """So many streams of the game to their end, with the opponent and a detector that only waits."""
+        game = self.game
+        game.num_envs = count
+        game.reset(seed, scripts)
+        embeds = torch.stack([batch.embeds for batch in game.state.clips.prompts], 1)
+        latents = stream(self.opponent, embeds, game.state.keys)
+        waits, chunks = torch.full((count,), WAIT, device=self.device), []
+        for chunk in latents.split(self.clock.frames_per_chunk, 1):
+            game.step({GENERATOR: chunk, DETECTOR: waits})
+            chunks.append((game.newest() * 255).round().to(torch.uint8).flatten(1))
+        return Reel(pad(torch.stack(chunks, 1), (0, 0, self.rules.window, 0)), game.state.real)
+
+    def _rows(self, state: DealtState) -> int:
+        return len(state.seen)
+
+    def _ended(self, state: DealtState) -> Tensor:
+        return state.over
+
+    def _opened(self, reel: Reel, keys: Tensor, seed: int) -> DealtState:
+        zeros = torch.zeros_like(keys)
+        return DealtState(reel, zeros, zeros, zeros.bool(), keys, seed)
+
+    def _begin(self, options: dict[str, Any]) -> DealtState:
+        seed = int(self.np_random.integers(2**31))
+        return self._opened(self.play(self.num_envs, seed, options.get("scripts")), self._keys({}), seed)
+
+    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> DealtState:
+        if self._state is None and not bool(mask.all()):
+            raise gymnasium.error.ResetNeeded("the first reset begins every row: leave out reset_mask")
+        if self._state is None:
+            return self._begin(options)
+        if options.get("scripts") is None:
+            return self._renew(self._state, mask)
+        return self._state.where(mask, self._begin(options))
+
+    def _renew(self, state: DealtState, ended: Tensor) -> DealtState:
+        state = self._stocked(state)
+        assert state.stock is not None
+        keys = fold(state.keys, 1)
+        drawn = (uniform(keys, 0, 0, (1,))[:, 0] * len(state.stock.real)).long()
+        begun = self._opened(state.stock.take(drawn), keys, state.seed)
+        return state.where(ended, begun)
+
+    def _stocked(self, state: DealtState) -> DealtState:
+        """The state with a stock that is not used up."""
+        moves = self.clock.chunks + 1
+        lasts = self.lasts or max(1, moves * self.clips // self.num_envs)
+        if state.stock is not None and state.age < lasts:
+            return state
+        seed = int(fold(torch.tensor([state.seed]), state.played + 1)) % 2**31
+        return replace(state, stock=self.play(self.clips, seed), age=0, played=state.played + 1)
+
+    def _advance(self, state: DealtState, actions: Tensor) -> tuple[DealtState, Tensor, Tensor]:
+        waits, last = actions == WAIT, state.seen == self.clock.chunks
+        verdict = torch.where((actions == FAKE) != state.reel.real, 1.0, -1.0)
+        waited = torch.where(state.seen == 0, 0.0, -self.rules.wait_cost)
+        reward, over = torch.where(waits & ~last, waited, verdict), ~waits | last
+        said = torch.where(waits & last, REAL, actions)
+        said = torch.where(state.over, state.verdict, said)
+        ended = over | state.over
+        after = replace(state, seen=state.seen + (~ended).long(), verdict=said, over=ended, age=state.age + 1)
+        return after, reward.masked_fill(state.over, 0.0), ended
+
+    def _observe(self, state: DealtState) -> Tensor:
+        shown = state.seen[:, None] + torch.arange(self.rules.window, device=self.device)
+        rows = torch.arange(len(state.seen), device=self.device)
+        pixels = state.reel.pixels[rows[:, None], shown].flatten(1) / 255
+        position = torch.arange(self.clock.chunks + 1, device=self.device) == state.seen[:, None]
+        return torch.cat((pixels, position.float()), 1)
+
+    def _view(self, state: DealtState) -> View:
+        clip = self._observe(state)[:, self.layout["clip"]].unflatten(1, self.clip_shape)
+        columns = (state.seen, state.verdict, state.over, state.reel.real)
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
+        said = [f"chunk {seen} of {self.clock.chunks}{WORDS[verdict]}" for seen, verdict, *_ in rows]
+        told = [("it is real" if real else "it is made") if over else "" for *_, over, real in rows]
+        return View({"newest chunk": to_pixels(clip[:, -self.game.frames :])}, notes=(said, told))
+
+    def _info(self, state: DealtState) -> dict[str, Any]:
+        label = torch.where(state.over, (~state.reel.real).long(), UNTOLD)
+        return {"label": label, "_label": state.over.clone()}
