@@ -25,7 +25,7 @@ from .evaluate import Exam
 from .jobs import Job, Result, one_thread, run_jobs
 from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
-from .league.runs import ARMS, RULES, SEEN, UNSEEN, Common, LeagueTask, PanelTask, Size, work
+from .league.runs import ARMS, RULES, SEEN, UNSEEN, Common, LeagueTask, PanelTask, ScorersTask, Size, work
 from .league.tables import COLUMNS, all_rows, report
 from .methods import grammar_of
 from .pretrain.footage import footage
@@ -106,15 +106,16 @@ def run(config: Config) -> None:
     workers = config.workers or min(2, os.cpu_count() or 1)
     common = Common(preset.size, str(out / "footage"), str(config.weights or ""), _made_from(folder))
     leagues = _leagues(preset, seeds, common, out)
-    with tqdm(total=preset.size.panel + len(leagues), desc="selfplay", unit="job", file=sys.stderr) as bar:
+    with tqdm(total=preset.size.panel + 1 + len(leagues), desc="selfplay", unit="job", file=sys.stderr) as bar:
         how: dict[str, Any] = {"workers": workers, "done": lambda name: bar.update(), "tick": bar.refresh}
         _clips(preset.size, folder, out / "footage", workers)
         panel = [Job(f"panel-{seed}", PanelTask(seed, common), 9.0) for seed in range(preset.size.panel)]
         run_jobs(panel, work, out / "jobs", **how)
+        scored = run_jobs([Job("scorers", ScorersTask(common))], work, out / "jobs", **how)["scorers"][1]
         results = run_jobs(leagues, work, out / "jobs", **how)
     found = {arm: [results[f"{arm}-{seed}"][1] for seed in seeds] for arm in preset.arms}
     with one_thread():
-        rows = all_rows(found, seeds, _across(results, preset.arms, seeds))
+        rows = all_rows(found, seeds, _across(results, preset.arms, seeds), scored)
         command = command_line(["reelgym", "selfplay"], replace(config, out=None))
         written = write_results(
             out, command, seeds, asdict(preset) | {"workers": workers, "rules": asdict(RULES)}, rows

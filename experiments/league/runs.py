@@ -26,12 +26,16 @@ from ...agents.league.reward import OpponentReward
 from ...agents.learner import LearnerConfig
 from ...checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from ...envs.detect_bank import HELD_OUT, Source
+from ...envs.judge import Judge
 from ...envs.prompt_source import world_prompts
 from ...envs.self_play import GameRules, SelfPlayGame
 from ...envs.stream_gen import StreamGenVectorEnv
+from ...envs.windows import TINY
 from ...envs.worlds.grammar import GRAMMARS, sample_scripts
+from ...models.classifiers import NetworkDetector
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
+from ...models.scorers import D3, ReStraV
 from ...models.tiny import CHUNKS, WEIGHTS, load_tiny
 from ...rewards.stream_reward import StreamReward
 from ..evaluate import Exam
@@ -126,9 +130,18 @@ class LeagueTask:
     """Prompts whose clips are kept for pictures."""
 
 
-def work(task: PanelTask | LeagueTask) -> Result:
+@dataclass(frozen=True)
+class ScorersTask:
+    """Fit D3 and ReStraV on the shipped rival's features, and examine them."""
+
+    common: Common
+
+
+def work(task: PanelTask | ScorersTask | LeagueTask) -> Result:
     """Do a task."""
-    return panel(task) if isinstance(task, PanelTask) else league(task)
+    if isinstance(task, LeagueTask):
+        return league(task)
+    return panel(task) if isinstance(task, PanelTask) else scorers(task)
 
 
 def panel(task: PanelTask) -> Result:
@@ -145,6 +158,20 @@ def panel(task: PanelTask) -> Result:
 
 
 PANEL_SEED = 5_000
+
+
+@torch.no_grad()
+def scorers(task: ScorersTask) -> Result:
+    """JSON: what `measure.looks_of` finds of each, by name."""
+    clips, frames = footage(task.common.footage), TINY.frames_per_chunk
+    some = slice(0, task.common.size.fakes)
+    shots = [film(_clips(clips, family)[some], RULES, frames, 1, real=False) for family in ("real", *SEEN)]
+    real, *made = (shot.film.flatten(1, 2) / 255 for shot in shots)
+    features = rival(task.common).features
+    fitted = {"d3": D3.fit(features, real), "restrav": ReStraV.fit(features, real, torch.cat(made)[: len(real)])}
+    seen = measure.filmed(task.common.footage, RULES, frames)
+    judges = {name: Judge(NetworkDetector(one, TINY.clip_frames, ClipDetector().size)) for name, one in fitted.items()}
+    return {}, {name: measure.looks_of(judge, seen, RULES) for name, judge in judges.items()}
 
 
 def league(task: LeagueTask) -> Result:
@@ -170,20 +197,22 @@ def league(task: LeagueTask) -> Result:
 def build(stack: Stack, task: LeagueTask) -> League:
     """A league of the shipped student and the shipped rival, before its first round."""
     size, clips = task.common.size, footage(task.common.footage)
-    folder = Path(task.common.weights or WEIGHTS)
+    frames = stack.clock.frames_per_chunk
     judged = OpponentReward(stack.reward.model, RULES)
     recipe = replace(FINETUNE["reward"], seed=task.seed)
     env = StreamGenVectorEnv(
         recipe.prompts * recipe.group, stack.codec, StreamReward(judged), stack.prompts(), clock=stack.clock
     )
     fakes = FakePool({name: clips["train", family][: size.fakes] for name, family in zip(BEGIN, SEEN, strict=True)})
-    rival = load_tiny("rival", folder / "rival").requires_grad_(True).train()
-    detector = Detection(replace(LEARNS, seed=task.seed), rival, drawn(clips["train", "real"]), fakes)
+    first = rival(task.common).requires_grad_(True).train()
+    detector = Detection(replace(LEARNS, seed=task.seed), first, drawn(clips["train", "real"]), fakes)
     prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
     game = SelfPlayGame(
         size.streams, stack.codec, stack.reward, prompts, truth=_nothing, rules=made_alone(RULES), clock=stack.clock
     )
-    shown = clips["validation", "scripted"][: size.streams].float() / 255
+    shown = film(_clips(clips, "scripted", "validation")[: size.streams], RULES, frames, 0, real=False)
+    real = film(_clips(clips, "real")[: size.fakes], RULES, frames, 1, real=True).film.flatten(1, 2) / 255
+    d3 = NetworkDetector(D3.fit(rival(task.common).features, real, D3_ALARMS), stack.clock.clip_frames, first.size)
     config = LeagueConfig(
         generator_updates=size.generator_updates,
         detector_updates=size.detector_updates,
@@ -198,12 +227,24 @@ def build(stack: Stack, task: LeagueTask) -> League:
         judged,
         game,
         clip_maker(stack),
-        showings={"scripted": film(shown, RULES, stack.clock.frames_per_chunk, 0, real=False)},
+        judges={"d3": Judge(d3, PATIENT)},
+        showings={"scripted": shown},
     )
 
 
 BEGIN = ("generator-0", "scripted")
 """What the families that a detector begins with are called in a league."""
+
+
+D3_ALARMS = 0.2
+"""Real clips that the scripted detector of a league takes for made."""
+PATIENT = float("inf")
+"""Confidence of who decides at the end."""
+
+
+def rival(common: Common) -> ClipDetector:
+    """The detector that every league begins with."""
+    return load_tiny("rival", Path(common.weights or WEIGHTS) / "rival").requires_grad_(False)
 
 
 def clip_maker(stack: Stack) -> Callable[[Generator, int, int], Tensor]:
@@ -237,9 +278,13 @@ def footage(folder: str) -> dict[tuple[str, str], Tensor]:
     return {key: torch.cat(parts) for key, parts in found.items()}
 
 
+def _clips(clips: Mapping[tuple[str, str], Tensor], family: str, split: str = "train") -> Tensor:
+    return clips[split, family].float() / 255
+
+
 def _nothing(scripts: Any, seed: int) -> Tensor:
     """True clips of a game in which every stream is made."""
-    return torch.zeros(len(scripts), CHUNKS * 3, 3, 32, 32)
+    return torch.zeros(len(scripts), TINY.clip_frames, 3, 32, 32)
 
 
 @lru_cache(maxsize=1)

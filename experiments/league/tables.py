@@ -15,7 +15,12 @@ from .runs import ARMS, SEEN, UNSEEN
 Runs = Sequence[Mapping[str, Any]]
 """The results of one arm, one a seed."""
 START = "start"
-LABELS = {START: "before any round", **{name: arm.label for name, arm in ARMS.items()}}
+LABELS = {
+    START: "before any round",
+    "d3": "D3 on the shipped detector's features",
+    "restrav": "ReStraV on the shipped detector's features",
+    **{name: arm.label for name, arm in ARMS.items()},
+}
 PART_LABELS = {
     "student": "student, 4 steps (where every generator starts)",
     "student-2": "student, 2 steps",
@@ -27,11 +32,14 @@ PART_LABELS = {
 }
 
 
-def all_rows(found: Mapping[str, Runs], seeds: Sequence[int], cross: Sequence[Row]) -> list[Row]:
+def all_rows(
+    found: Mapping[str, Runs], seeds: Sequence[int], cross: Sequence[Row], scorers: Mapping[str, Any]
+) -> list[Row]:
     """Rows of kind "detector", "generator" and "game" (means with intervals over seeds and families, detectors or
     prompts), "contrast", "family", "rating", "payoff", "run" and, as given, "across"."""
     first = next(iter(found.values()))
     rows = [_detector_row(START, first, "start"), *(_detector_row(arm, runs, "end") for arm, runs in found.items())]
+    rows += [_detector_row(name, [{"detectors": {"end": looks}}], "end") for name, looks in scorers.items()]
     rows += [_generator_row(START, first, "start"), *(_generator_row(arm, runs, "end") for arm, runs in found.items())]
     rows += [_game_row(arm, runs) for arm, runs in found.items()]
     for arm, runs in found.items():

@@ -47,7 +47,7 @@ def test_end_to_end_and_again(small, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr()
     written = json.loads((out / "results.json").read_text())
     rows = {kind: [row for row in written["rows"] if row["kind"] == kind] for kind in ("detector", "game", "across")}
-    assert [row["arm"] for row in rows["detector"]] == ["start", "league", "newest"]
+    assert [row["arm"] for row in rows["detector"]] == ["start", "league", "newest", "d3", "restrav"]
     assert all(row["reals"] == 16 and 0 <= row["unseen_low"] <= row["unseen_high"] <= 1 for row in rows["detector"])
     assert [row["arm"] for row in rows["game"]] == ["league", "newest"] and len(rows["across"]) == 4
     names = {row["generator"] for row in written["rows"] if row["kind"] == "payoff" and row["arm"] == "league"}
@@ -150,7 +150,7 @@ def a_run(unseen, fooled, total):
 
 def test_tables_by_hand():
     found = {"league": [a_run(0.9, 0.6, 0.7), a_run(0.8, 0.6, 0.7)], "newest": [a_run(0.7, 0.6, 0.9)] * 2}
-    rows = all_rows(found, [0, 1], [])
+    rows = all_rows(found, [0, 1], [], {})
     contrasts = {(r["question"], r["arm"], r["against"]): r for r in rows if r["kind"] == "contrast"}
     assert contrasts["detector", "league", "start"]["difference"] == pytest.approx(0.15)
     assert contrasts["fooled", "league", "start"]["difference"] == pytest.approx(-0.2)
