@@ -222,7 +222,7 @@ class SelfPlayGame:
         )
         if film.shape[1]:
             video[:, want - film.shape[1] :] = stored(film, self.rules.pool).to(torch.uint8)
-        position = torch.full((len(film),), film.shape[1] // self.frames, device=self.device)
+        position = torch.full((len(film),), state.film.shape[1] // self.frames, device=self.device)
         return {
             GENERATOR: self.clips.observe(state.clips),
             DETECTOR: {"video": video, "position": position},

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..agents.rollout import GeneratorPolicy
 from ..envs.draw import Frames
+from ..envs.registration import parallel_env
+from ..envs.self_play import DETECTOR, GENERATOR
 from ..envs.stream_detect import FAKE, WAIT
 from ..envs.vector import FPS
 from ..noise import stream_keys
@@ -55,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def run(config: Config) -> None:
     """Write OUT/NAME.webp of every environment; prints the paths."""
     config.out.mkdir(parents=True, exist_ok=True)
-    for film in (stream_gen, stream_denoise, stream_steer, stream_detect):
+    for film in (stream_gen, stream_denoise, stream_steer, stream_detect, self_play):
         frames, fps = film(config.seed)
         path = config.out / f"{film.__name__}.webp"
         path.write_bytes(animation(frames, fps, quality=QUALITY, made_by=MADE_BY))
@@ -102,6 +104,30 @@ def stream_detect(seed: int) -> tuple[Frames, float]:
         words = [FAKE] + [WAIT] * WAITS
         films.append(_held(_played(env, partial(_said, words), seed, {"clips": [clip]}))[0])
     return np.concatenate(films), FPS["rgb_array_list"]
+
+
+def self_play(seed: int) -> tuple[Frames, float]:
+    """The shipped student against a detector that waits for all chunks and says made: of a made and of a real one."""
+    env, films, wanted = parallel_env(render_mode="rgb_array_list", split="test"), [], [False, True]
+    while wanted:
+        seen, _ = env.reset(seed=seed, options={"script": SCRIPT})
+        if bool(env.game.state.real[0]) is wanted[0]:
+            wanted.pop(0)
+            films.append(_held(_moves(env, seen, seed))[0])
+        seed += 1
+    return np.concatenate(films), FPS["rgb_array_list"]
+
+
+def _moves(env: Any, seen: Any, seed: int) -> Iterator[Frames]:
+    """The canvases of one game for two, in order."""
+    policy = GeneratorPolicy(Stack.load().start)
+    policy.reset(stream_keys(seed, 1))
+    while env.agents:
+        yield from env.render()
+        last = seen[DETECTOR]["position"] == env.game.clock.chunks
+        chunk = policy.act(env.game.observe()[GENERATOR])[0].numpy() * (not last)
+        seen, *_ = env.step({GENERATOR: chunk, DETECTOR: FAKE if last else WAIT})
+    yield from env.render()
 
 
 def _said(words: list[int], observation: Tensor) -> Tensor:

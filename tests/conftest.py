@@ -16,6 +16,7 @@ from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.windows import Clock
 from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.models.codec import FrameState, Grid
+from reelgym.models.detector import ClipDetector
 from reelgym.models.generator import Generator
 from reelgym.models.prompts import PromptBatch, WordEncoder
 from reelgym.models.sampler import step_sigmas
@@ -129,7 +130,7 @@ def env(codec: PaintCodec, reward: StreamReward, prompts: ScriptPrompts, clock: 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of an untrained stack: codec, teacher, student, reward and held-out reward."""
+    """The folder of an untrained stack: codec, teacher, student, reward, held-out reward and rival."""
     folder = tmp_path_factory.mktemp("stack")
     vocab = GRAMMARS["plain"].vocabulary()
     torch.manual_seed(0)
@@ -141,6 +142,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
     save_tiny(folder / "reward", reward, manifest)
     save_tiny(folder / "teacher", build_wan(text_dim), manifest)
     save_tiny(folder / "heldout", build_reward(text_dim), manifest)
+    save_tiny(folder / "rival", ClipDetector(), {})
     return str(folder)
 
 

@@ -12,19 +12,21 @@ import torch
 from PIL import Image
 
 from reelgym.checkpoint import save_checkpoint
+from reelgym.envs.judge import Judge
 from reelgym.envs.registration import KINDS
 from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import cli, readme
 from reelgym.models import tiny
+from reelgym.models.detector import ClipDetector
 from reelgym.models.prompts import WordEncoder
 
 ROOT = Path(__file__).parent.parent
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in readme.pages()}
 WORLD = PAGES["docs/world.md"]
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-ONE_UPDATE = {"updates=10": "updates=1"}
+ONE_UPDATE = {"updates=10": "updates=1", "learn(4096)": "learn(64)", "clips=64": "clips=8"}
 
 
 def commands():
@@ -82,15 +84,17 @@ def test_links_lead_somewhere():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_environment_has_a_page_with_its_spaces(name):
-    text = PAGES[f"docs/envs/{KINDS[name]}.md"]
-    env = gymnasium.make(name, **({"clips": 2} if KINDS[name] == "stream_detect" else {}))
+    page = "self_play" if KINDS[name].startswith("self_play") else KINDS[name]
+    text = PAGES[f"docs/envs/{page}.md"]
+    given = {"stream_detect": {"clips": 2}, "self_play_generator": {"opponent": Judge(ClipDetector())}}
+    env = gymnasium.make(name, **given.get(KINDS[name], {}))
     heads = "Description, Action Space, Observation Space, Rewards, Starting State, Episode End, Arguments, "
     heads += "Version History, Example"
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == heads.split(", ")
     assert f"| Action Space | `{env.action_space}` |\n" in text
     assert f"| Observation Space | `{env.observation_space}` |\n" in text
     assert f'| import | `gymnasium.make("{name}")` |\n' in text
-    assert f"](../images/envs/{KINDS[name]}.webp)" in text and f"({KINDS[name]}.md)" in PAGES["docs/envs/README.md"]
+    assert f"](../images/envs/{page}.webp)" in text and f"({page}.md)" in PAGES["docs/envs/README.md"]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,7 @@ def stack(tmp_path_factory):
     tiny.save_tiny(folder / "codec", tiny.build_codec(), manifest)
     for name in ("reward", "heldout"):
         tiny.save_tiny(folder / name, TinyReward(encoder.dim, width=16), manifest)
+    tiny.save_tiny(folder / "rival", ClipDetector(), {})
     return folder
 
 

@@ -105,6 +105,12 @@ def test_import_reelgym_stays_light():
     assert python(f"import sys, reelgym; print([m for m in {HEAVY} if m in sys.modules])").strip() == "[]"
 
 
+def test_the_game_for_two_is_registered_without_importing_pettingzoo():
+    show = "print('reelgym/SelfPlay-v0' in pettingzoo.parallel_registry)"
+    assert python(f"import pettingzoo, reelgym; {show}").split() == ["True"]
+    assert python(f"import reelgym, reelgym.envs.parallel, pettingzoo; {show}").split() == ["True"]
+
+
 def test_the_command_line_answers_help_without_torch():
     code = "import sys; from reelgym.experiments.cli import main; main(['--help']); print('torch' in sys.modules)"
     assert python(code).splitlines()[-1] == "False"

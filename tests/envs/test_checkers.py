@@ -23,6 +23,8 @@ SMALL = {
     "stream_denoise": {"chunks": 2},
     "stream_steer": {"chunks": 2},
     "stream_detect": {"clips": 16},
+    "self_play_generator": {"chunks": 2},
+    "self_play_detector": {"chunks": 2, "clips": 4},
 }
 """What else an environment is made with here, by kind."""
 STEPS = 40

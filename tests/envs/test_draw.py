@@ -6,10 +6,12 @@ import torch
 import reelgym  # noqa: F401
 from reelgym.envs.clips import Clips
 from reelgym.envs.draw import MARGIN, View, all_canvases, font, newest_canvases, to_pixels, wrapped
+from reelgym.envs.judge import Judge
 from reelgym.envs.registration import KINDS
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.windows import Clock
 from reelgym.models.codec import Grid
+from reelgym.models.detector import ClipDetector
 
 LONG = "a red circle that nobody has ever seen before moves left " * 5
 
@@ -69,7 +71,11 @@ def test_pixels_are_rounded():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_environment_is_drawn_with_one_size_and_no_step_changes(name):
-    given = {"clips": 4, "generated": 0.0} if KINDS[name] == "stream_detect" else {}
+    given = {
+        "stream_detect": {"clips": 4, "generated": 0.0},
+        "self_play_generator": {"opponent": Judge(ClipDetector())},
+        "self_play_detector": {"clips": 2},
+    }.get(KINDS[name], {})
     env = gymnasium.make_vec(name, num_envs=2, render_mode="rgb_array", autoreset_mode="Disabled", **given)
     env.reset(seed=0)
     env.action_space.seed(0)

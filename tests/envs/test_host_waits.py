@@ -6,7 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reelgym.envs.detect_bank import build_bank
+from reelgym.envs.judge import Judge
 from reelgym.envs.registration import KINDS, register_envs
+from reelgym.models.detector import ClipDetector
 
 STEPS = {"reelgym/StreamSteer-v0": 3}
 """Past the first reset, where clips are of two chunks; 9 for the others."""
@@ -28,7 +30,11 @@ class NoCrossing(TorchDispatchMode):
 
 def make(name, device):
     register_envs()
-    parts = {"bank": build_bank(8)} if name == "reelgym/StreamDetect-v0" else {"chunks": 2}
+    parts = {
+        "reelgym/StreamDetect-v0": {"bank": build_bank(8)},
+        "reelgym/SelfPlayGenerator-v0": {"chunks": 2, "opponent": Judge(ClipDetector().to(device))},
+        "reelgym/SelfPlayDetector-v0": {"chunks": 2, "clips": 4, "lasts": 2},
+    }.get(name, {"chunks": 2})
     env = gymnasium.make_vec(name, num_envs=3, device=device, **parts)
     env.action_space.seed(0)
     return env, [torch.as_tensor(env.action_space.sample()).to(device) for _ in range(STEPS.get(name, 9))]

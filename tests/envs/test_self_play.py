@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import gymnasium
+import pettingzoo
 import pytest
 import torch
 from pettingzoo.test import parallel_api_test, parallel_seed_test
@@ -98,25 +99,48 @@ def test_pettingzoo_checks_pass(make):
     parallel_seed_test(lambda: SelfPlayEnv(make(1)), num_cycles=10)
 
 
+def test_made_by_name_it_passes_them_too():
+    def made():
+        return pettingzoo.make("parallel", "reelgym/SelfPlay-v0", chunks=2, split="test")
+
+    env = made()
+    assert isinstance(env, SelfPlayEnv) and env.game.clock.chunks == 2 and env.render_mode is None
+    parallel_api_test(env, num_cycles=6)
+    parallel_seed_test(made, num_cycles=4)
+    for wrong in ({"slice": "cut"}, {"render_mode": "human"}, {"preset": "huge"}):
+        with pytest.raises(ValueError, match="|".join(wrong)):
+            pettingzoo.make("parallel", "reelgym/SelfPlay-v0", **wrong)
+
+
 def test_one_stream_from_end_to_end(make):
     env = SelfPlayEnv(make(1), render_mode="rgb_array")
     seen, infos = env.reset(seed=2, options={"script": "a red circle moves left"})
     assert infos[GENERATOR]["text"] == "a red circle moves left" and seen[DETECTOR]["position"] == 0
     with pytest.raises(ValueError, match="no action of detector"):
         env.step({GENERATOR: env.action_space(GENERATOR).sample()})
+    shown = []
     for _ in range(5):
         actions = {GENERATOR: env.action_space(GENERATOR).sample() * 0, DETECTOR: WAIT}
         seen, rewards, terminated, truncated, infos = env.step(actions)
         assert all(env.observation_space(agent).contains(seen[agent]) for agent in seen)
+        shown.append(int(seen[DETECTOR]["position"]))
     assert terminated == {GENERATOR: True, DETECTOR: True} and not any(truncated.values()) and env.agents == []
+    assert shown == [1, 2, 3, 4, 4]
     assert infos[DETECTOR]["verdict"] == REAL and isinstance(infos[DETECTOR]["real"], bool)
     assert env.render().dtype == "uint8" and env.state().ndim == 1
+    with pytest.raises(gymnasium.error.ResetNeeded, match="has ended"):
+        env.step(actions)
 
 
 @pytest.mark.parametrize("wrong", [{"wait_cost": -1.0}, {"pool": 0}, {"share": 2.0}, {"camera": "toy"}])
 def test_wrong_rules_are_told(wrong):
     with pytest.raises(ValueError):
         replace(GameRules(), **wrong)
+
+
+def test_all_judged_the_game_goes_on_and_pays_nothing(make):
+    game = make(4)
+    assert (play(game, [FAKE, FAKE, REAL, FAKE, FAKE])[DETECTOR][1:] == 0).all() and (game.state.verdict == FAKE).all()
 
 
 def test_actions_that_do_not_fit_are_told(make):

@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from reelgym.envs import presets
 from reelgym.envs.registration import KINDS
 from reelgym.experiments import cli
 from reelgym.experiments.bench import envs
@@ -14,7 +16,8 @@ from reelgym.experiments.readme import filled
 CPU = torch.device("cpu")
 
 
-def test_bench_envs_end_to_end(capsys, tmp_path):
+def test_bench_envs_end_to_end(capsys, tmp_path, stack, monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny", Path(stack))
     size = ["--envs", "2", "--rounds", "1", "--seconds", "0", "--steps", "20", "--many", "2"]
     assert cli.main(["bench", "envs", *size, "--device", "cpu", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out

@@ -6,7 +6,7 @@ from PIL import Image
 from reelgym.experiments import gallery
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images" / "envs"
-NAMES = {"stream_gen", "stream_denoise", "stream_steer", "stream_detect"}
+NAMES = {"stream_gen", "stream_denoise", "stream_steer", "stream_detect", "self_play"}
 
 
 def test_the_pictures_of_the_docs_move_and_are_small():
@@ -17,8 +17,9 @@ def test_the_pictures_of_the_docs_move_and_are_small():
 
 def test_the_gallery_is_made_again(tmp_path, capsys):
     assert gallery.main(["--out", str(tmp_path / "new")]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 5
     for name in NAMES:
+        assert b"made by a model" in Image.open(FOLDER / f"{name}.webp").info["xmp"]
         with Image.open(tmp_path / "new" / f"{name}.webp") as new, Image.open(FOLDER / f"{name}.webp") as committed:
             assert new.size == committed.size and new.n_frames > 8
 
