@@ -25,7 +25,7 @@ from .evaluate import Exam
 from .jobs import Job, Result, one_thread, run_jobs
 from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
-from .league.runs import ARMS, RULES, SEEN, UNSEEN, Common, LeagueTask, PanelTask, ScorersTask, Size, work
+from .league.runs import ARMS, PANEL_SEES, RULES, SEEN, UNSEEN, Common, LeagueTask, PanelTask, ScorersTask, Size, work
 from .league.tables import COLUMNS, all_rows, report
 from .methods import grammar_of
 from .pretrain.footage import footage
@@ -143,9 +143,9 @@ def chosen(config: Config) -> Preset:
 
 def _clips(size: Size, weights: Path, folder: Path, workers: int) -> None:
     """Everything that is filmed, once."""
-    own = {"real": size.reals, **dict.fromkeys(SEEN, size.fakes)}
+    fakes = {family: size.fakes // (1 if family in SEEN else 4) for family in PANEL_SEES}
     wanted = {
-        "train": own | dict.fromkeys(("student-2", "teacher"), size.fakes // 2),
+        "train": {"real": size.reals, **fakes},
         "validation": {"scripted": size.streams},
         "test": {"real": size.heldout_reals, **dict.fromkeys((*SEEN, *UNSEEN), size.heldout_fakes)},
     }

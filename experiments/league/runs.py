@@ -66,7 +66,9 @@ SEEN = ("student", "scripted")
 """Families of fakes that every league's detector begins with."""
 UNSEEN = ("student-2", "student-1", "teacher", *HELD_OUT)
 """Families that no league learns from."""
-LEARNS = DetectionConfig(learner=LearnerConfig(learning_rate=1e-3), camera=RULES.camera, pool=RULES.pool)
+PANEL_SEES = (*SEEN, "student-2", "student-1")
+"""What held-out detectors learn from."""
+LEARNS = DetectionConfig(learner=LearnerConfig(learning_rate=2e-3), camera=RULES.camera, pool=RULES.pool)
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,14 @@ class Size:
     """Of a match."""
     reals: int = 1024
     """Real clips that detectors learn from."""
-    fakes: int = 256
+    fakes: int = 512
     """Of each family that detectors begin with."""
     heldout_reals: int = 2048
     heldout_fakes: int = 128
     """Of each family."""
     panel: int = 2
     """Detectors trained apart, that nobody plays against."""
-    panel_updates: int = 300
+    panel_updates: int = 500
     response: int = 8
     """Updates of a generator's best response; a detector's takes ten times as many."""
     prompts: int = 24
@@ -145,14 +147,14 @@ def work(task: PanelTask | ScorersTask | LeagueTask) -> Result:
 
 
 def panel(task: PanelTask) -> Result:
-    """Another network with other seeds, on half of the fakes that leagues begin with and two families more."""
+    """Another network with another seed, on the fakes that leagues begin with and two families more."""
     size, clips = task.common.size, footage(task.common.footage)
     pool = FakePool()
-    for family in (*SEEN, "student-2", "teacher"):
-        pool.families[family] = clips["train", family][: size.fakes // 2]
+    for family in PANEL_SEES:
+        pool.families[family] = clips["train", family]
     torch.manual_seed(PANEL_SEED + task.seed)
     detector = ClipDetector(width=48)
-    config = replace(LEARNS, learner=LearnerConfig(learning_rate=2e-3), seed=PANEL_SEED + task.seed)
+    config = replace(LEARNS, seed=PANEL_SEED + task.seed)
     fit(Detection(config, detector, drawn(clips["train", "real"]), pool), size.panel_updates)
     return {"weights": detector.state_dict()}, {}
 
