@@ -1,8 +1,8 @@
 """The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
 
 A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. The
-kinds are table, verdict, pictures and slices (of a comparison's results.json), measured (of any other command's) and
-weights (a folder of trained parts).
+kinds are table, verdict, pictures and slices (of a comparison's results.json), measured (of any other command's),
+weights (a folder of trained parts) and families (the folder of a detector).
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from .tables import (
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = "docs/images/clips.webp"
-BLOCK = re.compile(r"(<!-- (table|verdict|pictures|slices|measured|weights): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (table|verdict|pictures|slices|measured|weights|families): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 PROMPTS = 4
 TAKEN = {
     "reelgym audit probe": ("probe.png",),
@@ -49,6 +51,7 @@ TAKEN = {
 GAP = "gap"
 SHARE = "oracle total on held-out prompts, as a share of the truth's"
 RANKS = "pairs of a held-out clip and its fake of an unseen family that {} ranks rightly"
+AREA = "area under the ROC curve, the student's clips of test prompts against the world's"
 BARS: tuple[tuple[str, str, str, float], ...] = (
     ("codec", "fraction", SHARE, 0.95),
     ("teacher", "fraction", SHARE, 0.80),
@@ -63,6 +66,14 @@ BARS: tuple[tuple[str, str, str, float], ...] = (
             (part, "spearman_low", "lower end of its 95% interval", 0.30),
         )
     ),
+    ("detector", "auc_student", AREA, 0.95),
+    ("rival", "auc_student", AREA, 0.60),
+)
+FAMILY_COLUMNS = (
+    Column("made by", "", lambda row: row["name"]),
+    Column("learned from", "", lambda row: "yes" if row["learned"] else "no"),
+    Column("AUC", "", lambda row: f"{row['auc']:.3f}"),
+    Column("found at 1% false positives", "", lambda row: f"{row['tpr']:.1%}"),
 )
 WEIGHT_COLUMNS = (
     Column("part", "", lambda row: row["part"]),
@@ -131,6 +142,7 @@ def filled(text: str, root: Path = ROOT) -> str:
         "slices": slices,
         "measured": measured,
         "weights": weights,
+        "families": families,
     }
     return BLOCK.sub(lambda found: f"{found[1]}\n{kinds[found[2]](root, found[3])}\n\n{found[4]}", text)
 
@@ -222,6 +234,26 @@ def weights(root: Path, path: str) -> str:
         cells = {"part": part, "what": what, "least": least, "measured": _figure(found, part, key)}
         rows.append({**cells, "made": found[part] if first else {}})
     return markdown_table(WEIGHT_COLUMNS, rows)
+
+
+def families(root: Path, path: str) -> str:
+    """How well a detector tells each family of made clips, and whether its numbers can be believed."""
+    made = _manifest(root / path)
+    quality, learned = made["quality"], made["recipe"]["weights"]
+    rows = []
+    for key in [key for key in quality if f"tpr_{key.removeprefix('auc_')}" in quality and key.startswith("auc_")]:
+        family = key.removeprefix("auc_")
+        name = family.replace("_", "-") if family.startswith("student_") else family
+        rows.append({"name": name, "learned": name in learned, "auc": quality[key], "tpr": quality[f"tpr_{family}"]})
+    after = ", ".join(f"{quality[f'auc_student_after_{chunk}']:.3f}" for chunk in range(1, 5))
+    lines = [
+        f"- The student's AUC after one, two, three and four chunks: {after}.",
+        f"- Expected calibration error: {quality['ece']:.3f}. Real test clips beyond the calibration's 1%: "
+        f"{quality['false_positives']:.1%}.",
+        f"- On its features of frames, against the student: D3 {quality['auc_student_d3']:.3f}, "
+        f"ReStraV {quality['auc_student_restrav']:.3f} (AUC).",
+    ]
+    return markdown_table(FAMILY_COLUMNS, rows) + "\n\n" + "\n".join(lines)
 
 
 def _results(path: Path) -> Row | None:

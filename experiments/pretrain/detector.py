@@ -98,7 +98,7 @@ class DetectorRecipe:
 
 RECIPES = {
     "detector": DetectorRecipe(),
-    "rival": DetectorRecipe(camera="night", weights=dict(WEAK), schedule=Length(400)),
+    "rival": DetectorRecipe(camera="night", weights=dict(WEAK), schedule=Length(600)),
 }
 
 

@@ -5,10 +5,24 @@ import json
 import pytest
 import torch
 
+from reelgym.envs.detect_bank import Source
+from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
+from reelgym.envs.worlds.render import render
+from reelgym.envs.worlds.scene import roll
 from reelgym.experiments.cli import main
+from reelgym.experiments.score import load_clip
+from reelgym.experiments.score_detector import Examiner
 from reelgym.models.calibration import Calibration
 from reelgym.models.detector import ClipDetector
-from reelgym.models.tiny import build_codec, load_manifest, load_tiny, save_tiny
+from reelgym.models.tiny import (
+    WEIGHTS,
+    build_codec,
+    build_generator,
+    load_encoder,
+    load_manifest,
+    load_tiny,
+    save_tiny,
+)
 from reelgym.video import write_video
 
 CHUNK = 3
@@ -80,8 +94,6 @@ def test_a_clip_over_time(call, tmp_path):
 
 
 def test_the_logits_are_those_of_the_detector_behind_the_codec(call, tmp_path, weights):
-    from reelgym.experiments.score import load_clip
-
     film(tmp_path / "a.mp4", 12)
     assert call("a.mp4", "--detector")[0] == 0
     codec, detector = load_tiny("codec", weights / "codec"), load_tiny("detector", weights / "detector")
@@ -148,3 +160,20 @@ def test_what_is_wrong_is_said(call, tmp_path, weights):
     ]:
         status, _, err = call(*args)
         assert status == 1 and err.startswith("reelgym: error: ") and err.count("\n") == 1 and words in err, err
+
+
+def test_compression_turns_no_verdict(tmp_path):
+    """The shipped detector on files of the world and of the shipped student, of prompts that no training has."""
+    scripts = sample_scripts(8, split="test", seed=5, grammar=GRAMMARS["plain"])
+    codec, student = load_tiny("codec"), load_tiny("student").requires_grad_(False)
+    source = Source(build_generator(student, codec), codec, load_encoder("student"))
+    clauses = [chunk_clauses(script, 4) for script in scripts]
+    kinds = {"real": render(roll(clauses, CHUNK, torch.Generator().manual_seed(5))), "made": source(scripts, 4, 5)}
+    examiner = Examiner.load(WEIGHTS / "detector", WEIGHTS / "codec", torch.device("cpu"))
+    for kind, clips in kinds.items():
+        for row, clip in enumerate(clips):
+            pixels = (clip.movedim(1, -1) * 255).round().byte()
+            large = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+            write_video(tmp_path / "a.mp4", large, 8.0, crf=28 if row % 2 else None)
+            video, _ = load_clip(tmp_path / "a.mp4", 8.0, 32)
+            assert examiner.examine(video, 8.0).verdict == kind
