@@ -24,6 +24,7 @@ COMMANDS = {
     "bench reward": "time scores and saliency against the published procedure",
     "bench envs": "time the environments: alone, with inference, with training, and doing nothing",
     "bench rl": "time to a real gain: chunks and seconds of every way to fine-tune, against published ones",
+    "bench adaptation": "time until a detector knows a new family of fakes, and what it forgets, by method",
 }
 GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 
@@ -31,7 +32,7 @@ USAGE = "\n".join(
     [
         "usage: reelgym COMMAND ...    (reelgym COMMAND --help for its options)",
         "",
-        *(f"  {name:<13} {help_line}" for name, help_line in COMMANDS.items()),
+        *(f"  {name:<16} {help_line}" for name, help_line in COMMANDS.items()),
         "",
         "All take --seed, --device and --out, and --debug for a traceback where an error is one line.",
     ]
@@ -57,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0 if given else 2
         if given[0] in GROUPS and given[1:] in ([], ["-h"], ["--help"]):
             members = [name for name in COMMANDS if name.split()[0] == given[0]]
-            print("\n".join(f"reelgym {name:<13} {COMMANDS[name]}" for name in members))
+            print("\n".join(f"reelgym {name:<16} {COMMANDS[name]}" for name in members))
             return 0 if given[1:] else 2
         words = 2 if given[0] in GROUPS else 1
         module, config = _read(" ".join(given[:words]), given[words:])

@@ -37,9 +37,11 @@ CAMERAS = {
     "phone": Camera(blur=(0.0, 0.3), gain=(0.95, 1.03), noise=(0.0, 0.015)),
     "webcam": Camera(blur=(0.1, 0.4), gain=(0.97, 1.05), noise=(0.005, 0.02), bits=7),
     "tinted": Camera(blur=(0.0, 0.3), noise=(0.0, 0.015), tint=(0.3, 1.0)),
+    "dusk": Camera(blur=(0.2, 0.8), gain=(0.9, 1.1), noise=(0.03, 0.08)),
     "night": Camera(blur=(0.3, 1.0), gain=(0.8, 1.1), noise=(0.1, 0.2)),
 }
-"""night: so dark that a small network is unsure of the shipped student's clips; what self-play is filmed with."""
+"""dusk: in which a small network learns to tell the shipped student's clips, but not at once.   night: so dark that it
+is unsure of them; what self-play is filmed with."""
 
 
 @dataclass(frozen=True)

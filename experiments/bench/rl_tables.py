@@ -45,8 +45,14 @@ def median_span(times: Sequence[float], reached: Sequence[bool]) -> Span:
 
 
 def ratio_span(theirs: Span, ours: Span) -> Span:
-    """theirs / ours; (0, inf) where neither is known."""
-    return theirs[0] / ours[1], theirs[1] / ours[0]
+    """theirs / ours; (0, inf) where neither is known, inf where ours is nothing and theirs is not."""
+    return _divided(theirs[0], ours[1]), _divided(theirs[1], ours[0])
+
+
+def _divided(theirs: float, ours: float) -> float:
+    if ours:
+        return theirs / ours
+    return math.inf if theirs else 1.0
 
 
 def resampled(times: Sequence[float], reached: Sequence[bool], resamples: int = RESAMPLES) -> list[Span]:

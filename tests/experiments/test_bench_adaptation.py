@@ -1,0 +1,173 @@
+"""`reelgym bench adaptation`: from end to end on a stack with random weights, and its arithmetic by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reelgym.agents.detection import DetectionConfig
+from reelgym.experiments import cli
+from reelgym.experiments.bench import adaptation, adaptation_tables
+from reelgym.experiments.bench.adaptation import Config, core_seconds
+from reelgym.experiments.bench.adaptation_runs import FAMILIES, METHODS, ORDERS, Order, Plan, Reel, rungs
+from reelgym.experiments.bench.adaptation_tables import arrival, goal_of, report, table_rows
+from reelgym.experiments.readme import filled
+from reelgym.models.detector import ClipDetector
+from reelgym.models.tiny import save_tiny
+
+SMALL = ["--orders", "tiny", "--seeds", "2", "--fakes", "12", "--test", "6", "--scratch", "4", "--rung", "2"]
+SMALL += ["--every", "1", "--batch", "2", "--workers", "1"]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(ORDERS, "tiny", Order(("flicker", "student"), "teleport", "student-1"))
+    monkeypatch.setattr(adaptation, "fingerprint", lambda weights: "one state of the code")
+
+
+def rows_of(folder, kind):
+    return [row for row in json.loads((folder / "results.json").read_text())["rows"] if row["kind"] == kind]
+
+
+def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_tiny(tmp_path / f"league-{seed}", ClipDetector(width=32), {})
+    out = tmp_path / "out"
+    paths = ["--detectors", str(tmp_path), "--weights", str(weights), "--out", str(out)]
+    args = ["bench", "adaptation", *SMALL, *paths]
+    assert cli.main(args) == 0, capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "minutes on 1 idle cores" in shown.err and "Orders not run: " in shown.out
+    runs, curve = rows_of(out, "run"), rows_of(out, "curve")
+    assert [(row["method"], row["seed"]) for row in runs] == [(method, seed) for method in METHODS for seed in (0, 1)]
+    assert all(row["sampling"] > 0 for row in runs)
+
+    def looks(method, key, seed=0):
+        return [row[key] for row in curve if row["method"] == method and row["seed"] == seed]
+
+    assert looks("frozen", "fakes") == [0] and looks("retrain", "fakes") == [12] * 4
+    for method in ("finetune", "replay", "selfplay"):
+        assert looks(method, "fakes") == [0, 8, 8, 12, 12]
+        assert looks(method, "seconds") == sorted(looks(method, "seconds"))
+        assert looks(method, "seconds")[3] > 12 * runs[0]["sampling"]
+    assert looks("retrain", "seconds")[0] > 12 * runs[0]["sampling"]
+    start = looks("frozen", "new")[0]
+    assert looks("finetune", "new")[0] == looks("replay", "new")[0] == start != looks("selfplay", "new")[0]
+    assert looks("finetune", "known")[1:] != looks("replay", "known")[1:]
+    assert (out / "bench-adaptation.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    written = json.loads((out / "results.json").read_text())
+    assert written["command"].startswith("reelgym bench adaptation --orders tiny --seeds 2")
+    page = filled("<!-- measured: results.json -->\n<!-- end -->", out)
+    assert report(written["rows"]) in page
+
+    monkeypatch.setattr(adaptation, "work", None)
+    assert cli.main(args) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out == shown.out
+
+
+def test_known_families_are_replayed_whole_and_the_new_one_in_part():
+    clips = {name: torch.full((12, 1), value) for value, name in enumerate(("real", "flicker", "teleport"))}
+    reel = Reel(Order(("flicker",), "teleport", "student"), clips, {}, {})
+    pool = reel.pool(("flicker", "teleport"), 8).families
+    assert {name: len(found) for name, found in pool.items()} == {"flicker": 12, "teleport": 8}
+    assert list(reel.pool(("teleport",), 8).families) == ["teleport"]
+    assert reel.real(5, 1).shape == (5, 1) and not reel.real(5, 1).any()
+
+
+def test_rungs():
+    assert rungs(256) == [8, 16, 32, 64, 128, 256] and rungs(100) == [8, 16, 32, 64, 100]
+    assert rungs(8) == [8] and rungs(5) == [5]
+
+
+def test_orders_are_of_families_that_are_there_and_never_the_same_twice():
+    for order in ORDERS.values():
+        assert len(set(order.families)) == len(order.families) and set(order.families) <= set(FAMILIES)
+    assert len({name for order in ORDERS.values() for name in order.families}) >= 6
+
+
+def a_run(new, known=None, seconds=None, sampling=0.1):
+    known, seconds = known or [1.0] * len(new), seconds or list(range(len(new)))
+    looks = [
+        {"fakes": 8 * place, "seconds": second, "new": x, "known": y, "later": 0.5}
+        for place, (x, y, second) in enumerate(zip(new, known, seconds, strict=True))
+    ]
+    return {"looks": looks, "sampling": sampling}
+
+
+def test_goal_and_arrival_by_hand():
+    assert goal_of(a_run([0.5, 0.9])) == pytest.approx(0.88) and goal_of(a_run([0.9, 0.79])) is None
+    at, whether = arrival(a_run([0.5, 0.9, 0.6]), 0.88)
+    assert (at["fakes"], whether) == (8, True)
+    at, whether = arrival(a_run([0.5, 0.6, 0.7]), 0.88)
+    assert (at["fakes"], whether) == (16, False)
+
+
+def runs_of(retrained):
+    """Two seeds of an order; replay is four times faster than retraining, fine-tuning never arrives."""
+    methods = {
+        "frozen": a_run([0.5]),
+        "retrain": a_run([0.6, retrained], seconds=[30, 40]),
+        "finetune": a_run([0.5, 0.6, 0.7], [1.0, 0.9, 0.8]),
+        "replay": a_run([0.5, 0.9, 0.9], [1.0, 0.99, 0.98], [0, 10, 20]),
+    }
+    return {("student", method, seed): run for method, run in methods.items() for seed in (0, 1)}
+
+
+def test_rows_by_hand():
+    rows = table_rows(runs_of(0.9), ["student"], list(METHODS)[:4], [0, 1])
+    found = {row["method"]: row for row in rows if row["kind"] == "method"}
+    assert (found["replay"]["fakes"], found["replay"]["seconds"], found["replay"]["arrived"]) == (8, 10, 2)
+    assert found["replay"]["forgotten"] == pytest.approx(0.02)
+    assert found["replay"]["forgotten_then"] == pytest.approx(0.01)
+    assert found["finetune"]["seconds"] is None and found["finetune"]["seconds_at_least"] == 2
+    assert found["finetune"]["forgotten_high"] == pytest.approx(0.2) and found["finetune"]["forgotten_then"] is None
+    assert found["frozen"]["seconds_at_least"] is None
+    ratios = {(row["against"], row["method"]): row for row in rows if row["kind"] == "ratio"}
+    assert (ratios["retrain", "replay"]["seconds"], ratios["retrain", "replay"]["seconds_low"]) == (4, 4)
+    assert ratios["finetune", "replay"]["seconds"] is None
+    shown = report(rows)
+    assert "| 4.0 [4.0, 4.0] |" in shown and "| never |" in shown and "| > 2 |" in shown
+    assert "that row is left out" in shown and "do not count" not in shown
+
+
+def test_what_a_retrain_cannot_tell_does_not_count():
+    rows = table_rows(runs_of(0.7), ["student"], list(METHODS)[:4], [0, 1])
+    assert not [row for row in rows if row["kind"] in ("method", "ratio")]
+    assert "Seeds whose full retrain stays below 0.8 do not count: student (0 of 2)." in report(rows)
+
+
+def test_seeds_are_drawn_with_all_their_orders():
+    arrived = {seed: [({"seconds": seconds}, True)] * 3 for seed, seconds in ((0, 1.0), (1, 9.0))}
+    assert {span[0] for span in adaptation_tables._resampled(arrived, "seconds")} == {1.0, 9.0}
+    drawn = [span[0] for span in adaptation_tables._resampled(arrived, "seconds")]
+    assert 0.15 < drawn.count(9.0) / len(drawn) < 0.35
+
+
+def test_the_default_is_within_its_budget():
+    assert core_seconds(Config()) / 2 <= 40 * 60 and Config().seeds == 5
+    assert core_seconds(replace(Config(), detectors="somewhere")) / 2 <= 40 * 60
+    assert Plan().detection == DetectionConfig(Plan().detection.learner, Config().batch, Config().camera)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--orders", "mystery"], "unknown order mystery; choose from"),
+        (["--seeds", "0"], "are at least 1"),
+        (["--rung", "2"], "rung is no less than every"),
+        (["--camera", "pinhole"], "unknown camera 'pinhole'"),
+        (["--detectors", "nowhere"], "nowhere/league-0: no rival weights here"),
+    ],
+)
+def test_wrong_arguments(args, words, tmp_path, capsys):
+    assert cli.main(["bench", "adaptation", *args, "--out", str(tmp_path)]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_detectors_of_another_size_are_refused(tmp_path, capsys):
+    save_tiny(tmp_path / "league-0", ClipDetector(width=16, size=8), {})
+    args = ["--seeds", "1", "--detectors", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main(["bench", "adaptation", *args]) == 1
+    assert "it looks at 8 pixels a side, not 16" in capsys.readouterr().err
