@@ -133,7 +133,8 @@ def _plan(config: Config) -> Plan:
         size = load_tiny("rival", _league(config, seed)).size
         if size != SIDE // detection.pool:
             raise ValueError(f"{_league(config, seed)}: it looks at {size} pixels a side, not {SIDE // detection.pool}")
-    return Plan(detection, config.scratch, config.rung, config.every, config.fakes, config.test)
+    sizes = {name: getattr(config, name) for name in ("scratch", "rung", "every", "fakes", "test")}
+    return Plan(detection, **sizes)
 
 
 def _seeds(config: Config) -> list[int]:

@@ -20,6 +20,7 @@ from ...agents.detection import Detection, DetectionConfig, FakePool
 from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.fit import fit
+from ...agents.learner import LearnerConfig
 from ...checkpoint import load_checkpoint
 from ...envs.detect_bank import STRENGTH, Source, scripted
 from ...envs.self_play import coded, stored
@@ -160,9 +161,9 @@ class Order:
 
 
 ORDERS = {
-    "student": Order(("flicker", "jitter", "teacher"), "student", "student-1"),
-    "one-step": Order(("flicker", "jitter", "student"), "student-1", "tuned"),
-    "scripted": Order(("flicker", "teleport", "student"), "hue_drift", "student-2"),
+    "student": Order(("flicker", "teleport", "hue_drift"), "student", "tuned"),
+    "teleport": Order(("flicker", "jitter", "student"), "teleport", "hue_drift"),
+    "teacher": Order(("flicker", "jitter", "student"), "teacher", "student-2"),
 }
 METHODS = {
     "frozen": "frozen",
@@ -179,8 +180,12 @@ with all families; that from a detector of `reelgym selfplay`."""
 class Plan:
     """How detectors learn and how often they are looked at."""
 
-    detection: DetectionConfig = field(default_factory=lambda: DetectionConfig(batch=16, camera="dusk"))
-    """Of all trainings but for the seed."""
+    detection: DetectionConfig = field(
+        default_factory=lambda: DetectionConfig(LearnerConfig(learning_rate=2e-3, ema=0.9), batch=16, camera="dusk")
+    )
+    """Of all trainings but for the seed; averaged weights are what is looked at."""
+    onward: float = 0.5
+    """Factor on the learning rate of a detector that goes on."""
     scratch: int = 300
     """Updates of a training from scratch: of the first detector, and of a full retrain."""
     rung: int = 24
@@ -287,10 +292,13 @@ def _filmed(clips: Tensor, detection: DetectionConfig) -> Tensor:
 
 def _base(task: BaseTask, reel: Reel) -> Result:
     detector = _untrained(task.seed, task.plan.detection)
-    trainer = _trainer(task, detector, reel, reel.pool(task.order.known, 0), task.seed)
+    trainer = Detection(
+        replace(task.plan.detection, seed=task.seed), detector, reel.real, reel.pool(task.order.known, 0)
+    )
     for _ in range(task.plan.scratch):
         trainer.update()
-    return {"weights": dict(detector.state_dict())}, {**reel.look(detector), "seconds": trainer.counts.seconds}
+    ready = trainer.learner.averaged()
+    return {"weights": dict(ready.state_dict())}, {**reel.look(ready), "seconds": trainer.counts.seconds}
 
 
 def _run(task: RunTask, reel: Reel) -> dict[str, Any]:
@@ -298,7 +306,7 @@ def _run(task: RunTask, reel: Reel) -> dict[str, Any]:
         looks = _retrained(task, reel)
     else:
         detector = _started(task)
-        looks = [{"fakes": 0, "seconds": 0.0, **reel.look(detector)}]
+        looks = [{"fakes": 0, "updates": 0, "seconds": 0.0, **reel.look(detector)}]
         looks += [] if task.method == "frozen" else _went_on(task, reel, detector)
     return {"looks": looks, "sampling": reel.seconds[task.order.new]}
 
@@ -307,21 +315,24 @@ def _retrained(task: RunTask, reel: Reel) -> list[dict[str, float]]:
     """From scratch with all fakes from the first update on, looked at as often as those that go on."""
     plan, total = task.plan, len(rungs(task.plan.fakes)) * (task.plan.rung // task.plan.every)
     detector = _untrained(task.seed, plan.detection)
-    families = (*task.order.known, task.order.new)
-    trainer = _trainer(task, detector, reel, reel.pool(families, plan.fakes), task.seed)
+    pool = reel.pool((*task.order.known, task.order.new), plan.fakes)
+    trainer = Detection(replace(plan.detection, seed=task.seed), detector, reel.real, pool)
     looks, sampled = list[dict[str, float]](), plan.fakes * reel.seconds[task.order.new]
     due = {round(plan.scratch * (place + 1) / total) for place in range(total)}
     while trainer.counts.updates < plan.scratch:
         trainer.update()
         if trainer.counts.updates in due:
-            looks.append({"fakes": plan.fakes, "seconds": sampled + trainer.counts.seconds, **reel.look(detector)})
+            looks.append(_looked(trainer, reel, plan.fakes, sampled))
     return looks
 
 
 def _went_on(task: RunTask, reel: Reel, detector: ClipDetector) -> list[dict[str, float]]:
     """Rung by rung more fakes of the new family; without replay there is nothing beside them."""
     known = () if task.method == "finetune" else task.order.known
-    trainer = _trainer(task, detector, reel, FakePool(), task.seed + GOES_ON)
+    learner = task.plan.detection.learner
+    learner = replace(learner, learning_rate=task.plan.onward * learner.learning_rate)
+    detection = replace(task.plan.detection, learner=learner, seed=task.seed + GOES_ON)
+    trainer = Detection(detection, detector, reel.real, FakePool())
     looks = list[dict[str, float]]()
     for fakes in rungs(task.plan.fakes):
         trainer.fakes = reel.pool((*known, task.order.new), fakes)
@@ -329,12 +340,14 @@ def _went_on(task: RunTask, reel: Reel, detector: ClipDetector) -> list[dict[str
         for number in range(1, task.plan.rung + 1):
             trainer.update()
             if number % task.plan.every == 0:
-                looks.append({"fakes": fakes, "seconds": sampled + trainer.counts.seconds, **reel.look(detector)})
+                looks.append(_looked(trainer, reel, fakes, sampled))
     return looks
 
 
-def _trainer(task: BaseTask | RunTask, detector: ClipDetector, reel: Reel, pool: FakePool, seed: int) -> Detection:
-    return Detection(replace(task.plan.detection, seed=seed), detector, reel.real, pool)
+def _looked(trainer: Detection, reel: Reel, fakes: int, sampled: float) -> dict[str, float]:
+    """A look after so many fakes of the new family, and the clock: seconds of sampling them and of training."""
+    spent = {"fakes": fakes, "updates": trainer.counts.updates, "seconds": sampled + trainer.counts.seconds}
+    return spent | reel.look(trainer.learner.averaged())
 
 
 def _untrained(seed: int, detection: DetectionConfig) -> ClipDetector:

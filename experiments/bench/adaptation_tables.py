@@ -129,9 +129,9 @@ def _ratio_rows(name: str, arrived: Mapping[str, Mapping[int, Sequence[Arrival]]
                 continue
             row: Row = {"kind": "ratio", "order": name, "method": ours, "against": theirs}
             for unit in UNITS:
-                spans = [span_of([one for found in arrived[m].values() for one in found], unit) for m in (theirs, ours)]
-                low, high = ratio_span(*spans)
-                ends = interval_of(*(_resampled(arrived[method], unit) for method in (theirs, ours)))
+                them, us = ([one for found in arrived[m].values() for one in found] for m in (theirs, ours))
+                low, high = ratio_span(span_of(them, unit), span_of(us, unit))
+                ends = interval_of(_resampled(arrived[theirs], unit), _resampled(arrived[ours], unit))
                 row |= {unit: low if low == high else None, f"{unit}_at_least": low, f"{unit}_at_most": high}
                 row |= {f"{unit}_low": ends[0], f"{unit}_high": ends[1]}
             rows.append({key: None if value == math.inf else value for key, value in row.items()})

@@ -7,11 +7,24 @@ import pytest
 import torch
 
 from reelgym.agents.detection import DetectionConfig
+from reelgym.envs.worlds.grammar import GRAMMARS, sample_scripts
 from reelgym.experiments import cli
 from reelgym.experiments.bench import adaptation, adaptation_tables
 from reelgym.experiments.bench.adaptation import Config, core_seconds
-from reelgym.experiments.bench.adaptation_runs import FAMILIES, METHODS, ORDERS, Order, Plan, Reel, rungs
+from reelgym.experiments.bench.adaptation_runs import (
+    FAMILIES,
+    METHODS,
+    ORDERS,
+    ClipsTask,
+    Order,
+    Plan,
+    Reel,
+    rungs,
+    sampler_of,
+    work,
+)
 from reelgym.experiments.bench.adaptation_tables import arrival, goal_of, report, table_rows
+from reelgym.experiments.methods import Stack
 from reelgym.experiments.readme import filled
 from reelgym.models.detector import ClipDetector
 from reelgym.models.tiny import save_tiny
@@ -74,6 +87,25 @@ def test_known_families_are_replayed_whole_and_the_new_one_in_part():
     assert {name: len(found) for name, found in pool.items()} == {"flicker": 12, "teleport": 8}
     assert list(reel.pool(("teleport",), 8).families) == ["teleport"]
     assert reel.real(5, 1).shape == (5, 1) and not reel.real(5, 1).any()
+
+
+@pytest.mark.parametrize("family", ["real", "hue_drift", "student-2", "tuned", "teacher"])
+def test_clips_of_every_kind_of_family(family, weights, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "tuned", replace(FAMILIES["tuned"], updates=1))
+    groups, meta = work(ClipsTask(family, 3, 2, str(weights)))
+    train, test = groups["clips"]["train"], groups["clips"]["test"]
+    assert train.shape == (3, 12, 3, 32, 32) and test.shape == (2, 12, 3, 32, 32) and train.dtype == torch.uint8
+    assert not torch.equal(train[:2], test) and meta["seconds"] > 0
+
+
+def test_families_are_made_as_they_say(weights):
+    clips = {name: work(ClipsTask(name, 2, 1, str(weights)))[0]["clips"]["train"] for name in ("real", "blank")}
+    assert (clips["real"] != clips["blank"]).any()
+    stack = Stack.load(weights)
+    scripts = sample_scripts(2, split="train", seed=0, grammar=GRAMMARS["plain"])
+    made = {name: sampler_of(stack, name)(scripts, 5) for name in ("student", "student-2", "student-1")}
+    assert not torch.equal(made["student"], made["student-2"]) and not torch.equal(made["student-2"], made["student-1"])
+    assert torch.equal(made["student-1"], sampler_of(stack, "student-1")(scripts, 5))
 
 
 def test_rungs():
