@@ -161,7 +161,7 @@ class Order:
 
 
 ORDERS = {
-    "student": Order(("flicker", "teleport", "hue_drift"), "student", "tuned"),
+    "student": Order(("flicker", "jitter", "hue_drift"), "student", "tuned"),
     "teleport": Order(("flicker", "jitter", "student"), "teleport", "hue_drift"),
     "teacher": Order(("flicker", "jitter", "student"), "teacher", "student-2"),
 }
@@ -184,13 +184,11 @@ class Plan:
         default_factory=lambda: DetectionConfig(LearnerConfig(learning_rate=2e-3, ema=0.9), batch=16, camera="dusk")
     )
     """Of all trainings but for the seed; averaged weights are what is looked at."""
-    onward: float = 0.5
-    """Factor on the learning rate of a detector that goes on."""
-    scratch: int = 300
+    scratch: int = 400
     """Updates of a training from scratch: of the first detector, and of a full retrain."""
-    rung: int = 24
+    rung: int = 40
     """Updates with every number of fakes of the new family."""
-    every: int = 8
+    every: int = 10
     """Updates between two looks where a detector goes on; from scratch it is looked at as often as that in all."""
     fakes: int = 256
     """Of the new family at most; the first rung has 8, and each other twice as many as the one before. Of known
@@ -267,9 +265,11 @@ class Reel:
         clips = self.train[REAL]
         return clips[torch.randint(len(clips), (count,), generator=random)].float() / 255
 
-    def pool(self, names: Sequence[str], fakes: int) -> FakePool:
-        """All training clips of the named families, but of the new one the first `fakes`."""
-        return FakePool({name: self.train[name][: fakes if name == self.order.new else None] for name in names})
+    def pool(self, known: bool, fakes: int) -> FakePool:
+        """All training clips of the known families, the first `fakes` of the new one, and where there are both, both
+        equally often."""
+        clips = {"known": torch.cat([self.train[name] for name in self.order.known])} if known else {}
+        return FakePool(clips | ({"new": self.train[self.order.new][:fakes]} if fakes else {}))
 
     @torch.no_grad()
     def look(self, detector: ClipDetector) -> dict[str, float]:
@@ -292,9 +292,7 @@ def _filmed(clips: Tensor, detection: DetectionConfig) -> Tensor:
 
 def _base(task: BaseTask, reel: Reel) -> Result:
     detector = _untrained(task.seed, task.plan.detection)
-    trainer = Detection(
-        replace(task.plan.detection, seed=task.seed), detector, reel.real, reel.pool(task.order.known, 0)
-    )
+    trainer = Detection(replace(task.plan.detection, seed=task.seed), detector, reel.real, reel.pool(True, 0))
     for _ in range(task.plan.scratch):
         trainer.update()
     ready = trainer.learner.averaged()
@@ -315,8 +313,8 @@ def _retrained(task: RunTask, reel: Reel) -> list[dict[str, float]]:
     """From scratch with all fakes from the first update on, looked at as often as those that go on."""
     plan, total = task.plan, len(rungs(task.plan.fakes)) * (task.plan.rung // task.plan.every)
     detector = _untrained(task.seed, plan.detection)
-    pool = reel.pool((*task.order.known, task.order.new), plan.fakes)
-    trainer = Detection(replace(plan.detection, seed=task.seed), detector, reel.real, pool)
+    detection = replace(plan.detection, seed=task.seed)
+    trainer = Detection(detection, detector, reel.real, reel.pool(True, plan.fakes))
     looks, sampled = list[dict[str, float]](), plan.fakes * reel.seconds[task.order.new]
     due = {round(plan.scratch * (place + 1) / total) for place in range(total)}
     while trainer.counts.updates < plan.scratch:
@@ -328,14 +326,11 @@ def _retrained(task: RunTask, reel: Reel) -> list[dict[str, float]]:
 
 def _went_on(task: RunTask, reel: Reel, detector: ClipDetector) -> list[dict[str, float]]:
     """Rung by rung more fakes of the new family; without replay there is nothing beside them."""
-    known = () if task.method == "finetune" else task.order.known
-    learner = task.plan.detection.learner
-    learner = replace(learner, learning_rate=task.plan.onward * learner.learning_rate)
-    detection = replace(task.plan.detection, learner=learner, seed=task.seed + GOES_ON)
+    detection = replace(task.plan.detection, seed=task.seed + GOES_ON)
     trainer = Detection(detection, detector, reel.real, FakePool())
     looks = list[dict[str, float]]()
     for fakes in rungs(task.plan.fakes):
-        trainer.fakes = reel.pool((*known, task.order.new), fakes)
+        trainer.fakes = reel.pool(task.method != "finetune", fakes)
         sampled = fakes * reel.seconds[task.order.new]
         for number in range(1, task.plan.rung + 1):
             trainer.update()

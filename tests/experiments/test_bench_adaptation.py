@@ -81,11 +81,12 @@ def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
 
 
 def test_known_families_are_replayed_whole_and_the_new_one_in_part():
-    clips = {name: torch.full((12, 1), value) for value, name in enumerate(("real", "flicker", "teleport"))}
-    reel = Reel(Order(("flicker",), "teleport", "student"), clips, {}, {})
-    pool = reel.pool(("flicker", "teleport"), 8).families
-    assert {name: len(found) for name, found in pool.items()} == {"flicker": 12, "teleport": 8}
-    assert list(reel.pool(("teleport",), 8).families) == ["teleport"]
+    clips = {name: torch.full((12, 1), value) for value, name in enumerate(("real", "flicker", "swap", "teleport"))}
+    reel = Reel(Order(("flicker", "swap"), "teleport", "student"), clips, {}, {})
+    pool = reel.pool(True, 8).families
+    assert {name: found.unique().tolist() for name, found in pool.items()} == {"known": [1, 2], "new": [3]}
+    assert {name: len(found) for name, found in pool.items()} == {"known": 24, "new": 8}
+    assert list(reel.pool(False, 8).families) == ["new"] and list(reel.pool(True, 0).families) == ["known"]
     assert reel.real(5, 1).shape == (5, 1) and not reel.real(5, 1).any()
 
 
