@@ -38,8 +38,8 @@ __all__ = ["COLUMNS", "Config", "report", "run"]
 PICTURE = "bench-adaptation.svg"
 UPDATE, LOOK = 0.0033, 0.0007
 """Seconds that a clip takes in an update, and in a look, on one idle core."""
-RL_UPDATE = 1.0
-"""Seconds of an update of the student by RL."""
+RL_UPDATE, LOADED = 1.0, 3.0
+"""Seconds of an update of the student by RL; of loading and filming the clips, in each job that trains or looks."""
 REALS = (4, 2)
 """How many times more clips of the world there are than of a family, to train on and to test with; they are free."""
 GOING_ON = ("finetune", "replay", "selfplay")
@@ -112,13 +112,9 @@ def core_seconds(config: Config) -> float:
     going = [method for method in _methods(config) if method in GOING_ON]
     updates = 2 * config.scratch + len(going) * rounds * config.rung
     looks = 2 + (1 + len(going)) * rounds * (config.rung // config.every)
-    per_seed = updates * update + sum((looks * _film(config, order)) for order in config.orders) / len(config.orders)
-    return clips + len(config.orders) * config.seeds * per_seed
-
-
-def _film(config: Config, order: str) -> float:
-    """Seconds of a look."""
-    return LOOK * config.test * (REALS[1] + len(ORDERS[order].families))
+    per_seed = updates * update + (1 + len(_methods(config))) * LOADED
+    films = sum(LOOK * config.test * (REALS[1] + len(ORDERS[order].families)) for order in config.orders)
+    return clips + config.seeds * (len(config.orders) * per_seed + looks * films)
 
 
 def _plan(config: Config) -> Plan:
