@@ -190,19 +190,21 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[DealtState]):
     def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> DealtState:
         if self._state is None and not bool(mask.all()):
             raise gymnasium.error.ResetNeeded("the first reset begins every row: leave out reset_mask")
-        if self._state is None:
+        if self._state is None or bool(mask.all()):
             return self._begin(options)
         if options.get("scripts") is None:
-            return self._renew(self._state, mask)
+            return self._dealt(self._state, mask, self._keys({}))
         return self._state.where(mask, self._begin(options))
 
     def _renew(self, state: DealtState, ended: Tensor) -> DealtState:
+        return self._dealt(state, ended, fold(state.keys, 1))
+
+    def _dealt(self, state: DealtState, begun: Tensor, keys: Tensor) -> DealtState:
+        """The state with streams of the stock where begun [N], drawn with keys [N]."""
         state = self._stocked(state)
         assert state.stock is not None
-        keys = fold(state.keys, 1)
         drawn = (uniform(keys, 0, 0, (1,))[:, 0] * len(state.stock.real)).long()
-        begun = self._opened(state.stock.take(drawn), keys, state.seed)
-        return state.where(ended, begun)
+        return state.where(begun, self._opened(state.stock.take(drawn), keys, state.seed))
 
     def _stocked(self, state: DealtState) -> DealtState:
         """The state with a stock that is not used up."""

@@ -133,6 +133,15 @@ def test_a_mask_begins_its_rows(make):
         assert torch.equal(env.state.reel.pixels[[0, 2]], before[[0, 2]])
 
 
+def test_a_mask_of_all_rows_is_a_reset_by_its_seed(make):
+    env, whole = make(3, autoreset_mode="Disabled"), np.ones(3, bool)
+    env.reset(seed=1)
+    env.reset(seed=2, options={"reset_mask": whole})
+    other = make(3)
+    other.reset(seed=2)
+    assert torch.equal(env.state.reel.pixels, other.state.reel.pixels)
+
+
 def test_bad_input_is_told(make, generator):
     for wrong in ({"clips": 0}, {"lasts": 0}):
         with pytest.raises(ValueError, match="clips and lasts are at least 1"):
