@@ -17,6 +17,7 @@ from ...checkpoint import sha256_file
 from ...envs.worlds.scene import SIDE
 from ...models.tiny import WEIGHTS, load_tiny
 from ..jobs import Job, one_thread, run_jobs
+from ..league.runs import UNSEEN
 from ..results import command_line, write_results
 from ..runs import fingerprint
 from .adaptation_runs import (
@@ -57,7 +58,7 @@ class Config:
     """The first of the seeds."""
     detectors: Path | None = None
     """Folder with the detectors that `reelgym selfplay` wrote, league-0, league-1, ..., one for each seed; without it
-    that method is left out."""
+    that method is left out, and so it is in orders whose new family a league has met."""
     fakes: int = Plan.fakes
     """Clips of the new family at most; as many of every known one."""
     test: int = Plan.test
@@ -142,7 +143,14 @@ def _methods(config: Config) -> list[str]:
 
 
 def _asked(config: Config) -> list[tuple[str, str, int]]:
-    return [(order, method, seed) for order in config.orders for method in _methods(config) for seed in _seeds(config)]
+    """Every run: order, method, seed. Of detectors from self-play those alone to which the new family is new."""
+    return [
+        (order, method, seed)
+        for order in config.orders
+        for method in _methods(config)
+        for seed in _seeds(config)
+        if method != "selfplay" or ORDERS[order].new in UNSEEN
+    ]
 
 
 def _families(config: Config) -> list[str]:

@@ -54,8 +54,9 @@ def table_rows(runs: Runs, orders: Sequence[str], methods: Sequence[str], seeds:
         counted = {seed: [order for order in chosen if goals[order, seed] is not None] for seed in seeds}
         counted = {seed: found for seed, found in counted.items() if found}
         if counted:
-            arrived = {method: _arrivals(runs, method, counted, goals) for method in methods}
-            rows += [_method_row(runs, name, method, counted, arrived[method]) for method in methods]
+            there = [method for method in methods if all((order, method, seeds[0]) in runs for order in chosen)]
+            arrived = {method: _arrivals(runs, method, counted, goals) for method in there}
+            rows += [_method_row(runs, name, method, counted, arrived[method]) for method in there]
             rows += _ratio_rows(name, arrived)
     for (order, method, seed), run in runs.items():
         goal, own = goals[order, seed], {"order": order, "method": method, "seed": seed}
