@@ -10,6 +10,7 @@ from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import roll
 from reelgym.experiments.cli import main
+from reelgym.experiments.pretrain.detector_measure import auc
 from reelgym.experiments.score import load_clip
 from reelgym.experiments.score_detector import Examiner
 from reelgym.models.calibration import Calibration
@@ -170,10 +171,15 @@ def test_compression_turns_no_verdict(tmp_path):
     clauses = [chunk_clauses(script, 4) for script in scripts]
     kinds = {"real": render(roll(clauses, CHUNK, torch.Generator().manual_seed(5))), "made": source(scripts, 4, 5)}
     examiner = Examiner.load(WEIGHTS / "detector", WEIGHTS / "codec", torch.device("cpu"))
+    logits = {}
     for kind, clips in kinds.items():
+        told = []
         for row, clip in enumerate(clips):
             pixels = (clip.movedim(1, -1) * 255).round().byte()
             large = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
             write_video(tmp_path / "a.mp4", large, 8.0, crf=28 if row % 2 else None)
             video, _ = load_clip(tmp_path / "a.mp4", 8.0, 32)
-            assert examiner.examine(video, 8.0).verdict == kind
+            told.append((examiner.examine(video, 8.0), examiner.examine(clip, 8.0)))
+        assert [file.verdict for file, _ in told] == [clip.verdict for _, clip in told]
+        logits[kind] = torch.tensor([file.overall[0] for file, _ in told])
+    assert auc(logits["made"], logits["real"]) > 0.95
