@@ -12,22 +12,12 @@ from torch import Tensor
 
 from ...models.calibration import Calibration
 from ...models.scorers import D3, ReStraV
+from ..stats import auc, tpr_at
 from .footage import REAL
 
 BINS = 15
 RARE = 0.01
-"""False-positive rate at which the share of made clips found is told."""
-
-
-def auc(made: Tensor, real: Tensor) -> float:
-    """How often a made clip scores above a real one, ties by half; scores [M] of either."""
-    gap = made[:, None] - real
-    return float((gap > 0).double().mean() + (gap == 0).double().mean() / 2)
-
-
-def found_at(made: Tensor, real: Tensor, rate: float = RARE) -> float:
-    """Share of made clips that score above all but `rate` of the real ones; scores [M] of either."""
-    return float((made > torch.quantile(real, 1 - rate)).double().mean())
+"""Share of real clips that the calibration is asked to flag."""
 
 
 def calibration_error(probability: Tensor, made: Tensor, weight: Tensor) -> float:
@@ -58,10 +48,10 @@ def quality_of(
     last, chunks = {name: values[:, -1] for name, values in logits.items()}, calibration.chunks
     real = last[REAL]
     told = {name.replace("-", "_"): values for name, values in last.items() if name != REAL}
-    quality = {f"auc_{name}": auc(values, real) for name, values in told.items()}
-    quality |= {f"tpr_{name}": found_at(values, real) for name, values in told.items()}
+    quality = {f"auc_{name}": auc(real.numpy(), values.numpy()) for name, values in told.items()}
+    quality |= {f"tpr_{name}": tpr_at(real.numpy(), values.numpy()) for name, values in told.items()}
     for chunk, (made, true) in enumerate(zip(logits["student"].unbind(1), logits[REAL].unbind(1), strict=True), 1):
-        quality[f"auc_student_after_{chunk}"] = auc(made, true)
+        quality[f"auc_student_after_{chunk}"] = auc(true.numpy(), made.numpy())
     mix, made_mix, each = mixed(logits, weights)
     probability = calibration.probability(mix[:, -1], chunks)
     quality["ece"] = calibration_error(probability, made_mix, each)
@@ -82,4 +72,7 @@ def trajectory_quality(
         "d3": D3.fit(features, known[REAL]),
         "restrav": ReStraV.fit(features, known[REAL], known["student"]),
     }
-    return {f"auc_student_{name}": auc(scorer(new["student"]), scorer(new[REAL])) for name, scorer in scorers.items()}
+    return {
+        f"auc_student_{name}": auc(*(scorer(new[kind]).numpy() for kind in (REAL, "student")))
+        for name, scorer in scorers.items()
+    }

@@ -11,17 +11,10 @@ from reelgym.envs.detect_bank import HELD_OUT
 from reelgym.experiments import train
 from reelgym.experiments.pretrain import detector as pretraining
 from reelgym.experiments.pretrain.detector import RECIPES, Length, filmed
-from reelgym.experiments.pretrain.detector_measure import auc, calibration_error, found_at, mixed
+from reelgym.experiments.pretrain.detector_measure import calibration_error, mixed
 from reelgym.experiments.pretrain.footage import FAMILIES, LEARNED, REAL, footage
 from reelgym.models.calibration import Calibration
 from reelgym.models.tiny import load_manifest, load_tiny
-
-
-def test_areas_and_rates_by_hand():
-    real = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    assert auc(torch.tensor([4.0, 5.0]), real) == 1 and auc(real, real) == 0.5
-    assert auc(torch.tensor([1.5, -1.0]), real) == 0.25
-    assert found_at(torch.tensor([2.5, 9.0, 0.0]), real, 0.25) == pytest.approx(2 / 3)
 
 
 def test_calibration_error_by_hand():

@@ -10,9 +10,9 @@ from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import roll
 from reelgym.experiments.cli import main
-from reelgym.experiments.pretrain.detector_measure import auc
 from reelgym.experiments.score import load_clip
 from reelgym.experiments.score_detector import Examiner
+from reelgym.experiments.stats import auc
 from reelgym.models.calibration import Calibration
 from reelgym.models.detector import ClipDetector
 from reelgym.models.tiny import (
@@ -61,7 +61,7 @@ def call(weights, tmp_path, monkeypatch, capsys):
 def film(path, frames, seed=0):
     pixels = torch.rand(frames, 32, 32, 3, generator=torch.Generator().manual_seed(seed))
     large = (pixels * 255).byte().repeat_interleave(4, 1).repeat_interleave(4, 2)
-    write_video(path, large, 8.0)
+    write_video(path, large, 8.0, made_by=None)
 
 
 def results():
@@ -177,9 +177,9 @@ def test_compression_turns_no_verdict(tmp_path):
         for row, clip in enumerate(clips):
             pixels = (clip.movedim(1, -1) * 255).round().byte()
             large = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
-            write_video(tmp_path / "a.mp4", large, 8.0, crf=28 if row % 2 else None)
+            write_video(tmp_path / "a.mp4", large, 8.0, crf=28 if row % 2 else None, made_by=None)
             video, _ = load_clip(tmp_path / "a.mp4", 8.0, 32)
             told.append((examiner.examine(video, 8.0), examiner.examine(clip, 8.0)))
         assert [file.verdict for file, _ in told] == [clip.verdict for _, clip in told]
         logits[kind] = torch.tensor([file.overall[0] for file, _ in told])
-    assert auc(logits["made"], logits["real"]) > 0.95
+    assert auc(logits["real"].numpy(), logits["made"].numpy()) > 0.95
