@@ -67,6 +67,8 @@ class Config:
     """Updates of a training from scratch."""
     rung: int = Plan.rung
     """Updates with 8, 16, 32, ... fakes each."""
+    last: int = Plan.last
+    """Updates with all of them."""
     every: int = Plan.every
     """Updates between two looks."""
     batch: int = 16
@@ -109,11 +111,11 @@ def core_seconds(config: Config) -> float:
     """About what the whole takes one idle core."""
     clips = sum(FAMILIES[name].pace * sum(_counts(config, name)) for name in _families(config))
     clips += sum(FAMILIES[name].updates * RL_UPDATE for name in _families(config))
-    update, rounds = 2 * config.batch * UPDATE, len(rungs(config.fakes))
+    rounds = (len(rungs(config.fakes)) - 1) * config.rung + config.last
     going = [method for method in _methods(config) if method in GOING_ON]
-    updates = 2 * config.scratch + len(going) * rounds * config.rung
-    looks = 2 + (1 + len(going)) * rounds * (config.rung // config.every)
-    per_seed = updates * update + (1 + len(_methods(config))) * LOADED
+    updates = 2 * config.scratch + len(going) * rounds
+    looks = 2 + (1 + len(going)) * rounds // config.every
+    per_seed = updates * 2 * config.batch * UPDATE + (1 + len(_methods(config))) * LOADED
     films = sum(LOOK * config.test * (REALS[1] + len(ORDERS[order].families)) for order in config.orders)
     return clips + config.seeds * (len(config.orders) * per_seed + looks * films)
 
@@ -123,14 +125,19 @@ def _plan(config: Config) -> Plan:
     unknown = [name for name in config.orders if name not in ORDERS]
     if unknown or not config.orders:
         raise ValueError(f"unknown order {', '.join(unknown) or 'none'}; choose from {', '.join(ORDERS)}")
-    if min(config.seeds, config.fakes, config.test, config.scratch, config.every) < 1 or config.rung < config.every:
-        raise ValueError("seeds, fakes, test, scratch and every are at least 1, and rung is no less than every")
+    if (
+        min(config.seeds, config.fakes, config.test, config.scratch, config.every) < 1
+        or min(config.rung, config.last) < config.every
+    ):
+        raise ValueError(
+            "seeds, fakes, test, scratch and every are at least 1, and rung and last are no less than every"
+        )
     detection = DetectionConfig(Plan().detection.learner, config.batch, config.camera)
     for seed in _seeds(config) if config.detectors else ():
         size = load_tiny("rival", _league(config, seed)).size
         if size != SIDE // detection.pool:
             raise ValueError(f"{_league(config, seed)}: it looks at {size} pixels a side, not {SIDE // detection.pool}")
-    sizes = {name: getattr(config, name) for name in ("scratch", "rung", "every", "fakes", "test")}
+    sizes = {name: getattr(config, name) for name in ("scratch", "rung", "last", "every", "fakes", "test")}
     return Plan(detection, **sizes)
 
 

@@ -163,7 +163,7 @@ class Order:
 ORDERS = {
     "student": Order(("flicker", "jitter", "hue_drift"), "student", "tuned"),
     "teleport": Order(("flicker", "jitter", "student"), "teleport", "hue_drift"),
-    "teacher": Order(("flicker", "jitter", "student"), "teacher", "student-2"),
+    "teacher": Order(("flicker", "jitter", "hue_drift"), "teacher", "student-2"),
 }
 METHODS = {
     "frozen": "frozen",
@@ -184,10 +184,12 @@ class Plan:
         default_factory=lambda: DetectionConfig(LearnerConfig(learning_rate=2e-3, ema=0.9), batch=16, camera="dusk")
     )
     """Of all trainings but for the seed; averaged weights are what is looked at."""
-    scratch: int = 400
+    scratch: int = 350
     """Updates of a training from scratch: of the first detector, and of a full retrain."""
-    rung: int = 40
+    rung: int = 20
     """Updates with every number of fakes of the new family."""
+    last: int = 160
+    """Updates with all of them, in place of so many."""
     every: int = 10
     """Updates between two looks where a detector goes on; from scratch it is looked at as often as that in all."""
     fakes: int = 256
@@ -195,6 +197,14 @@ class Plan:
     families there are as many."""
     test: int = 128
     """Clips of a family in a look."""
+
+    @property
+    def due(self) -> list[tuple[int, int]]:
+        """Looks of a detector that goes on: the fakes that it has, and the updates since it got them."""
+        found = rungs(self.fakes)
+        lengths = [self.rung] * (len(found) - 1) + [self.last]
+        looks = [range(self.every, length + 1, self.every) for length in lengths]
+        return [(fakes, number) for fakes, numbers in zip(found, looks, strict=True) for number in numbers]
 
 
 def rungs(fakes: int) -> list[int]:
@@ -311,7 +321,7 @@ def _run(task: RunTask, reel: Reel) -> dict[str, Any]:
 
 def _retrained(task: RunTask, reel: Reel) -> list[dict[str, float]]:
     """From scratch with all fakes from the first update on, looked at as often as those that go on."""
-    plan, total = task.plan, len(rungs(task.plan.fakes)) * (task.plan.rung // task.plan.every)
+    plan, total = task.plan, len(task.plan.due)
     detector = _untrained(task.seed, plan.detection)
     detection = replace(plan.detection, seed=task.seed)
     trainer = Detection(detection, detector, reel.real, reel.pool(True, plan.fakes))
@@ -329,13 +339,12 @@ def _went_on(task: RunTask, reel: Reel, detector: ClipDetector) -> list[dict[str
     detection = replace(task.plan.detection, seed=task.seed + GOES_ON)
     trainer = Detection(detection, detector, reel.real, FakePool())
     looks = list[dict[str, float]]()
-    for fakes in rungs(task.plan.fakes):
-        trainer.fakes = reel.pool(task.method != "finetune", fakes)
-        sampled = fakes * reel.seconds[task.order.new]
-        for number in range(1, task.plan.rung + 1):
+    for fakes, number in task.plan.due:
+        if number == task.plan.every:
+            trainer.fakes = reel.pool(task.method != "finetune", fakes)
+        for _ in range(task.plan.every):
             trainer.update()
-            if number % task.plan.every == 0:
-                looks.append(_looked(trainer, reel, fakes, sampled))
+        looks.append(_looked(trainer, reel, fakes, fakes * reel.seconds[task.order.new]))
     return looks
 
 

@@ -29,8 +29,8 @@ from reelgym.experiments.readme import filled
 from reelgym.models.detector import ClipDetector
 from reelgym.models.tiny import save_tiny
 
-SMALL = ["--orders", "tiny", "--seeds", "2", "--fakes", "12", "--test", "6", "--scratch", "4", "--rung", "2"]
-SMALL += ["--every", "1", "--batch", "2", "--workers", "1"]
+SMALL = ["--orders", "tiny", "--seeds", "2", "--fakes", "12", "--test", "6", "--scratch", "5", "--rung", "2"]
+SMALL += ["--last", "3", "--every", "1", "--batch", "2", "--workers", "1"]
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
     def looks(method, key, seed=0):
         return [row[key] for row in curve if row["method"] == method and row["seed"] == seed]
 
-    assert looks("frozen", "fakes") == [0] and looks("retrain", "fakes") == [12] * 4
+    assert looks("frozen", "fakes") == [0] and looks("retrain", "fakes") == [12] * 5
     for method in ("finetune", "replay", "selfplay"):
-        assert looks(method, "fakes") == [0, 8, 8, 12, 12]
+        assert looks(method, "fakes") == [0, 8, 8, 12, 12, 12]
         assert looks(method, "seconds") == sorted(looks(method, "seconds"))
         assert looks(method, "seconds")[3] > 12 * runs[0]["sampling"]
     assert looks("retrain", "seconds")[0] > 12 * runs[0]["sampling"]
@@ -112,6 +112,8 @@ def test_families_are_made_as_they_say(weights):
 def test_rungs():
     assert rungs(256) == [8, 16, 32, 64, 128, 256] and rungs(100) == [8, 16, 32, 64, 100]
     assert rungs(8) == [8] and rungs(5) == [5]
+    plan = Plan(fakes=16, rung=4, last=6, every=2)
+    assert plan.due == [(8, 2), (8, 4), (16, 2), (16, 4), (16, 6)]
 
 
 def test_orders_are_of_families_that_are_there_and_never_the_same_twice():
@@ -189,7 +191,7 @@ def test_the_default_is_within_its_budget():
     [
         (["--orders", "mystery"], "unknown order mystery; choose from"),
         (["--seeds", "0"], "are at least 1"),
-        (["--rung", "2"], "rung is no less than every"),
+        (["--rung", "2"], "rung and last are no less than every"),
         (["--camera", "pinhole"], "unknown camera 'pinhole'"),
         (["--detectors", "nowhere"], "nowhere/league-0: no rival weights here"),
     ],
