@@ -166,9 +166,11 @@ def _families(config: Config) -> list[str]:
 
 
 def _counts(config: Config, family: str) -> tuple[int, int]:
-    """Clips of a family to train on and to test with."""
-    more = REALS if family == REAL else (1, 1)
-    return more[0] * config.fakes, more[1] * config.test
+    """Clips of a family to train on, none of one that nobody trains on, and to test with."""
+    if family == REAL:
+        return REALS[0] * config.fakes, REALS[1] * config.test
+    trained = any(family in (*ORDERS[order].known, ORDERS[order].new) for order in config.orders)
+    return config.fakes if trained else 0, config.test
 
 
 def _clips(config: Config, made_from: str) -> list[Job]:

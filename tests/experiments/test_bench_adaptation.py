@@ -1,6 +1,7 @@
 """`reelgym bench adaptation`: from end to end on a stack with random weights, and its arithmetic by hand."""
 
 import json
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
@@ -69,7 +70,9 @@ def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
     start = looks("frozen", "new")[0]
     assert looks("finetune", "new")[0] == looks("replay", "new")[0] == start != looks("selfplay", "new")[0]
     assert looks("finetune", "known")[1:] != looks("replay", "known")[1:]
-    assert (out / "bench-adaptation.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    picture = ElementTree.fromstring((out / "bench-adaptation.svg").read_text())
+    titles = [part.text for part in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles.count("replay, seed 1") == titles.count("replay") == 2 and titles.count("frozen") == 2
     written = json.loads((out / "results.json").read_text())
     assert written["command"].startswith("reelgym bench adaptation --orders tiny --seeds 2")
     page = filled("<!-- measured: results.json -->\n<!-- end -->", out)
@@ -97,6 +100,12 @@ def test_clips_of_every_kind_of_family(family, weights, monkeypatch):
     train, test = groups["clips"]["train"], groups["clips"]["test"]
     assert train.shape == (3, 12, 3, 32, 32) and test.shape == (2, 12, 3, 32, 32) and train.dtype == torch.uint8
     assert not torch.equal(train[:2], test) and meta["seconds"] > 0
+
+
+def test_who_only_tests_makes_no_clips_to_train_on(weights):
+    assert list(work(ClipsTask("blank", 0, 2, str(weights)))[0]["clips"]) == ["test"]
+    config = Config(orders=("student",), fakes=10, test=4)
+    assert adaptation._counts(config, "tuned") == (0, 4) and adaptation._counts(config, "student") == (10, 4)
 
 
 def test_families_are_made_as_they_say(weights):
@@ -156,6 +165,9 @@ def test_rows_by_hand():
     assert (found["replay"]["fakes"], found["replay"]["seconds"], found["replay"]["arrived"]) == (8, 10, 2)
     assert found["replay"]["forgotten"] == pytest.approx(0.02)
     assert found["replay"]["forgotten_then"] == pytest.approx(0.01)
+    kept = next(column for column in adaptation_tables.METHOD_COLUMNS if column.title == "kept")
+    assert [kept.show(found[name]) for name in ("frozen", "retrain", "finetune")] == ["yes", "–", "no"]
+    assert kept.show(found["replay"] | {"forgotten_low": 0.01, "forgotten_high": 0.03}) == "unclear"
     assert found["finetune"]["seconds"] is None and found["finetune"]["seconds_at_least"] == 2
     assert found["finetune"]["forgotten_high"] == pytest.approx(0.2) and found["finetune"]["forgotten_then"] is None
     assert found["frozen"]["seconds_at_least"] is None
