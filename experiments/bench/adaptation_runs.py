@@ -167,7 +167,7 @@ ORDERS = {
     "teleport": Order(("flicker", "jitter", "student"), "teleport", "teacher"),
     "hue-drift": Order(("flicker", "teleport", "student-2"), "hue_drift", "student"),
 }
-"""What can be run. The teacher is never new: its clips are so near the world's that a full retrain hardly reaches .8."""
+"""What can be run. The teacher is never new: so near the world are its clips that a full retrain hardly reaches .8."""
 METHODS = {
     "frozen": "frozen",
     "retrain": "full retrain",
