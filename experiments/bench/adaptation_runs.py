@@ -191,8 +191,8 @@ class Plan:
     """Updates of a training from scratch: of the first detector, and of a full retrain."""
     rung: int = 20
     """Updates with every number of fakes of the new family."""
-    last: int = 160
-    """Updates with all of them, in place of so many."""
+    last: int = 250
+    """Updates with all of them; a detector that goes on then has as many in all as one from scratch."""
     every: int = 10
     """Updates between two looks where a detector goes on; from scratch it is looked at as often as that in all."""
     fakes: int = 256

@@ -222,3 +222,8 @@ def test_detectors_of_another_size_are_refused(tmp_path, capsys):
     args = ["--seeds", "1", "--detectors", str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.main(["bench", "adaptation", *args]) == 1
     assert "it looks at 8 pixels a side, not 16" in capsys.readouterr().err
+
+
+def test_who_goes_on_has_as_many_updates_as_who_begins_anew():
+    plan = Plan()
+    assert len(plan.due) * plan.every == plan.scratch and plan.due[-1] == (plan.fakes, plan.last)
