@@ -20,13 +20,11 @@ from ..jobs import Job, one_thread, run_jobs
 from ..league.runs import UNSEEN
 from ..results import command_line, write_results
 from ..runs import fingerprint
+from .adaptation_clips import FAMILIES, REAL, ClipsTask
 from .adaptation_runs import (
-    FAMILIES,
     METHODS,
     ORDERS,
-    REAL,
     BaseTask,
-    ClipsTask,
     Plan,
     RunTask,
     clips_job,
@@ -51,7 +49,7 @@ class Config:
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
     orders: tuple[str, ...] = tuple(ORDERS)
-    """Which families are known, new and never met; more in experiments/bench/adaptation_runs.py."""
+    """Which families are known, new and never met: ORDERS in experiments/bench/adaptation_runs.py."""
     seeds: int = 5
     """Detectors of each."""
     seed: int = 0
@@ -219,5 +217,6 @@ def _name(order: str, what: str, seed: int) -> str:
 def _made_from(config: Config) -> str:
     """Hash of the code and the weights that a result depends on."""
     digest = hashlib.sha256(fingerprint(config.weights or WEIGHTS).encode())
-    digest.update(Path(__file__).with_name("adaptation_runs.py").read_bytes())
+    for part in ("clips", "runs"):
+        digest.update(Path(__file__).with_name(f"adaptation_{part}.py").read_bytes())
     return digest.hexdigest()

@@ -16,7 +16,8 @@ import numpy as np
 from ..plots import HEIGHT, WIDTH, Line, line_chart
 from ..stats import mean_interval
 from ..tables import NOTHING, Column, Row, markdown_table, number, rows_of
-from .adaptation_runs import FAMILIES, METHODS, ORDERS
+from .adaptation_clips import FAMILIES
+from .adaptation_runs import METHODS, ORDERS
 from .rl_tables import Span, interval_of, median_span, ratio_span
 
 SHARE = 0.95

@@ -12,18 +12,8 @@ from reelgym.envs.worlds.grammar import GRAMMARS, sample_scripts
 from reelgym.experiments import cli
 from reelgym.experiments.bench import adaptation, adaptation_tables
 from reelgym.experiments.bench.adaptation import Config, core_seconds
-from reelgym.experiments.bench.adaptation_runs import (
-    FAMILIES,
-    METHODS,
-    ORDERS,
-    ClipsTask,
-    Order,
-    Plan,
-    Reel,
-    rungs,
-    sampler_of,
-    work,
-)
+from reelgym.experiments.bench.adaptation_clips import FAMILIES, ClipsTask, sampler_of
+from reelgym.experiments.bench.adaptation_runs import METHODS, ORDERS, Order, Plan, Reel, rungs, work
 from reelgym.experiments.bench.adaptation_tables import arrival, goal_of, report, table_rows
 from reelgym.experiments.methods import Stack
 from reelgym.experiments.readme import filled
