@@ -48,7 +48,7 @@ GOING_ON = ("finetune", "replay", "selfplay")
 class Config:
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
-    orders: tuple[str, ...] = tuple(ORDERS)
+    orders: tuple[str, ...] = ("student", "teleport", "hue-drift")
     """Which families are known, new and never met: ORDERS in experiments/bench/adaptation_runs.py."""
     seeds: int = 5
     """Detectors of each."""

@@ -30,7 +30,7 @@ from ..methods import Stack
 
 REAL = "real"
 SCRIPTED = ("flicker", "jitter", "hue_drift", "swap", "teleport", "growing_blur", "texture_noise", "shrink", "blank")
-"""Fakes that training may see and that show on every clip."""
+"""Fakes that show on every clip."""
 SPLITS = ("train", "test")
 AT_ONCE = 32
 
@@ -49,13 +49,14 @@ class Family:
 FAMILIES = {
     REAL: Family("the world"),
     **{name: Family(name.replace("_", " ")) for name in SCRIPTED},
+    "ghosting": Family("ghosting (of what moves)"),
     "student": Family("student (4 steps)", 0.09),
     "student-2": Family("student (2 steps)", 0.07, steps=2),
     "student-1": Family("student (1 step)", 0.06, steps=1),
     "tuned": Family("student after RL", 0.09, updates=60),
     "teacher": Family("teacher (32 guided steps)", 0.65),
 }
-"""What can be in an order; the scripted ones that training may see, and generators."""
+"""What can be in an order: scripted fakes and generators. Of ghosting a resting object shows nothing."""
 
 
 @dataclass(frozen=True)

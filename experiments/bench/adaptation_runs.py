@@ -52,6 +52,7 @@ ORDERS = {
     "student": Order(("flicker", "jitter", "hue_drift"), "student", "tuned"),
     "teleport": Order(("flicker", "jitter", "student"), "teleport", "teacher"),
     "hue-drift": Order(("flicker", "teleport", "student-2"), "hue_drift", "student"),
+    "ghosting": Order(("flicker", "jitter", "student"), "ghosting", "teacher"),
 }
 """What can be run. The teacher is never new: so near the world are its clips that a full retrain hardly reaches .8."""
 METHODS = {

@@ -247,7 +247,9 @@ def report(rows: Sequence[Row]) -> str:
     parts += [markdown_table(RATIO_COLUMNS, ratios)] if ratios else []
     run = {row["method"] for row in rows_of(results, "run")}
     if "selfplay" not in run:
-        parts.append("No detector of self-play was given (`--detectors`): that row is left out.")
+        parts.append(
+            "Self-play's detectors are left out: none were given (`--detectors`), or leagues have met what is new."
+        )
     left = [name for name in ORDERS if name not in {row["order"] for row in orders}]
     parts += [f"Orders not run: {', '.join(left)}."] if left else []
     return "\n\n".join(part for part in parts if part)

@@ -26,7 +26,7 @@ SMALL += ["--last", "3", "--every", "1", "--batch", "2", "--workers", "1"]
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(ORDERS, "tiny", Order(("flicker", "student"), "teleport", "student-1"))
+    monkeypatch.setitem(ORDERS, "tiny", Order(("flicker", "student"), "ghosting", "student-1"))
     monkeypatch.setattr(adaptation, "fingerprint", lambda weights: "one state of the code")
 
 
@@ -170,7 +170,7 @@ def test_rows_by_hand():
     assert ratios["finetune", "replay"]["seconds"] is None
     shown = report(rows)
     assert "| 4.0 [4.0, 4.0] |" in shown and "| never |" in shown and "| > 2 |" in shown
-    assert "that row is left out" in shown and "do not count" not in shown
+    assert "detectors are left out" in shown and "do not count" not in shown
 
 
 def test_what_a_retrain_cannot_tell_does_not_count():
