@@ -18,9 +18,10 @@ from ...envs.worlds.scene import SIDE
 from ...models.tiny import WEIGHTS, load_tiny
 from ..jobs import Job, one_thread, run_jobs
 from ..league.runs import UNSEEN
+from ..pretrain.footage import REAL
 from ..results import command_line, write_results
 from ..runs import fingerprint
-from .adaptation_clips import FAMILIES, REAL, ClipsTask
+from .adaptation_clips import FAMILIES, ClipsTask
 from .adaptation_runs import (
     METHODS,
     ORDERS,
@@ -48,7 +49,7 @@ GOING_ON = ("finetune", "replay", "selfplay")
 class Config:
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
-    orders: tuple[str, ...] = ("student", "teleport", "hue-drift")
+    orders: tuple[str, ...] = ("student", "ghosting", "teleport")
     """Which families are known, new and never met: ORDERS in experiments/bench/adaptation_runs.py."""
     seeds: int = 5
     """Detectors of each."""

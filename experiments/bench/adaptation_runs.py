@@ -23,8 +23,9 @@ from ...envs.worlds.scene import SIDE
 from ...models.detector import ClipDetector
 from ...models.tiny import load_tiny
 from ..jobs import Result
+from ..pretrain.footage import REAL
 from ..stats import auc
-from .adaptation_clips import REAL, ClipsTask, make_clips
+from .adaptation_clips import ClipsTask, make_clips
 
 FIRST_RUNG = 8
 REAL_DRAW, GOES_ON = 2**30, 10_000
@@ -50,9 +51,9 @@ class Order:
 
 ORDERS = {
     "student": Order(("flicker", "jitter", "hue_drift"), "student", "tuned"),
-    "teleport": Order(("flicker", "jitter", "student"), "teleport", "teacher"),
+    "ghosting": Order(("flicker", "jitter", "student"), "ghosting", "student-2"),
+    "teleport": Order(("flicker", "jitter", "student"), "teleport", "ghosting"),
     "hue-drift": Order(("flicker", "teleport", "student-2"), "hue_drift", "student"),
-    "ghosting": Order(("flicker", "jitter", "student"), "ghosting", "teacher"),
 }
 """What can be run. The teacher is never new: so near the world are its clips that a full retrain hardly reaches .8."""
 METHODS = {

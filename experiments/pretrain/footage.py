@@ -5,7 +5,7 @@ All of them went through the codec, so that what a codec leaves behind tells not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from ...checkpoint import sha256_file
 from ...envs.detect_bank import HELD_OUT, SHOWN, STRENGTH, VISIBLE, Source, scripted
 from ...envs.self_play import coded
-from ...envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
+from ...envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts
 from ...envs.worlds.render import render
 from ...models.sampler import step_sigmas
 from ...models.tiny import CHUNKS, SAMPLER_SHIFT, STEPS
@@ -73,28 +73,34 @@ def footage(
     return {family: torch.cat([made[job.name][0]["clips"]["video"] for job in row]) for family, row in jobs.items()}
 
 
-@torch.no_grad()
 def film(config: Footage) -> Result:
     """Make clips. Of a held-out family those that show nothing are left out, so that there may be fewer."""
     stack = _stack(Path(config.weights))
     seed = (config.seed * len(SPLITS) + SPLITS.index(config.split)) * 1000 + config.part
     scripts = sample_scripts(config.count, split=config.split, seed=seed, grammar=GRAMMARS[stack.grammar])
-    if config.family in STUDENTS:
-        sigmas = step_sigmas(STUDENTS[config.family], SAMPLER_SHIFT)
-        video = Source(replace(stack.start, sigmas=sigmas), stack.codec, stack.encoder)(scripts, CHUNKS, seed)
-    elif config.family == "teacher":
+    video = clips_of(stack, config.family, scripts, seed, visible=True)
+    return {"clips": {"video": (video.clamp(0, 1) * 255).round().to(torch.uint8)}}, {}
+
+
+@torch.no_grad()
+def clips_of(stack: Stack, family: str, scripts: Sequence[Script], seed: int, *, visible: bool = False) -> Tensor:
+    """Clips [B, F, 3, H, W] in [0, 1] of scripts by one family: REAL, one of FAMILIES, or a scripted fake by its name;
+    visible: leave out fakes that show nothing."""
+    if family in STUDENTS:
+        sigmas = step_sigmas(STUDENTS[family], SAMPLER_SHIFT)
+        return Source(replace(stack.start, sigmas=sigmas), stack.codec, stack.encoder)(scripts, CHUNKS, seed)
+    if family == "teacher":
         clauses, keys = [chunk_clauses(script, CHUNKS) for script in scripts], stream_keys(seed, len(scripts))
         rows = torch.arange(len(scripts)).split(AT_ONCE)
-        video = torch.cat([stack.system("teacher")([clauses[r] for r in at.tolist()], keys[at]) for at in rows])
-    else:
-        scene, _ = scenes(scripts, seed)
-        video = render(scene)
-        if config.family != REAL:
-            names = SHOWN if config.family == "scripted" else (config.family,)
-            fake, _ = scripted(scene, video, names, STRENGTH, torch.Generator().manual_seed(seed))
-            video = fake[(fake - video).abs().flatten(1).amax(1) >= VISIBLE]
-        video = torch.cat([coded(few, stack.codec) for few in video.split(FEW)])
-    return {"clips": {"video": (video.clamp(0, 1) * 255).round().to(torch.uint8)}}, {}
+        return torch.cat([stack.system("teacher")([clauses[r] for r in at.tolist()], keys[at]) for at in rows])
+    scene, _ = scenes(list(scripts), seed)
+    video = render(scene)
+    if family != REAL:
+        names = SHOWN if family == "scripted" else (family,)
+        fake, _ = scripted(scene, video, names, STRENGTH, torch.Generator().manual_seed(seed))
+        shows = (fake - video).abs().flatten(1).amax(1) >= VISIBLE
+        video = fake[shows] if visible else fake
+    return torch.cat([coded(few, stack.codec) for few in video.split(FEW)])
 
 
 def _parts(count: int) -> list[int]:
