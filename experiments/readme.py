@@ -46,6 +46,7 @@ TAKEN = {
     "reelgym audit probe": ("probe.png",),
     "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg"),
     "reelgym bench rl": ("bench-rl.svg",),
+    "reelgym selfplay": ("selfplay-payoffs.svg", "selfplay-auc.svg", "selfplay-clips.webp"),
     "reelgym bench adaptation": ("bench-adaptation.svg",),
 }
 """Pictures that a command's results come with."""

@@ -240,7 +240,22 @@ FAMILY_COLUMNS = (
     *(Column(f"{k}", f"AUC after {k} of 4 chunks", number(f"auc_{k}", ".3f")) for k in range(1, 5)),
     Column("TPR at 1%", "", number("tpr", ".3f")),
 )
-COLUMNS = (*DETECTOR_COLUMNS, *GENERATOR_COLUMNS, *GAME_COLUMNS, *CONTRAST_COLUMNS[-2:], *FAMILY_COLUMNS[2:3])
+RATING_COLUMNS = (
+    Column(
+        "player", "in the league of the first seed; the number is the round, x an exploiter", lambda row: row["name"]
+    ),
+    Column("role", "", lambda row: row["role"]),
+    Column("rating", "openskill's mu; 25 is where all begin and anchors stay", number("mu", ".1f")),
+    Column("unsure", "openskill's sigma", number("sigma", ".1f")),
+)
+COLUMNS = (
+    *DETECTOR_COLUMNS,
+    *GENERATOR_COLUMNS,
+    *GAME_COLUMNS,
+    *CONTRAST_COLUMNS[-2:],
+    *FAMILY_COLUMNS[2:3],
+    *RATING_COLUMNS,
+)
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -268,6 +283,10 @@ def report(rows: Sequence[Row]) -> str:
         ]
     parts += ["**Differences**", markdown_table(CONTRAST_COLUMNS, of("contrast"))]
     parts += ["**AUC after so many chunks**", markdown_table(FAMILY_COLUMNS, families)]
+    ratings = [row for row in of("rating") if row["arm"] == "league" and row["seed"] == of("run")[0]["seed"]]
+    if ratings:
+        ratings.sort(key=lambda row: -row["mu"])
+        parts += ["**Ratings**, a league of one seed", markdown_table(RATING_COLUMNS, ratings)]
     return "\n\n".join(parts)
 
 
