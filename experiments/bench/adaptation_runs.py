@@ -28,8 +28,8 @@ from ..stats import auc
 from .adaptation_clips import ClipsTask, make_clips
 
 FIRST_RUNG = 8
-REAL_DRAW, GOES_ON = 2**30, 10_000
-"""Added to seeds: for the draws of real clips, and for trainings that go on."""
+REAL_DRAW, GOES_ON, ARRIVE = 2**30, 10_000, 20_000
+"""Added to seeds: for the draws of real clips, trainings that go on, and the order in which fakes arrive."""
 LOOK_FILM = 1_000_005
 """Seed of the film of all test clips: the same for every look, so that looks are paired."""
 
@@ -61,10 +61,16 @@ METHODS = {
     "retrain": "full retrain",
     "finetune": "fine-tuning without replay",
     "replay": "replay",
+    "rival": "shipped rival, then replay",
     "selfplay": "self-play, then replay",
 }
 """Ways to meet a new family: not at all; from scratch on all families and all fakes; on with the new family alone; on
-with all families; that from a detector of `reelgym selfplay`."""
+with all families; that from the detector that self-play begins with, and from one that `reelgym selfplay` has trained.
+The last two know more families than the others do before they begin: it is with each other that they are compared."""
+
+
+FROM_PARTS = ("rival", "selfplay")
+"""Methods that begin with a part that `load_tiny` reads."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ class RunTask:
     plan: Plan
     clips: str
     start: str = ""
-    """Folder of the detector that goes on: a base job's, or one of `reelgym selfplay`; empty for a full retrain."""
+    """Folder of the detector that goes on: a base job's, the shipped rival's, or one of `reelgym selfplay`; empty for a
+    full retrain."""
     made_from: str = ""
 
 
@@ -166,11 +173,14 @@ class Reel:
         clips = self.train[REAL]
         return clips[torch.randint(len(clips), (count,), generator=random)].float() / 255
 
-    def pool(self, known: bool, fakes: int) -> FakePool:
-        """All training clips of the known families, the first `fakes` of the new one, and where there are both, both
-        equally often."""
+    def pool(self, known: bool, fakes: int, seed: int = 0) -> FakePool:
+        """All training clips of the known families, `fakes` of the new one, and where there are both, both equally
+        often. The seed says in which order fakes of the new family arrive: more of them are those that were there, and
+        others."""
         clips = {"known": torch.cat([self.train[name] for name in self.order.known])} if known else {}
-        return FakePool(clips | ({"new": self.train[self.order.new][:fakes]} if fakes else {}))
+        new = self.train[self.order.new]
+        arrive = torch.randperm(len(new), generator=torch.Generator().manual_seed(ARRIVE + seed))
+        return FakePool(clips | ({"new": new[arrive[:fakes]]} if fakes else {}))
 
     @torch.no_grad()
     def look(self, detector: ClipDetector) -> dict[str, float]:
@@ -232,7 +242,7 @@ def _went_on(task: RunTask, reel: Reel, detector: ClipDetector) -> list[dict[str
     looks = list[dict[str, float]]()
     for fakes, number in task.plan.due:
         if number == task.plan.every:
-            trainer.fakes = reel.pool(task.method != "finetune", fakes)
+            trainer.fakes = reel.pool(task.method != "finetune", fakes, task.seed)
         for _ in range(task.plan.every):
             trainer.update()
         looks.append(_looked(trainer, reel, fakes, fakes * reel.seconds[task.order.new]))
@@ -253,7 +263,7 @@ def _untrained(seed: int, detection: DetectionConfig) -> ClipDetector:
 
 def _started(task: RunTask) -> ClipDetector:
     """The detector that goes on, of its first training or of self-play."""
-    if task.method == "selfplay":
+    if task.method in FROM_PARTS:
         return load_tiny("rival", task.start).train().requires_grad_(True)
     detector = _untrained(task.seed, task.plan.detection)
     detector.load_state_dict(load_checkpoint(Path(task.start))[0]["weights"])
