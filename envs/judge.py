@@ -29,10 +29,11 @@ class Judge:
         return verdict if last else torch.where(sure.abs() > self.confidence, verdict, WAIT)
 
 
-def checked(logit: Tensor, count: int) -> Tensor:
-    """The logits of `count` streams; ValueError where they are anything but one finite number a stream."""
+def checked(logit: Tensor, count: int, look: bool = True) -> Tensor:
+    """The logits of `count` streams; ValueError where they are anything but one number a stream, and finite, which
+    waits for the device: `look`."""
     if logit.shape != (count,):
         raise ValueError(f"the detector returned {list(logit.shape)} for {count} streams: expected [{count}]")
-    if not bool(logit.isfinite().all()):
+    if look and not bool(logit.isfinite().all()):
         raise ValueError("the detector returned logits that are not finite")
     return logit

@@ -119,7 +119,7 @@ class SelfPlayGame:
     Observation of the generator: StreamGen's. Of the detector: `video` uint8 [N, window * f, 3, H / pool, W / pool],
     zeros before the first chunk, and `position` int64 [N], chunks shown.
 
-    All randomness follows from each stream's key.
+    Nature's coin, lens and grain follow from each stream's key; scripts and true clips of all streams from the seed.
     """
 
     def __init__(

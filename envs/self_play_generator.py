@@ -102,8 +102,7 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         game.state = state.game
         _, rewards, _ = game.step({GENERATOR: actions, DETECTOR: state.said})
         logit, memory = self.opponent.detector.watch(game.newest(), state.memory)
-        if self.check:
-            logit = checked(logit, self.num_envs)
+        logit = checked(logit, self.num_envs, self.check)
         said, reward = self.opponent.say(logit, last), rewards[GENERATOR]
         if last:
             _, rewards, _ = game.step({GENERATOR: torch.zeros_like(actions), DETECTOR: said})
@@ -131,6 +130,6 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         """ValueError where the opponent cannot judge a chunk of the size that the game shows."""
         chunk = torch.zeros(1, self.game.frames, *seen[1:], device=self.device)
         try:
-            self.opponent.detector.watch(chunk, self.opponent.detector.open(1, self.device))
+            checked(self.opponent.detector.watch(chunk, self.opponent.detector.open(1, self.device))[0], 1)
         except RuntimeError as error:
             raise ValueError(f"the opponent cannot judge chunks of {list(chunk.shape[1:])}: {error}") from error

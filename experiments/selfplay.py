@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from .league.pictures import auc_svg, clips_webp, payoffs_svg
 from .league.runs import ARMS, PANEL_SEES, RULES, SEEN, UNSEEN, Common, LeagueTask, PanelTask, ScorersTask, Size, work
 from .league.tables import COLUMNS, all_rows, report
 from .methods import grammar_of
-from .pretrain.footage import footage
+from .pretrain.footage import footage, job_names
 from .results import command_line, write_results
 from .runs import fingerprint
 from .tables import Row
@@ -104,16 +105,22 @@ def run(config: Config) -> None:
     load_manifest("rival", folder / "rival")
     seeds = list(range(config.seed, config.seed + preset.seeds))
     workers = config.workers or min(2, os.cpu_count() or 1)
-    common = Common(preset.size, str(out / "footage"), str(config.weights or ""), _made_from(folder))
+    wanted = _clips(preset.size)
+    shots = tuple(str(out / "footage" / name) for split in wanted for name in job_names(wanted[split], split))
+    common = Common(preset.size, shots, str(config.weights or ""), _made_from(folder))
     leagues = _leagues(preset, seeds, common, out)
     with tqdm(total=preset.size.panel + 1 + len(leagues), desc="selfplay", unit="job", file=sys.stderr) as bar:
         how: dict[str, Any] = {"workers": workers, "done": lambda name: bar.update(), "tick": bar.refresh}
-        _clips(preset.size, folder, out / "footage", workers)
+        for split, families in wanted.items():
+            footage(families, split, 0, folder, out / "footage", workers=workers)
         panel = [Job(f"panel-{seed}", PanelTask(seed, common), 9.0) for seed in range(preset.size.panel)]
         run_jobs(panel, work, out / "jobs", **how)
         scored = run_jobs([Job("scorers", ScorersTask(common))], work, out / "jobs", **how)["scorers"][1]
         results = run_jobs(leagues, work, out / "jobs", **how)
-    found = {arm: [results[f"{arm}-{seed}"][1] for seed in seeds] for arm in preset.arms}
+    shutil.rmtree(out / "leagues", ignore_errors=True)
+    start = {"start": scored.pop("start")}
+    told = {name: result | {"detectors": start | result["detectors"]} for name, (_, result) in results.items()}
+    found = {arm: [told[f"{arm}-{seed}"] for seed in seeds] for arm in preset.arms}
     with one_thread():
         rows = all_rows(found, seeds, _across(results, preset.arms, seeds), scored)
         command = command_line(["reelgym", "selfplay"], replace(config, out=None))
@@ -141,16 +148,14 @@ def chosen(config: Config) -> Preset:
     return replace(preset, size=replace(preset.size, rounds=rounds), seeds=seeds, arms=config.arms or preset.arms)
 
 
-def _clips(size: Size, weights: Path, folder: Path, workers: int) -> None:
-    """Everything that is filmed, once."""
+def _clips(size: Size) -> dict[str, dict[str, int]]:
+    """Clips of every family, by split, that all jobs share."""
     fakes = {family: size.fakes // (1 if family in SEEN else 4) for family in PANEL_SEES}
-    wanted = {
+    return {
         "train": {"real": size.reals, **fakes},
         "validation": {"scripted": size.streams},
         "test": {"real": size.heldout_reals, **dict.fromkeys((*SEEN, *UNSEEN), size.heldout_fakes)},
     }
-    for split, families in wanted.items():
-        footage(families, split, 0, weights, folder, workers=workers)
 
 
 def _leagues(preset: Preset, seeds: Sequence[int], common: Common, out: Path) -> list[Job]:

@@ -34,8 +34,11 @@ Role = Literal["past", "exploiter", "anchor"]
 SIDES: tuple[Side, Side] = ("generator", "detector")
 MakeClips = Callable[[Generator, int, int], Tensor]
 """`make_clips(generator, count, seed)`: clips [count, F, 3, H, W] in [0, 1], a pure function."""
+LEAGUE_META = ("config", "rounds", "paused", "payoffs", "members", "fakes")
 RESPONSES = 10_000
 """Added to the seed of whoever is trained against one opponent alone."""
+BENT = 12.0
+"""Weight of realness for who exploits."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class LeagueConfig:
     mix: tuple[float, float, float] = (0.5, 0.35, 0.15)
     """How often an opponent is drawn by priority among the past, is the newest, and is an exploiter. Who is none yet
     leaves its share to the newest."""
+    anchored: float = 0.2
+    """Share of the fakes that the detector began with, in every batch of its; `mix` shares out the rest."""
     opponents: int = 2
     """Detectors that a generator's reward averages over."""
     exploit_every: int = 2
@@ -60,7 +65,8 @@ class LeagueConfig:
     exploiter_updates: int = 4
     """Of a generator that exploits; a detector makes ten times as many."""
     runaway: float = 0.9
-    """A side that wins more than this share against the newest opponent pauses for a round."""
+    """A side that wins more than this share against the newest opponent pauses for a round; where one side alone
+    learns, it never does."""
     confidence: float = 2.0
     """Logit at which a detector decides."""
     seed: int = 0
@@ -71,26 +77,27 @@ class LeagueConfig:
             raise ValueError(f"updates, clips and opponents are at least 1, exploit_every at least 0: {self}")
         if len(self.mix) != 3 or min(self.mix) < 0 or not sum(self.mix) > 0 or not 0.5 < self.runaway <= 1:
             raise ValueError(f"mix is three shares not below 0 and not all 0, runaway lies in (.5, 1]: {self}")
+        if not 0 <= self.anchored < 1:
+            raise ValueError(f"anchored is a share in [0, 1), not {self.anchored}")
         if not self.learns or set(self.learns) - set(SIDES):
             raise ValueError(f"who learns is generator, detector or both, not {self.learns}")
 
 
 @dataclass
 class Member:
-    """Somebody in the league. weights: of a frozen one.   born: the round."""
+    """Somebody in the league. weights: of a frozen one."""
 
     side: Side
     role: Role
     weights: dict[str, Tensor] = field(default_factory=dict)
-    born: int = 0
 
 
 class League:
     """One generator and one detector that learn, and everybody they were.
 
     config. generator: the trainer of the one that learns, in an environment whose reward is `reward`. detector: the
-    trainer of the other; the families of its pool that are there at the start stay in play as anchors. game: the
-    streams of a match; it is handed in with every stream made (`made_alone`). make_clips: the clips from which a
+    trainer of the other; the families of its pool that are there at the start stay in play. game: the streams of a
+    match; it is handed in with every stream made (`made_alone`). make_clips: the clips from which a
     detector learns. judges, showings: scripted anchors of both sides, by name; they are met, and never trained.
     """
 
@@ -107,6 +114,7 @@ class League:
     ) -> None:
         self.config, self.generator, self.detector, self.reward = config, generator, detector, reward
         self.game, self.make_clips, self.judges = game, make_clips, dict(judges or {})
+        self.begun_with = tuple(detector.fakes.families)
         self.showings: dict[str, Showing] = dict(showings or {})
         self.members: dict[str, Member] = {name: Member("detector", "anchor") for name in self.judges}
         self.members |= {name: Member("generator", "anchor") for name in self.showings}
@@ -189,11 +197,12 @@ class League:
         return module
 
     def generator_against(self, detectors: Sequence[str], updates: int, start: str, seed: int) -> Generator:
-        """A generator that goes on from `start`, by its name, against these detectors alone."""
+        """A generator that goes on from `start`, by its name, against these detectors alone; realness is most of its
+        reward then."""
         mine = self.generator_named(start)
         mine.model.requires_grad_(True)
         recipe = replace(self.generator.config, seed=seed)
-        self.reward.against([self.detector_named(name) for name in detectors], seed)
+        self.reward.against([self.detector_named(name) for name in detectors], seed, BENT)
         trainer = FineTune(recipe, mine, self.generator.env, self.generator.prompts)
         for _ in range(updates):
             trainer.update()
@@ -224,13 +233,16 @@ class League:
         for name, member in self.members.items():
             if member.role != "anchor":
                 groups[f"member-{name}"] = member.weights
-                meta["members"][name] = {"side": member.side, "role": member.role, "born": member.born}
+                meta["members"][name] = {"side": member.side, "role": member.role}
         return groups, meta
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave; CheckpointError when it belongs to another config, or something is missing."""
-        if plain(meta.get("config")) != plain(asdict(self.config)):
-            raise CheckpointError(f"the league was played by another config: {meta.get('config')}")
+        lacking = [key for key in (*LEAGUE_META, *SIDES) if key not in meta] + ([] if "fakes" in groups else ["fakes"])
+        if lacking:
+            raise CheckpointError(f"this is no league's checkpoint: it lacks {', '.join(lacking)}")
+        if plain(meta["config"]) != plain(asdict(self.config)):
+            raise CheckpointError(f"the league was played by another config: {meta['config']}")
         missing = [f"member-{name}" for name in meta["members"] if f"member-{name}" not in groups]
         missing += [name for name in meta["fakes"] if name not in groups["fakes"]]
         if missing:
@@ -245,11 +257,12 @@ class League:
         self.showings = {name: self.showings[name] for name in self.names("generator", "anchor")}
         self.members = {name: member for name, member in self.members.items() if member.role == "anchor"}
         for name, told in meta["members"].items():
-            self.members[name] = Member(told["side"], told["role"], groups[f"member-{name}"], told["born"])
+            self.members[name] = Member(told["side"], told["role"], groups[f"member-{name}"])
 
     def _trains(self, side: Side, runs_away: dict[str, bool]) -> bool:
-        self.paused[side] += side in self.config.learns and runs_away[side]
-        return side in self.config.learns and not runs_away[side]
+        learns, pauses = side in self.config.learns, len(self.config.learns) > 1 and runs_away[side]
+        self.paused[side] += pauses
+        return learns and not pauses
 
     def _exploit(self, fresh: Tensor) -> None:
         """One of each side that was trained against the newest of the other alone; their names end in x and the round.
@@ -270,9 +283,8 @@ class League:
     def _keep(self, name: str, role: Role, module: nn.Module) -> None:
         """A copy of a module as a member; the first word of its name is its side."""
         weights = {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
-        self.members[name] = Member(
-            "detector" if name.startswith("detector") else "generator", role, weights, self.rounds
-        )
+        side: Side = "detector" if name.startswith("detector") else "generator"
+        self.members[name] = Member(side, role, weights)
 
     def _opponents(self, random: np.random.Generator) -> list[str]:
         """Detectors for a round of the generator; anchors do not teach."""
@@ -283,13 +295,17 @@ class League:
         return [str(random.choice(pools[kind][0], p=pools[kind][1])) for kind in kinds]
 
     def _families(self) -> dict[str, float]:
-        """Shares of the families of fakes in the detector's batches: as `mix` says, the anchors among the past."""
+        """Shares of the families of fakes in the detector's batches: those it began with as `anchored` says, the others
+        as `mix` does."""
         newest, judge = map(self.newest, SIDES)
-        families = [name for name in self.detector.fakes.families if name != newest]
-        exploiters = [name for name in families if name in self.members and self.members[name].role == "exploiter"]
+        families = [name for name in self.detector.fakes.families if name not in (newest, *self.begun_with)]
+        exploiters = [name for name in families if self.members[name].role == "exploiter"]
         past = [name for name in families if name not in exploiters]
-        by_priority, own, exploiting = (share / sum(self.config.mix) for share in self.config.mix)
-        shares = {newest: own + (0 if past else by_priority) + (0 if exploiters else exploiting)}
+        rest = 1 - (self.config.anchored if self.begun_with else 0.0)
+        by_priority, own, exploiting = (rest * share / sum(self.config.mix) for share in self.config.mix)
+        shares = {name: self.config.anchored / len(self.begun_with) for name in self.begun_with}
+        own += (0 if past else by_priority) + (0 if exploiters else exploiting)
+        shares[newest] = shares.get(newest, 0.0) + own
         if past:
             weights = priorities([1 - self.payoffs.rate(name, judge) for name in past])
             shares |= {name: by_priority * float(weight) for name, weight in zip(past, weights, strict=True)}

@@ -111,11 +111,6 @@ def settle(showing: Showing, judge: Judge, rules: GameRules) -> Outcome:
     return Outcome(showing.real, verdict, at[:, 0] + 1, rewards)
 
 
-def play(game: SelfPlayGame, generator: Generator, judge: Judge, seed: int) -> Outcome:
-    """One match of the two."""
-    return settle(show(game, generator, seed), judge, game.rules)
-
-
 def made_alone(rules: GameRules) -> GameRules:
     """The same rules where every stream is made: on a real one a generator's action is ignored, so that only these say
     who beats whom."""

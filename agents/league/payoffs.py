@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-Focus = Literal["hard", "even"]
 
 
 @dataclass
@@ -58,16 +56,15 @@ def contested(rates: NDArray[np.float64], low: float = 0.1, high: float = 0.9) -
     return float(((rates >= low) & (rates <= high)).mean())
 
 
-def priorities(rates: Sequence[float], focus: Focus = "hard") -> NDArray[np.float64]:
+def priorities(rates: Sequence[float]) -> NDArray[np.float64]:
     """How likely each opponent is to be drawn, from one's own win rates against them (PFSP, AlphaStar 2019).
 
-    hard: (1 - p)^2, those that win against us. even: p (1 - p), those of our strength. Sums to 1; uniform where every
-    weight is 0.
+    (1 - p)^2: those that win against us. Sums to 1; uniform where every weight is 0.
     """
     won = np.asarray(rates, dtype=np.float64)
     if not won.size:
         raise ValueError("no opponent to draw from: the pool is empty")
-    weight = (1 - won) ** 2 if focus == "hard" else won * (1 - won)
+    weight = (1 - won) ** 2
     total = weight.sum()
     return weight / total if total > 0 else np.full(len(won), 1 / len(won))
 

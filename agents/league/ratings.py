@@ -17,38 +17,30 @@ class Rating:
     mu: float
     sigma: float
 
-    @property
-    def ordinal(self) -> float:
-        """A skill that is exceeded almost surely: mu - 3 sigma."""
-        return self.mu - 3 * self.sigma
 
-
-def rated(
-    payoffs: Payoffs, anchors: Sequence[str] = (), rounds: int = 3, most: int = 64, seed: int = 0
-) -> Mapping[str, Rating]:
+def rated(payoffs: Payoffs, anchors: Sequence[str] = (), most: int = 64, seed: int = 0) -> Mapping[str, Rating]:
     """Ratings of all that have played; generators and detectors share one scale.
 
-    Single streams are replayed in random order, at most `most` of a pair and round, so that who plays much does not
-    drown the rest. anchors: players whose rating stays at the default.
+    Single streams are gone through once in random order, at most `most` of a pair, so that who plays much does not
+    drown the rest. anchors: players whose rating stays at the default; several say that they are of one strength.
     """
     from openskill.models import PlackettLuce
 
     model, random = PlackettLuce(), np.random.default_rng(seed)
     names = sorted({name for pair in payoffs.games for name in pair})
     found = {name: model.rating(name=name) for name in names}
-    for _ in range(rounds):
-        games = [
-            (pair, won)
-            for pair, played in sorted(payoffs.games.items())
-            for won in _sampled(payoffs.wins[pair], played, most, random)
-        ]
-        for place in random.permutation(len(games)):
-            (generator, detector), won = games[place]
-            winner, loser = (generator, detector) if won else (detector, generator)
-            ([first], [second]) = model.rate([[found[winner]], [found[loser]]])
-            for name, now in ((winner, first), (loser, second)):
-                if name not in anchors:
-                    found[name] = now
+    games = [
+        (pair, won)
+        for pair, played in sorted(payoffs.games.items())
+        for won in _sampled(payoffs.wins[pair], played, most, random)
+    ]
+    for place in random.permutation(len(games)):
+        (generator, detector), won = games[place]
+        winner, loser = (generator, detector) if won else (detector, generator)
+        ([first], [second]) = model.rate([[found[winner]], [found[loser]]])
+        for name, now in ((winner, first), (loser, second)):
+            if name not in anchors:
+                found[name] = now
     return {name: Rating(one.mu, one.sigma) for name, one in found.items()}
 
 

@@ -42,7 +42,8 @@ class OpponentReward(nn.Module):
         super().__init__()
         if min(weight, bound) <= 0 or films < 1:
             raise ValueError(f"weight and bound are above 0, films at least 1: {weight}, {bound}, {films}")
-        self.quality, self.rules, self.bound, self.films = quality, rules or GameRules(), bound, films
+        self.quality, self.rules, self.weight = quality, rules or GameRules(), weight
+        self.bound, self.films = bound, films
         self.axes: tuple[str, ...] = (*quality.axes, "realness")
         self.min_frames = quality.min_frames
         self.opponents: tuple[ClipDetector, ...] = ()
@@ -51,11 +52,13 @@ class OpponentReward(nn.Module):
         self.register_buffer("mean", torch.cat((quality.mean, 0 * one)))
         self.register_buffer("std", torch.cat((quality.std, one / weight)))
 
-    def against(self, opponents: Sequence[ClipDetector], seed: int) -> None:
-        """Whom the next clips are held against, and the seed of their camera; ValueError for nobody."""
+    def against(self, opponents: Sequence[ClipDetector], seed: int, weight: float | None = None) -> None:
+        """Whom the next clips are held against, the seed of their camera, and the weight of realness where it is not
+        the usual one; ValueError for nobody."""
         if not opponents:
             raise ValueError("a generator is trained against one detector at least")
         self.opponents, self.seed = tuple(opponents), seed
+        self.std[-1] = 1 / (weight or self.weight)
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """[B, A + 1]."""

@@ -7,6 +7,7 @@ S streams, n chunks a clip, K prompts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import comb
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from ..runs import plain
 from ..stats import auc, calibration_error, tpr_at
 
 if TYPE_CHECKING:
-    from .runs import LeagueTask
+    from .runs import Common, LeagueTask
 
 FILM_SEED = 9_000
 """Of the camera that films what is held out: the same for every detector, so that differences are paired."""
@@ -39,34 +40,31 @@ RESPONSE_SEED = 500_000
 
 
 def examined(stack: Stack, league: League, task: LeagueTask) -> Result:
-    """Tensors: the weights of both newest sides and their showings' films; JSON: all that is measured."""
+    """Tensors: the newest detector's weights, what the newest generator shows, clips; JSON: all that is measured."""
     size = task.common.size
-    shots = filmed(task.common.footage, league.game.rules, stack.clock.frames_per_chunk)
+    shots = filmed(task.common, league.game.rules, stack.clock.frames_per_chunk)
     panel = [detector_of(load_checkpoint(folder)[0]["weights"]) for folder in task.panel]
     newest = {side: league.newest(side) for side in SIDES}
-    ends = {"start": ("generator-0", "detector-0"), "end": (newest["generator"], newest["detector"])}
-    found: dict[str, Any] = {"detectors": {}, "generators": {}, "newest": newest}
+    found: dict[str, Any] = {"generators": {}, "newest": newest}
+    found["detectors"] = {"end": looks_of(league.judge(newest["detector"]), shots, league.game.rules)}
     groups: dict[str, dict[str, Tensor]] = {"media": {}}
-    for end, (generator, detector) in ends.items():
-        found["detectors"][end] = looks_of(league.judge(detector), shots, league.game.rules)
-        own, grades = generator_report(stack, league, generator, panel, shots["real"], task)
-        found["generators"][end] = own
-        groups["media"][end] = grades
+    for end, generator in (("start", "generator-0"), ("end", newest["generator"])):
+        own, some = generator_report(stack, league, generator, panel, shots["real"], task)
+        found["generators"][end], groups["media"][end] = own, some
     found["league"] = standing(league)
     found["responses"] = responses(league, shots["real"], size.response, task.seed)
     groups["detector"] = league.members[newest["detector"]].weights
-    groups["generator"] = league.members[newest["generator"]].weights
     shown = league.showing(newest["generator"])
     groups["showing"] = {"film": shown.film, "quality": shown.quality}
     return groups, found
 
 
-def filmed(folder: str, rules: GameRules, frames: int) -> dict[str, Showing]:
+def filmed(common: Common, rules: GameRules, frames: int) -> dict[str, Showing]:
     """What nobody learns from, through the game's camera: "real", every family of fakes, and the real clips through
     another camera ("other camera")."""
     from .runs import footage
 
-    clips = {family: video for (split, family), video in footage(folder).items() if split == "test"}
+    clips = {family: video for (split, family), video in footage(common).items() if split == "test"}
     shots = {
         family: film(video.float() / 255, rules, frames, FILM_SEED + place, real=family == "real")
         for place, (family, video) in enumerate(sorted(clips.items()))
@@ -125,29 +123,29 @@ def generator_report(
 
 
 def standing(league: League) -> dict[str, Any]:
-    """Everybody against everybody: payoffs, ratings, how many payoffs are contested, and triples in which two
-    detectors rank two generators in opposite orders."""
+    """Everybody against everybody: payoffs, ratings on a scale that the first generator holds in place, and of those
+    who learned, how many payoffs are contested, and how often two detectors rank two generators in opposite orders."""
     rows, columns = league.names("generator"), league.names("detector")
     table = league.payoffs.table(rows, columns)
-    anchors = [name for name, one in league.members.items() if one.role == "anchor" or name in ("generator-0",)]
-    ratings = rated(league.payoffs, anchors)
-    own = [place for place, name in enumerate(rows) if league.members[name].role != "anchor"]
+    ratings = rated(league.payoffs, ["generator-0"])
+    scripted = [[league.members[name].role == "anchor" for name in names] for names in (rows, columns)]
+    own = table[~np.array(scripted[0])][:, ~np.array(scripted[1])]
     return {
         "generators": rows,
         "detectors": columns,
         "payoffs": table.round(4).tolist(),
         "ratings": {name: [rating.mu, rating.sigma] for name, rating in ratings.items()},
         "roles": {name: league.members[name].role for name in (*rows, *columns)},
-        "contested": contested(table[own]),
-        "intransitive": intransitive(table[own], MARGIN),
-        "pairs": len(own) * (len(own) - 1) // 2 * len(columns) * (len(columns) - 1) // 2,
+        "contested": contested(own),
+        "intransitive": intransitive(own, MARGIN),
+        "pairs": comb(own.shape[0], 2) * comb(own.shape[1], 2),
         "games": min(league.payoffs.games.values()),
     }
 
 
-MARGIN = 0.1
-"""Of a payoff, below which two generators count as alike: about twice the error of a difference of two rates of 64
-paired streams."""
+MARGIN = 0.2
+"""Of a payoff, below which two generators count as alike: more than twice the standard error of the difference of two
+independent rates of 64 streams each, .09 at most."""
 
 
 def responses(league: League, real: Showing, updates: int, seed: int) -> dict[str, float]:
@@ -160,7 +158,7 @@ def responses(league: League, real: Showing, updates: int, seed: int) -> dict[st
     at_rest = settle(showing, judge, rules).rewards[:, 0].mean()
     better = league.generator_against([detector], updates, generator, RESPONSE_SEED + seed)
     improved = settle(league.show(better), judge, rules)
-    clips = league.make_clips(league.generator_named(generator), 2 * league.config.clips, RESPONSE_SEED + seed)
+    clips = league.make_clips(league.generator_named(generator), 4 * league.config.clips, RESPONSE_SEED + seed)
     sharper = Judge(league.detector_against(clips, 10 * updates, detector, RESPONSE_SEED + seed), judge.confidence)
     wins = settle(showing, judge, rules)
     return {

@@ -5,10 +5,9 @@ M clips, F frames, f frames a chunk, n chunks a clip, H x W pixels.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from torch import Tensor
 from ...agents.detection import Detection, DetectionConfig, FakePool
 from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
-from ...agents.fit import fit
+from ...agents.fit import fit, plain
 from ...agents.league.league import League, LeagueConfig
 from ...agents.league.match import film, made_alone
 from ...agents.league.reward import OpponentReward
 from ...agents.learner import LearnerConfig
-from ...checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from ...checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from ...envs.detect_bank import HELD_OUT, Source
 from ...envs.judge import Judge
 from ...envs.prompt_source import world_prompts
@@ -89,9 +88,9 @@ class Size:
     heldout_reals: int = 2048
     heldout_fakes: int = 128
     """Of each family."""
-    panel: int = 2
+    panel: int = 4
     """Detectors trained apart, that nobody plays against."""
-    panel_updates: int = 500
+    panel_updates: int = 400
     response: int = 8
     """Updates of a generator's best response; a detector's takes ten times as many."""
     prompts: int = 24
@@ -100,11 +99,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Common:
-    """What every job is told. footage: folder of the jobs that made the clips. weights: of the pretrained stack.
+    """What every job is told. footage: folders of the jobs that made the clips. weights: of the pretrained stack.
     made_from: hash of code and weights."""
 
     size: Size
-    footage: str
+    footage: tuple[str, ...]
     weights: str
     made_from: str
 
@@ -134,7 +133,7 @@ class LeagueTask:
 
 @dataclass(frozen=True)
 class ScorersTask:
-    """Fit D3 and ReStraV on the shipped rival's features, and examine them."""
+    """Fit D3 and ReStraV on the shipped rival's features, and examine them and the rival."""
 
     common: Common
 
@@ -148,7 +147,7 @@ def work(task: PanelTask | ScorersTask | LeagueTask) -> Result:
 
 def panel(task: PanelTask) -> Result:
     """Another network with another seed, on the fakes that leagues begin with and two families more."""
-    size, clips = task.common.size, footage(task.common.footage)
+    size, clips = task.common.size, footage(task.common)
     pool = FakePool()
     for family in PANEL_SEES:
         pool.families[family] = clips["train", family]
@@ -164,41 +163,47 @@ PANEL_SEED = 5_000
 
 @torch.no_grad()
 def scorers(task: ScorersTask) -> Result:
-    """JSON: what `measure.looks_of` finds of each, by name."""
-    clips, frames = footage(task.common.footage), TINY.frames_per_chunk
+    """JSON: what `measure.looks_of` finds of each by name, and of the shipped rival as "start"."""
+    clips, frames = footage(task.common), TINY.frames_per_chunk
     some = slice(0, task.common.size.fakes)
     shots = [film(_clips(clips, family)[some], RULES, frames, 1, real=False) for family in ("real", *SEEN)]
     real, *made = (shot.film.flatten(1, 2) / 255 for shot in shots)
     features = rival(task.common).features
     fitted = {"d3": D3.fit(features, real), "restrav": ReStraV.fit(features, real, torch.cat(made)[: len(real)])}
-    seen = measure.filmed(task.common.footage, RULES, frames)
+    seen = measure.filmed(task.common, RULES, frames)
     judges = {name: Judge(NetworkDetector(one, TINY.clip_frames, ClipDetector().size)) for name, one in fitted.items()}
+    judges["start"] = Judge(rival(task.common))
     return {}, {name: measure.looks_of(judge, seen, RULES) for name, judge in judges.items()}
 
 
 def league(task: LeagueTask) -> Result:
-    """Play all rounds, going on where an interrupted run stopped; then measure, and drop the checkpoint."""
+    """Play all rounds, going on where an interrupted run stopped, unless code, weights or size are others now; then
+    measure."""
     stack = _stack(task.common.weights)
     played, place = build(stack, task), Path(task.place)
-    spent, log = 0.0, []
+    spent, log = 0.0, list[dict[str, float]]()
+    made_from = [task.common.made_from, plain(asdict(task.common.size))]
     if has_checkpoint(place):
-        groups, meta = load_checkpoint(place)
-        played.load_state(groups, meta["league"])
-        spent, log = meta["seconds"], meta["log"]
+        try:
+            groups, meta = load_checkpoint(place)
+            if meta.get("made_from") == made_from:
+                played.load_state(groups, meta["league"])
+                spent, log = meta["seconds"], meta["log"]
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; delete {place} to begin this league anew") from error
     while played.rounds < task.common.size.rounds:
         began = time.monotonic()
         log.append({"round": played.rounds, **played.play_round()})
         spent += time.monotonic() - began
         groups, meta = played.state()
-        save_checkpoint(place, groups, {"league": meta, "seconds": spent, "log": log})
+        save_checkpoint(place, groups, {"league": meta, "seconds": spent, "log": log, "made_from": made_from})
     groups, result = measure.examined(stack, played, task)
-    shutil.rmtree(place)
     return groups, {**result, "seconds": spent, "log": log, "paused": played.paused}
 
 
 def build(stack: Stack, task: LeagueTask) -> League:
     """A league of the shipped student and the shipped rival, before its first round."""
-    size, clips = task.common.size, footage(task.common.footage)
+    size, clips = task.common.size, footage(task.common)
     frames = stack.clock.frames_per_chunk
     judged = OpponentReward(stack.reward.model, RULES)
     recipe = replace(FINETUNE["reward"], seed=task.seed)
@@ -270,10 +275,10 @@ def drawn(clips: Tensor) -> Callable[[int, int], Tensor]:
 
 
 @lru_cache(maxsize=1)
-def footage(folder: str) -> dict[tuple[str, str], Tensor]:
+def footage(common: Common) -> dict[tuple[str, str], Tensor]:
     """Clips uint8 [M, F, 3, H, W] by split and family."""
     found: dict[tuple[str, str], list[Tensor]] = {}
-    for place in sorted(Path(folder).iterdir()):
+    for place in common.footage:
         groups, meta = load_checkpoint(place)
         made = meta["config"]
         found.setdefault((made["split"], made["family"]), []).append(groups["clips"]["video"])

@@ -180,6 +180,10 @@ def _span(key: str, form: str) -> Callable[[Row], str]:
     return lambda row: f"{row[key]:{form}} [{row[f'{key}_low']:{form}}, {row[f'{key}_high']:{form}}]"
 
 
+def _paused(row: Row) -> float:
+    return float(row["paused_generator"] + row["paused_detector"])
+
+
 def _label(row: Row) -> str:
     return LABELS[row["arm"]]
 
@@ -225,6 +229,7 @@ GAME_COLUMNS = (
     Column("after response", "the same after the detector's best response", number("response_auc", ".3f")),
     Column("crossed", "pairs of generators that two detectors rank in opposite orders", number("intransitive", ".0f")),
     Column("of", "so many pairs of pairs", number("pairs", ",.0f")),
+    Column("paused", "rounds for which one of the two paused", lambda row: f"{_paused(row):.1f}"),
     Column("sec.", "seconds of training and matches on one core", number("seconds", ",.0f")),
 )
 CONTRAST_COLUMNS = (
@@ -245,7 +250,7 @@ RATING_COLUMNS = (
         "player", "in the league of the first seed; the number is the round, x an exploiter", lambda row: row["name"]
     ),
     Column("role", "", lambda row: row["role"]),
-    Column("rating", "openskill's mu; 25 is where all begin and anchors stay", number("mu", ".1f")),
+    Column("rating", "openskill's mu; the first generator stays at 25", number("mu", ".1f")),
     Column("unsure", "openskill's sigma", number("sigma", ".1f")),
 )
 COLUMNS = (

@@ -38,6 +38,9 @@ AT_ONCE = 32
 FEW = 4
 """Clips that go through the codec together: what fits into a processor's cache is done sooner."""
 WEIGHTS_FILE = "weights.safetensors"
+ROOT = Path(__file__).resolve().parent.parent.parent
+CODE = (*sorted((ROOT / "envs" / "worlds").glob("*.py")), ROOT / "envs" / "detect_bank.py", Path(__file__).resolve())
+"""What decides, beside the weights, how a clip looks."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Footage:
     """`count` clips of one family.
 
     family: REAL or one of FAMILIES.   split: of the scripts.   part: clips of another part are other clips.   weights:
-    folder of the parts that make them.   digests: of these parts, so that other weights make other clips.
+    folder of the parts that make them.   digests: of these parts and of the code, so that others make other clips.
     """
 
     family: str
@@ -61,10 +64,11 @@ def footage(
     wanted: Mapping[str, int], split: str, seed: int, weights: Path, folder: Path, workers: int = 1
 ) -> dict[str, Tensor]:
     """Clips uint8 [M, F, 3, H, W] of each family, as many as `wanted` says; what `folder` holds is not made again."""
-    digests = tuple(sha256_file(weights / part / WEIGHTS_FILE) for part in ("codec", "student", "teacher"))
+    parts = [weights / part / WEIGHTS_FILE for part in ("codec", "student", "teacher")]
+    digests = tuple(sha256_file(file) for file in (*parts, *CODE))
     jobs = {
         family: [
-            Job(f"{split}-{family}-{part}", Footage(family, size, split, seed, part, str(weights), digests))
+            Job(_name(split, family, part), Footage(family, size, split, seed, part, str(weights), digests))
             for part, size in enumerate(_parts(count))
         ]
         for family, count in wanted.items()
@@ -101,6 +105,15 @@ def clips_of(stack: Stack, family: str, scripts: Sequence[Script], seed: int, *,
         shows = (fake - video).abs().flatten(1).amax(1) >= VISIBLE
         video = fake[shows] if visible else fake
     return torch.cat([coded(few, stack.codec) for few in video.split(FEW)])
+
+
+def job_names(wanted: Mapping[str, int], split: str) -> list[str]:
+    """The jobs in which `footage` keeps these clips."""
+    return [_name(split, family, part) for family, count in wanted.items() for part in range(len(_parts(count)))]
+
+
+def _name(split: str, family: str, part: int) -> str:
+    return f"{split}-{family}-{part}"
 
 
 def _parts(count: int) -> list[int]:

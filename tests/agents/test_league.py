@@ -46,7 +46,6 @@ def test_a_game_worth_playing():
 
 def test_priorities():
     assert priorities([0.0, 0.5, 1.0]).tolist() == pytest.approx([0.8, 0.2, 0.0])
-    assert priorities([0.0, 0.5, 1.0], "even").tolist() == [0, 1, 0]
     assert priorities([1.0, 1.0]).tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match="the pool is empty"):
         priorities([])
@@ -64,7 +63,7 @@ def test_who_wins_more_is_rated_higher_and_anchors_stay():
         payoffs.add(generator, "judge", wins, 100)
     found = rated(payoffs, anchors=["anchor"])
     assert found["strong"].mu > found["anchor"].mu > found["weak"].mu and found["anchor"].mu == 25
-    assert found["strong"].ordinal < found["strong"].mu and found == rated(payoffs, anchors=["anchor"])
+    assert found["strong"].sigma < 25 / 3 and found == rated(payoffs, anchors=["anchor"])
 
 
 @pytest.fixture
@@ -124,6 +123,11 @@ def test_a_league_is_played_and_resumed_exactly(make, tmp_path):
     for other in ({"clips": 5}, {"mix": (0.5, 0.3, 0.2)}):
         with pytest.raises(CheckpointError, match="another config"):
             make(**other).load_state(*load_checkpoint(tmp_path / "league"))
+    groups, told = load_checkpoint(tmp_path / "league")
+    with pytest.raises(CheckpointError, match="lacks member-generator-1"):
+        make().load_state({name: part for name, part in groups.items() if name != "member-generator-1"}, told)
+    with pytest.raises(CheckpointError, match="no league's checkpoint: it lacks payoffs"):
+        make().load_state(groups, {key: value for key, value in told.items() if key != "payoffs"})
 
 
 def test_a_showing_settles_as_the_game_does(make):
@@ -185,21 +189,27 @@ def test_a_side_that_runs_away_pauses_and_a_frozen_one_stays(make):
     league.play_round()
     assert league.paused == {"generator": 1, "detector": 0}
     assert league.names("generator") == ["generator-0"] and league.newest("detector") == "detector-1"
-    alone = make(learns=("detector",))
+    alone = make(learns=("detector",), runaway=0.6)
+    alone.everybody()
+    alone.payoffs = Payoffs({("generator-0", "detector-0"): 0}, {("generator-0", "detector-0"): 8})
     for _ in range(2):
         alone.play_round()
     assert alone.names("generator") == ["generator-0"] and alone.names("detector", "exploiter") == ["detector-x2"]
-    assert alone.generator.counts.updates == 0 and alone.detector.counts.updates == 4
+    assert alone.generator.counts.updates == 0 and alone.detector.counts.updates == 4 and not any(alone.paused.values())
 
 
 def test_what_a_detector_learns_from(make):
-    league = make(mix=(0.5, 0.3, 0.2))
+    league = make(mix=(0.5, 0.3, 0.2), anchored=0.1)
     league.play_round()
-    assert league._families() == {"generator-1": pytest.approx(0.5), "scripted": pytest.approx(0.5)}
+    assert league._families() == {"generator-1": pytest.approx(0.9), "scripted": pytest.approx(0.1)}
+    league.play_round()
     league.play_round()
     shares = league._families()
-    assert shares["generator-2"] == pytest.approx(0.3) and shares["generator-x2"] == pytest.approx(0.2)
-    assert sum(shares.values()) == pytest.approx(1) and set(shares) == set(league.detector.fakes.families)
+    assert shares["generator-3"] == pytest.approx(0.27) and shares["generator-x2"] == pytest.approx(0.18)
+    assert shares["generator-1"] + shares["generator-2"] == pytest.approx(0.45) and shares["scripted"] == 0.1
+    alone = make(mix=(0.0, 1.0, 0.0), learns=("detector",), exploit_every=0)
+    alone.play_round()
+    assert alone._families() == {"scripted": 0.2, "generator-0": pytest.approx(0.8)}, "anchors stay in every arm"
 
 
 def test_the_reward_is_pure_until_the_camera_changes(make):
@@ -216,6 +226,10 @@ def test_the_reward_is_pure_until_the_camera_changes(make):
     assert torch.equal(other[:, :-1], first[:, :-1]) and not torch.equal(other[:, -1], first[:, -1])
     with pytest.raises(ValueError, match="one detector at least"):
         league.reward.against([], 0)
+    league.reward.against([league.detector_named("detector-0")], 1, 12.0)
+    assert league.reward.std[-1] == pytest.approx(1 / 12)
+    league.reward.against([league.detector_named("detector-0")], 1)
+    assert league.reward.std[-1] == pytest.approx(1 / 3)
 
 
 def test_a_pool_of_fakes():

@@ -85,11 +85,18 @@ def test_what_cannot_judge_is_told(make):
         make(opponent=Judge(ClipDetector(8, 16)))
 
     class Wrong(Bright):
-        def watch(self, video, state):
-            return torch.full((len(video),), torch.nan), state
+        broken = True
 
-    env = make(opponent=Judge(Wrong()))
+        def watch(self, video, state):
+            return torch.full((len(video),), torch.nan if self.broken else 0.0), state
+
+    wrong = Wrong()
+    with pytest.raises(ValueError, match="not finite"):
+        make(opponent=Judge(wrong))
+    wrong.broken = False
+    env = make(opponent=Judge(wrong))
     env.reset(seed=0)
+    wrong.broken = True
     with pytest.raises(ValueError, match="not finite"):
         env.step(chunk(env, 0.0, 0.0, 0.0))
     with pytest.raises(ValueError, match=r"returned \[2, 1\] for 2 streams"):

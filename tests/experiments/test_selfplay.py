@@ -54,7 +54,7 @@ def test_end_to_end_and_again(small, tmp_path, monkeypatch, capsys):
     assert {"scripted", "generator-0"} < names and any("x2" in name for name in names)
     assert all((out / name).stat().st_size > 500 for name in selfplay.PICTURES)
     assert load_tiny("rival", out / "detectors" / "league-0").width == 8
-    assert not list((out / "leagues").iterdir()), "finished leagues leave no checkpoint"
+    assert not (out / "leagues").exists(), "finished leagues leave no checkpoint"
     page = filled("<!-- measured: run/results.json -->\n<!-- end -->", tmp_path)
     assert report(written["rows"]) in page
 
@@ -92,10 +92,16 @@ def test_a_killed_league_goes_on_and_a_damaged_one_says_so(small, tmp_path, monk
 
     shutil.rmtree(out / "jobs" / "newest-0")
     shutil.copytree(tmp_path / "kept", place)
+    monkeypatch.setattr(selfplay, "fingerprint", lambda weights: "another state of the code")
+    played.clear()
+    assert cli.main(small) == 0 and played == [0, 1], "what other code began is not gone on with"
+    monkeypatch.setattr(selfplay, "fingerprint", lambda weights: "one state of the code")
+    shutil.copytree(tmp_path / "kept", place)
     (place / "fakes.safetensors").write_bytes(b"no")
     capsys.readouterr()
     assert cli.main(small) == 1
     assert "newest-0" in (error := capsys.readouterr().err) and "fakes.safetensors: damaged" in error
+    assert f"delete {place} to begin this league anew" in error
     assert {path.name for path in place.iterdir()} == {path.name for path in (tmp_path / "kept").iterdir()}
 
 
