@@ -46,6 +46,16 @@ class DetectionConfig:
             raise ValueError(f"unknown camera {self.camera!r}; use one of: {', '.join(CAMERAS)}")
 
 
+def drawn(pool: Tensor) -> Clips:
+    """Draws from real clips uint8 [M, F, 3, H, W]."""
+
+    def draw(count: int, step: int) -> Tensor:
+        random = torch.Generator().manual_seed(step)
+        return pool[torch.randint(len(pool), (count,), generator=random)].float() / 255
+
+    return draw
+
+
 @dataclass
 class FakePool:
     """Made clips by family, uint8, the same share of a batch for each: old families stay in play (replay).

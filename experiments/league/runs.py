@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...agents.detection import Detection, DetectionConfig, FakePool
+from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
 from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.fit import fit, plain
@@ -262,16 +262,6 @@ def clip_maker(stack: Stack) -> Callable[[Generator, int, int], Tensor]:
         return Source(generator, stack.codec, stack.encoder, stack.grammar)(scripts, CHUNKS, seed)
 
     return make
-
-
-def drawn(clips: Tensor) -> Callable[[int, int], Tensor]:
-    """Draws from clips uint8 [M, F, 3, H, W], as Detection takes real ones."""
-
-    def draw(count: int, step: int) -> Tensor:
-        random = torch.Generator().manual_seed(step)
-        return clips[torch.randint(len(clips), (count,), generator=random)].float() / 255
-
-    return draw
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...agents.detection import Clips, Detection, DetectionConfig, FakePool
+from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
 from ...agents.fit import fit
 from ...agents.learner import LearnerConfig
 from ...envs.self_play import stored
@@ -134,16 +134,6 @@ def train_detector(
     quality |= trajectory_quality(trained.features, known, new)
     reads = {"camera": recipe.camera, "pool": recipe.pool, "chunk": FRAMES_PER_CHUNK, "fps": FPS}
     return trained, {**quality, "seconds": trainer.counts.seconds}, {**reads, **calibration.to_manifest()}
-
-
-def drawn(pool: Tensor) -> Clips:
-    """Draws from real clips uint8 [M, F, 3, H, W]."""
-
-    def draw(count: int, step: int) -> Tensor:
-        random = torch.Generator().manual_seed(step)
-        return pool[torch.randint(len(pool), (count,), generator=random)].float() / 255
-
-    return draw
 
 
 def filmed(video: Tensor, camera: str, pool: int, seed: int) -> Tensor:
