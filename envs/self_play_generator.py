@@ -130,6 +130,6 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         """ValueError where the opponent cannot judge a chunk of the size that the game shows."""
         chunk = torch.zeros(1, self.game.frames, *seen[1:], device=self.device)
         try:
-            checked(self.opponent.detector.watch(chunk, self.opponent.detector.open(1, self.device))[0], 1)
+            checked(self.opponent.detector.watch(chunk, self.opponent.detector.open(1, self.device))[0], 1, self.check)
         except RuntimeError as error:
             raise ValueError(f"the opponent cannot judge chunks of {list(chunk.shape[1:])}: {error}") from error
