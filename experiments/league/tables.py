@@ -138,10 +138,11 @@ FLIPPED = {"yes": "no", "no": "yes", "unclear": "unclear"}
 
 
 def _contrast(name: str, arm: str, against: str, end: str, ours: Runs, other_end: str, theirs: Runs) -> Row:
-    """The paired difference of one question's measure, and whether `arm` is better."""
+    """The paired difference of one question's measure, and whether `arm` is better; of a single cell nobody can say."""
     _, read, higher = QUESTIONS[name]
     difference = paired_difference(read(ours, end), read(theirs, other_end))
-    better = difference.verdict if higher else FLIPPED[difference.verdict]
+    told = difference.verdict if difference.low < difference.high else "unclear"
+    better = told if higher else FLIPPED[told]
     row: Row = {"kind": "contrast", "question": name, "arm": arm, "against": against, "better": better}
     return row | _spread("difference", difference)
 

@@ -114,6 +114,15 @@ def test_bad_input(small, weights, tmp_path, capsys):
     assert "no rival weights here" in capsys.readouterr().err
 
 
+def test_one_seed_and_one_detector_tell_nothing_apart():
+    run = a_run(0.9, 0.6, 0.7)
+    for end, told in (("start", 0.8), ("end", 0.6)):
+        run["generators"][end]["panel_auc"] = [told]
+    rows = all_rows({"league": [run]}, [0], [], {})
+    found = next(row for row in rows if row["kind"] == "contrast" and row["question"] == "fooled")
+    assert found["difference_low"] == found["difference_high"] < 0 and found["better"] == "unclear"
+
+
 def a_run(unseen, fooled, total):
     detector = {
         "auc": {name: [0.5, unseen] for name in (*runs.SEEN, *runs.UNSEEN)},
