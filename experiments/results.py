@@ -30,9 +30,9 @@ def write_results(
 ) -> Path:
     """Write `out`/results.json and return its path; `out` is made when it is missing.
 
-    `config` is a dataclass or a mapping; its `out` decides nothing that is measured and is left out. Each row is one flat
-    record of strings, numbers, booleans and None; numbers that are not finite become null. Raises ValueError for a row
-    that is not flat.
+    `config` is a dataclass or a mapping; its `out` decides nothing that is measured and is left out. Each row is one
+    flat record of strings, numbers, booleans and None; numbers that are not finite become null. Raises ValueError for a
+    row that is not flat.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
