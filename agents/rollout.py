@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..envs.prompt_source import Texts
 from ..envs.stream_gen import StreamGenVectorEnv
-from ..models.generator import Fork, Generator, StreamState, Transition, denoise_chunk, read_chunk
+from ..models.generator import Fork, Generator, StreamState, Transition, at_prompt, denoise_chunk, read_chunk
 from ..models.sampler import Kernel, x0_from_v
 from ..models.wan import CausalWan
 from ..noise import uniform
@@ -56,7 +56,8 @@ class GeneratorPolicy:
         """
         state = self._state()
         if state.chunk == 0:
-            self.state = state = self._opened(state, observation)
+            state = self._opened(state, observation)
+        self.state = state = at_prompt(self.generator, state, observation["prompt"])
         chunk, self.transitions = denoise_chunk(self.generator, state, observation["prompt"], grad=self.grad, fork=fork)
         return chunk
 

@@ -5,13 +5,13 @@ B streams, S new tokens, K cached tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from .cache import KVCache
 
@@ -21,21 +21,57 @@ Turn = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class Recall:
+    """A cache as attention reads it.
+
+    turn: rotation of its K keys.   dtype: what it is read in.   rooms: per layer the rotated keys and the values, [B, K + S, heads, dim], with room
+    behind them for the S tokens of a chunk; every pass that carries no gradient puts its own there. None: each pass
+    rotates and joins for itself.
+    """
+
+    cache: KVCache
+    turn: Turn
+    dtype: torch.dtype
+    rooms: tuple[tuple[Tensor, Tensor], ...] | None = None
+
+    def with_rooms(self, tokens: int) -> Recall:
+        """Rotated once for all passes of a chunk of so many tokens."""
+        return replace(self, rooms=tuple(map(self._room, self.cache.keys, self.cache.values, repeat(tokens))))
+
+    def _room(self, key: Tensor, value: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        shape = (key.shape[0], key.shape[1] + tokens, *key.shape[2:])
+        keys, values = (torch.empty(shape, dtype=self.dtype, device=key.device) for _ in range(2))
+        keys[:, : key.shape[1]] = rotated(key, self.turn)
+        values[:, : key.shape[1]] = value
+        return keys, values
+
+    def followed_by(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys, rotated, and values, the past's and then these (key already rotated)."""
+        cached = self.cache.keys[layer].shape[1]
+        fits = self.rooms is not None and self.rooms[layer][0].shape[1] == cached + key.shape[1]
+        if self.rooms is None or not fits or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            past = rotated(self.cache.keys[layer], self.turn).to(self.dtype), self.cache.values[layer].to(self.dtype)
+            return torch.cat((past[0], key), 1), torch.cat((past[1], value), 1)
+        keys, values = self.rooms[layer]
+        keys[:, cached:] = key
+        values[:, cached:] = value
+        return keys, values
+
+
+@dataclass(frozen=True)
 class CallContext:
     """What one transformer call tells its self-attention layers; it travels as diffusers' `rotary_emb`.
 
-    query_turn: rotation of the queries, see `rotary_turn`.
-    key_turn: rotation of the cached keys and of the new ones.
+    turn: rotation of the new queries and keys, see `rotary_turn`.
+    past: the K tokens that came before, or None.
     bias: [S, K + S], or [B, 1, 1, K + S], added to the attention logits (0 or -inf), or None.
-    cache: the K tokens that came before, or None.
     new: where layer i puts its new (unrotated key, value) under i, or None. Writing the same again is harmless, so
       gradient checkpointing may run a layer twice.
     """
 
-    query_turn: Turn
-    key_turn: Turn
+    turn: Turn
+    past: Recall | None = None
     bias: Tensor | None = None
-    cache: KVCache | None = None
     new: dict[int, tuple[Tensor, Tensor]] | None = None
 
 
@@ -51,12 +87,25 @@ class Rope(nn.Module):
         context, self.context = self.context, None
         if context is None:
             h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
-            turn = rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device, self.theta)
-            context = CallContext(turn, turn)
+            context = CallContext(rotary_turn(tuple(range(x.shape[2])), h, w, self.dim, x.device, self.theta))
         return context
 
 
-class SelfAttention:
+class Attention:
+    """What both processors share: the backend that diffusers' dispatcher takes (`set_attention_backend` sets it)."""
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention of query [B, S, heads, dim] over key, value [B, K, heads, dim]; [B, S, heads * dim]."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        out: Tensor = dispatch_attention_fn(query, key, value, bias, backend=self._attention_backend)
+        return out.flatten(2)
+
+
+class SelfAttention(Attention):
     """attn1's processor: reads cache, rotation and mask from the call's context.
 
     hidden is [B, S, d], or [B * F, S / F, d] where every frame is a row with a noise level of its own.
@@ -69,20 +118,19 @@ class SelfAttention:
         self, attn: Any, hidden: Tensor, text: None = None, mask: None = None, rotary_emb: CallContext | None = None
     ) -> Tensor:
         assert rotary_emb is not None
-        context, shape = rotary_emb, (-1, rotary_emb.query_turn[0].shape[0], attn.heads, attn.inner_dim // attn.heads)
+        context, shape = rotary_emb, (-1, rotary_emb.turn[0].shape[0], attn.heads, attn.inner_dim // attn.heads)
         query = attn.norm_q(attn.to_q(hidden)).view(shape)
         key = attn.norm_k(attn.to_k(hidden)).view(shape)
         value = attn.to_v(hidden).view(shape)
         if context.new is not None:
             context.new[self.layer] = (key, value)
-        if context.cache is not None:
-            key = torch.cat((context.cache.keys[self.layer], key), 1)
-            value = torch.cat((context.cache.values[self.layer], value), 1)
-        out = attend(rotated(query, context.query_turn), rotated(key, context.key_turn), value, context.bias)
-        return attn.to_out[1](attn.to_out[0](out.view(hidden.shape)))
+        query, key = rotated(query, context.turn), rotated(key, context.turn)
+        if context.past is not None:
+            key, value = context.past.followed_by(self.layer, key, value)
+        return attn.to_out[1](attn.to_out[0](self.attend(query, key, value, context.bias).view(hidden.shape)))
 
 
-class CrossAttention:
+class CrossAttention(Attention):
     """attn2's processor: the n-th part of the sequence reads the n-th prompt."""
 
     def __init__(self, text_len: int) -> None:
@@ -93,14 +141,7 @@ class CrossAttention:
         query = attn.norm_q(attn.to_q(hidden)).view(batch, -1, attn.heads, attn.inner_dim // attn.heads)
         key = attn.norm_k(attn.to_k(text)).view(batch, self.text_len, attn.heads, -1)
         value = attn.to_v(text).view(batch, self.text_len, attn.heads, -1)
-        out = attend(query, key, value, None)
-        return attn.to_out[1](attn.to_out[0](out.view(hidden.shape)))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of query [B, S, heads, dim] over key, value [B, K, heads, dim]; [B, S, heads * dim]."""
-    out = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), bias)
-    return out.transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](self.attend(query, key, value, None).view(hidden.shape)))
 
 
 def rotated(x: Tensor, turn: Turn) -> Tensor:
@@ -110,6 +151,10 @@ def rotated(x: Tensor, turn: Turn) -> Tensor:
     """
     cos, i_sin = turn
     full = x.float()
+    if torch.compiler.is_compiling():  # which has no complex numbers to fuse
+        even, odd = full.unflatten(-1, (-1, 2)).unbind(-1)
+        sin = i_sin.imag
+        return (full * cos + torch.stack((-odd * sin, even * sin), -1).flatten(-2)).type_as(x)
     turned = torch.view_as_complex(full.unflatten(-1, (-1, 2))) * i_sin
     return (full * cos).add_(torch.view_as_real(turned).flatten(-2)).type_as(x)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..noise import normal
 from .cache import KVCache
+from .causal_attention import Recall
 from .sampler import Kernel, KernelOf, consistency, x0_from_v
 from .wan import CausalWan
 
@@ -53,11 +54,13 @@ class Transition:
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where B streams stand: cache of the past, number of the next chunk, keys int64 [B] of the noise."""
+    """Where B streams stand: cache of the past, number of the next chunk, keys int64 [B] of the noise, and the prompts
+    [B, L, D] of the last chunk (None before the first)."""
 
     cache: KVCache | None
     chunk: int
     keys: Tensor
+    prompt: Tensor | None = None
 
     @classmethod
     def start(cls, keys: Tensor) -> StreamState:
@@ -67,7 +70,8 @@ class StreamState:
     def take(self, rows: Tensor) -> StreamState:
         """The streams at rows [M] (int64); a fork is a repeated row, told apart by folding a branch into its key."""
         cache = None if self.cache is None else self.cache.take(rows)
-        return StreamState(cache, self.chunk, self.keys.index_select(0, rows))
+        prompt = None if self.prompt is None else self.prompt.index_select(0, rows)
+        return StreamState(cache, self.chunk, self.keys.index_select(0, rows), prompt)
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,23 @@ def generate_chunk(
     Returns:
         the clean chunk x0 [B, f, C, h, w], its transitions, and the state after it, with the chunk in its cache.
     """
-    x0, transitions = denoise_chunk(generator, state, embeds, noise=noise, exit_step=exit_step, grad=grad)
-    return x0, transitions, read_chunk(generator, state, x0.detach(), embeds)
+    state = at_prompt(generator, state, embeds)
+    past = generator.model.recall(state.cache)
+    x0, transitions = denoise_chunk(generator, state, embeds, noise=noise, exit_step=exit_step, grad=grad, past=past)
+    return x0, transitions, read_chunk(generator, state, x0.detach(), embeds, past=past)
+
+
+@torch.no_grad()
+def at_prompt(generator: Generator, state: StreamState, embeds: Tensor) -> StreamState:
+    """The state from which streams go on under prompts [B, L, D]: the same, unless the cache is to be read anew after a
+    switch (`CacheConfig.on_prompt_switch`); then it is for those rows whose prompt is not the last chunk's."""
+    cache, before = state.cache, state.prompt
+    if generator.model.cache_config.on_prompt_switch == "keep" or cache is None or before is None:
+        return state
+    changed = (embeds != before).flatten(1).any(1)
+    if not bool(changed.any()):
+        return state
+    return replace(state, cache=generator.model.recache(cache, embeds).where(changed, cache), prompt=embeds)
 
 
 def denoise_chunk(
@@ -113,10 +132,12 @@ def denoise_chunk(
     exit_step: int | None = None,
     grad: bool = False,
     fork: Fork | None = None,
+    past: Recall | None = None,
 ) -> tuple[Tensor, tuple[Transition, ...]]:
     """`generate_chunk` before the chunk is read: x0 and its transitions, B streams each, or M where they fork.
 
-    noise belongs to streams that do not fork.
+    noise belongs to streams that do not fork. state comes from `at_prompt`; past is its cache, recalled, where the
+    caller has it.
     """
     sigmas = generator.sigmas
     last = len(sigmas) - 1 if exit_step is None else exit_step
@@ -125,12 +146,14 @@ def denoise_chunk(
     if fork is not None and (noise is not None or not 0 <= fork.step <= last):
         raise ValueError(f"a fork lies at step 0 .. {last}, not {fork.step}, and draws its noise from keys")
     shape = (generator.frames_per_chunk, *generator.latent_shape)
+    past = generator.model.recall(state.cache) if past is None else past
     transitions: list[Transition] = []
     x = x0 = state.keys.new_empty(0)
     for step in range(last + 1):
         if fork is not None and step == fork.step:
             state, embeds = replace(state.take(fork.rows), keys=fork.keys), embeds[fork.rows]
             transitions = [before.take(fork.rows, state.cache) for before in transitions]
+            past = generator.model.recall(state.cache)
         eps = normal(state.keys, state.chunk, step, shape) if noise is None else noise[:, step]
         if transitions:
             before = transitions[-1]
@@ -139,16 +162,20 @@ def denoise_chunk(
         else:
             x = eps
         with torch.set_grad_enabled(grad and step == last):
-            x0 = x0_from_v(x, generator.model(x, sigmas[step], embeds, cache=state.cache), sigmas[step])
+            x0 = x0_from_v(x, generator.model(x, sigmas[step], embeds, cache=past), sigmas[step])
         next_sigma = 0.0 if step == last else sigmas[step + 1]
         kernel = generator.kernel(sigmas[step], next_sigma)
         transitions.append(Transition(x, sigmas[step], next_sigma, x0.detach(), x0, kernel, state.cache))
     return x0, tuple(transitions)
 
 
-def read_chunk(generator: Generator, state: StreamState, x0: Tensor, embeds: Tensor) -> StreamState:
-    """The state after a clean chunk x0 [B, f, C, h, w] of these prompts [B, L, D], whoever made it."""
-    return replace(state, cache=generator.model.write(x0, embeds, state.cache), chunk=state.chunk + 1)
+def read_chunk(
+    generator: Generator, state: StreamState, x0: Tensor, embeds: Tensor, *, past: Recall | None = None
+) -> StreamState:
+    """The state after a clean chunk x0 [B, f, C, h, w] of these prompts [B, L, D], whoever made it; past as above."""
+    state = at_prompt(generator, state, embeds)
+    cache = generator.model.write(x0, embeds, state.cache if past is None else past)
+    return replace(state, cache=cache, chunk=state.chunk + 1, prompt=embeds)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .generator import Generator, StreamState, read_chunk
+from .generator import Generator, StreamState, at_prompt, read_chunk
 from .sampler import guided, renoise, x0_from_v
 
 
@@ -89,6 +89,7 @@ def steered_chunk(
     on nothing but that row. At S steps, guidance 1 and the whole past it equals `generate_chunk`. On the CPU only
     streams that still need a prediction take part in one; on a GPU all do: to look who does would wait for the device.
     """
+    state = at_prompt(generator, state, embeds)
     levels = schedules(generator.sigmas).to(noise, non_blocking=True)[steering.steps - 1]
     x = noise[:, 0]
     for step in range(len(generator.sigmas)):

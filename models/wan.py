@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .cache import CacheConfig, KVCache, appended, evicted
+from .cache import CacheConfig, KVCache, appended, blocks, evicted
 from .causal_attention import (
     THETA,
     CallContext,
     CrossAttention,
+    Recall,
     Rope,
     SelfAttention,
+    Turn,
     causal_bias,
     past_bias,
     rotary_turn,
@@ -73,7 +76,7 @@ class CausalWan(nn.Module):
         sigma: float | Tensor,
         embeds: Tensor,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | Recall | None = None,
         start_frame: int | None = None,
         mask: Literal["none", "causal"] | None = None,
         clean: Tensor | None = None,
@@ -85,7 +88,8 @@ class CausalWan(nn.Module):
         Args:
             sigma: noise level in [0, 1]: a number, [B], or per frame [B, F].
             embeds: one prompt [B, L, D], or one per chunk [B, n, L, D] with F = n * frames_per_chunk.
-            cache: keys and values of earlier frames; every frame of x sees them all.
+            cache: keys and values of earlier frames; every frame of x sees them all. `recall` spares several passes
+                over one cache some work.
             start_frame: absolute index of the first frame; by default the one after the cache.
             mask: "causal": a chunk of x sees no later chunk, and what the cache window lets it see of earlier ones.
             clean: [B, F, C, h, w]: teacher forcing, see `teacher_forcing`.
@@ -117,43 +121,89 @@ class CausalWan(nn.Module):
         return self(noisy, sigma, embeds, clean=clean, clean_sigma=clean_sigma)
 
     @torch.no_grad()
-    def write(self, x0: Tensor, embeds: Tensor, cache: KVCache | None) -> KVCache:
+    def write(self, x0: Tensor, embeds: Tensor, cache: KVCache | Recall | None) -> KVCache:
         """The cache after the clean chunk x0 [B, F, C, h, w]: one pass at sigma 0, then eviction."""
-        frames = self._frames(x0, cache, None)
-        new: dict[int, tuple[Tensor, Tensor]] = {}
-        self._run(x0, 0.0, embeds, self._context(x0, frames, cache, new=new))
-        grown = appended(cache, [new[layer] for layer in range(len(new))], frames)
+        grown = self._appended(x0, embeds, cache, self._frames(x0, cache, None))
         return evicted(grown, self.cache_config, self.frames_per_chunk)
 
-    def _frames(self, x: Tensor, cache: KVCache | None, start: int | None) -> tuple[int, ...]:
+    @torch.no_grad()
+    def recall(self, cache: KVCache | None, frames: int | None = None) -> Recall | None:
+        """The cache with its keys rotated, for all passes over a chunk of so many frames (by default frames_per_chunk).
+
+        A pass without gradient writes the chunk's own keys behind it, so that one stream at a time may use it.
+        """
+        if cache is None:
+            return None
+        tokens = cache.keys[0].shape[1] // len(cache.frames)
+        return self._recall(cache, cache.latents).with_rooms(tokens * (frames or self.frames_per_chunk))
+
+    @torch.no_grad()
+    def recache(self, cache: KVCache, embeds: Tensor) -> KVCache:
+        """The frames that the cache keeps, read anew under other prompts [B, L, D], oldest first.
+
+        Where nothing is evicted and the prompts are those it was written under, the result is the same. What evicted
+        frames had told the others is gone from it. A sink into which evicted frames were blended is kept as it is.
+        """
+        blended = self.cache_config.eviction == "ema" and cache.evicted > 0
+        done = self.cache_config.sink_frames if blended else 0
+        fresh = cache.first(done) if done else None
+        for size in blocks(cache.frames[done:], self.frames_per_chunk):
+            part = slice(done, done + size)
+            fresh = self._appended(cache.latents[:, part], embeds, fresh, cache.frames[part])
+            done += size
+        assert fresh is not None
+        return fresh
+
+    def with_cache(self, cache: CacheConfig) -> CausalWan:
+        """The same weights, not a copy of them, with another cache."""
+        cache.check(self.frames_per_chunk)
+        twin = copy.copy(self)
+        twin.cache_config = cache
+        return twin
+
+    def _appended(self, x0: Tensor, embeds: Tensor, cache: KVCache | Recall | None, frames: tuple[int, ...]) -> KVCache:
+        new: dict[int, tuple[Tensor, Tensor]] = {}
+        self._run(x0, 0.0, embeds, self._context(x0, frames, cache, new=new))
+        kept = cache.cache if isinstance(cache, Recall) else cache
+        dtype = torch.float32 if self.cache_config.eviction == "ema" else self.dtype
+        return appended(kept, [new[layer] for layer in range(len(new))], frames, x0, dtype)
+
+    def _frames(self, x: Tensor, cache: KVCache | Recall | None, start: int | None) -> tuple[int, ...]:
         if start is None:
-            start = 0 if cache is None else cache.next_frame
+            kept = cache.cache if isinstance(cache, Recall) else cache
+            start = 0 if kept is None else kept.next_frame
         return tuple(range(start, start + x.shape[1]))
+
+    def _recall(self, cache: KVCache, x: Tensor) -> Recall:
+        relative = self.cache_config.positions == "relative"
+        turn = self._turn(tuple(range(len(cache.frames))) if relative else cache.frames, x)
+        return Recall(cache, turn, self.dtype)
+
+    def _turn(self, frames: tuple[int, ...], x: Tensor) -> Turn:
+        h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
+        return rotary_turn(frames, h, w, self.transformer.config.attention_head_dim, x.device, self.rope_theta)
 
     def _context(
         self,
         x: Tensor,
         frames: tuple[int, ...],
-        cache: KVCache | None,
+        cache: KVCache | Recall | None,
         mask: str | None = None,
         new: dict[int, tuple[Tensor, Tensor]] | None = None,
         past: Tensor | None = None,
     ) -> CallContext:
-        h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
-        keys = frames if cache is None else cache.frames + frames
-        if self.cache_config.positions == "relative" and cache is not None:
-            keys = tuple(range(len(keys)))
-            frames = keys[-len(frames) :]
-        dim = self.transformer.config.attention_head_dim
-        turn = rotary_turn(frames, h, w, dim, x.device, self.rope_theta)
-        key_turn = turn if cache is None else rotary_turn(keys, h, w, dim, x.device, self.rope_theta)
+        recall = self._recall(cache, x) if isinstance(cache, KVCache) else cache
+        kept = 0 if recall is None else len(recall.cache.frames)
+        if kept and self.cache_config.positions == "relative":
+            frames = tuple(range(kept, kept + len(frames)))
+        tokens = x.shape[-2] // self.patch[0] * (x.shape[-1] // self.patch[1])
         bias = None
         if mask is not None:
             sight = (self.frames_per_chunk, self.cache_config.sink_frames, self.cache_config.window_frames)
-            bias = causal_bias(len(frames), h * w, sight, mask == "forcing", self.dtype, x.device)
-        elif past is not None and cache is not None:
-            bias = past_bias(past, len(cache.frames), len(frames), h * w, self.dtype)
-        return CallContext(turn, key_turn, bias, cache, new)
+            bias = causal_bias(len(frames), tokens, sight, mask == "forcing", self.dtype, x.device)
+        elif past is not None and kept:
+            bias = past_bias(past, kept, len(frames), tokens, self.dtype)
+        return CallContext(self._turn(frames, x), recall, bias, new)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from reelgym.models.generator import Generator, StreamState, generate_chunk, stream
+from reelgym.models.generator import (
+    Generator,
+    StreamState,
+    at_prompt,
+    denoise_chunk,
+    generate_chunk,
+    read_chunk,
+    stream,
+)
 from reelgym.models.sampler import kernel_log_prob, renoise, step_sigmas, x0_from_v
 from reelgym.models.wan import CacheConfig, CausalWan
 from reelgym.noise import fold, normal, stream_keys
@@ -137,3 +145,42 @@ def test_exit_steps_outside_the_schedule_are_refused():
     gen = generator()
     with pytest.raises(ValueError, match=r"0 \.\. 3, not 4"):
         generate_chunk(gen, StreamState.start(stream_keys(0, 1)), prompts(1)[:, 0], exit_step=4)
+
+
+@torch.no_grad()
+def test_a_switched_prompt_is_read_into_the_window_where_the_cache_says_so():
+    embeds, keys = prompts(), stream_keys(0, 3)
+    kept, read = (generator(CacheConfig(3, 12, on_prompt_switch=how)) for how in ("keep", "recache"))
+    state = after(kept, keys, embeds[:, :1].expand(-1, 2, -1, -1))
+    new = embeds[:, 3].clone()
+    new[1] = embeds[1, 0]
+    plain, _, _ = generate_chunk(kept, state, new)
+    switched, transitions, following = generate_chunk(read, state, new)
+    cache = read.model.recache(state.cache, new)
+    assert torch.equal(switched[1], plain[1]) and (switched[0] - plain[0]).abs().max() > 1e-4
+    assert torch.equal(transitions[0].context.keys[1][0], cache.keys[1][0])
+    assert torch.equal(transitions[0].context.keys[1][1], state.cache.keys[1][1])
+    assert torch.equal(following.cache.keys[1][0, : 6 * 6], cache.keys[1][0]) and following.prompt is new
+    assert at_prompt(read, following, new) is following and at_prompt(kept, state, new) is state
+    same, _, _ = generate_chunk(read, state, state.prompt)
+    assert torch.equal(same, generate_chunk(kept, state, state.prompt)[0])
+    latents, steps = denoise_chunk(read, at_prompt(read, state, new), new)
+    assert torch.equal(latents, switched) and len(steps) == 4
+    assert torch.equal(read_chunk(read, state, latents, new).cache.keys[1], following.cache.keys[1])
+    rows = torch.tensor([2, 0])
+    assert torch.equal(following.take(rows).prompt, new[rows])
+
+
+@torch.no_grad()
+def test_half_precision_does_not_drift_in_the_cache():
+    """200 chunks of one stream, read by a bfloat16 model: its error at the end is that at the beginning."""
+    single, half = generator(CacheConfig(3, 9)), generator(CacheConfig(3, 9))
+    half.model.bfloat16()
+    embeds, keys = prompts(1)[:, 0], stream_keys(0, 1)
+    states, errors = [StreamState.start(keys)] * 2, []
+    for _ in range(200):
+        x0, _, _ = generate_chunk(single, states[0], embeds)
+        other, _, _ = generate_chunk(half, states[1], embeds)
+        errors.append(float((other - x0).norm() / x0.norm()))
+        states = [read_chunk(gen, state, x0, embeds) for gen, state in zip((single, half), states, strict=True)]
+    assert max(errors) < 0.05 and sum(errors[-50:]) < 1.5 * sum(errors[:50])
