@@ -115,7 +115,9 @@ def appended(
     """
     keys, values = (tuple(pair[part].detach().to(dtype) for pair in new) for part in (0, 1))
     latents = latents.detach()
-    if cache is not None:
+    if cache is None:  # a graph on a GPU may write the same memory again
+        keys, values = (tuple(tensor.clone() for tensor in part) for part in (keys, values))
+    else:
         keys = tuple(torch.cat(pair, 1) for pair in zip(cache.keys, keys, strict=True))
         values = tuple(torch.cat(pair, 1) for pair in zip(cache.values, values, strict=True))
         frames, latents = cache.frames + frames, torch.cat((cache.latents, latents), 1)

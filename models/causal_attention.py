@@ -17,16 +17,16 @@ from .cache import KVCache
 
 THETA = 10000.0
 """Base of Wan's rotary frequencies."""
-Turn = tuple[Tensor, Tensor]
+Turn = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Recall:
     """A cache as attention reads it.
 
-    turn: rotation of its K keys.   dtype: what it is read in.   rooms: per layer the rotated keys and the values, [B, K + S, heads, dim], with room
-    behind them for the S tokens of a chunk; every pass that carries no gradient puts its own there. None: each pass
-    rotates and joins for itself.
+    turn: rotation of its K keys.   dtype: what it is read in.   rooms: per layer the rotated keys and the values,
+    [B, K + S, heads, dim], with room behind them for the S tokens of a chunk; every pass that carries no gradient puts
+    its own there. None: each pass rotates and joins for itself.
     """
 
     cache: KVCache
@@ -149,11 +149,10 @@ def rotated(x: Tensor, turn: Turn) -> Tensor:
 
     The cosine and sine products are rounded apart, as diffusers does: results are bitwise the same.
     """
-    cos, i_sin = turn
+    cos, i_sin, sin = turn
     full = x.float()
     if torch.compiler.is_compiling():  # which has no complex numbers to fuse
         even, odd = full.unflatten(-1, (-1, 2)).unbind(-1)
-        sin = i_sin.imag
         return (full * cos + torch.stack((-odd * sin, even * sin), -1).flatten(-2)).type_as(x)
     turned = torch.view_as_complex(full.unflatten(-1, (-1, 2))) * i_sin
     return (full * cos).add_(torch.view_as_real(turned).flatten(-2)).type_as(x)
@@ -163,7 +162,8 @@ def rotated(x: Tensor, turn: Turn) -> Tensor:
 def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device, theta: float = THETA) -> Turn:
     """Wan's rotary factors of every token of the given frames; S = len(frames) * h * w.
 
-    Returns the cosine for each channel, float [S, 1, dim], and i times the sine for each pair, complex [S, 1, dim/2].
+    Returns the cosine for each channel, float [S, 1, dim], i times the sine for each pair, complex [S, 1, dim/2], and
+    that sine, float.
     Channels are split as in diffusers: dim // 6 pairs each for height and width, the rest for time. Frames may be any
     integers: there is no table that could end.
     """
@@ -178,7 +178,7 @@ def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch
         waves = ([wave(one).float().to(device, non_blocking=True) for one in axes] for wave in (torch.cos, torch.sin))
         cos, sin = (torch.cat([part.expand(len(frames), h, w, -1) for part in parts], -1) for parts in waves)
         sin = sin.view(-1, 1, dim // 2)
-        return cos.view(-1, 1, dim // 2).repeat_interleave(2, -1), torch.complex(torch.zeros_like(sin), sin)
+        return cos.view(-1, 1, dim // 2).repeat_interleave(2, -1), torch.complex(torch.zeros_like(sin), sin), sin
 
 
 def _angles(positions: Tensor, pairs: int, theta: float) -> Tensor:

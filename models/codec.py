@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,9 +27,16 @@ class Grid:
 
 
 class DecodeState(Protocol):
-    """What a codec carries from one decoded chunk to the next, per stream."""
+    """What a codec carries from one decoded chunk to the next, per stream.
+
+    pack: its tensors by name and what JSON holds of it; `unpack` of the same state, freshly opened, gives it back.
+    """
 
     def take(self, rows: Tensor) -> Any: ...
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Any: ...
 
 
 class Codec(Protocol):
@@ -66,6 +74,12 @@ class FrameState:
     """A frame-wise codec carries nothing."""
 
     def take(self, rows: Tensor) -> FrameState:
+        return self
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> FrameState:
         return self
 
 
@@ -158,6 +172,20 @@ class WanState:
         """Streams in the order of rows[B'] (repeats allowed)."""
         return WanState(tuple(f[rows] if isinstance(f, Tensor) else f for f in self.features), self.frames)
 
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See DecodeState."""
+        tensors = {str(place): f for place, f in enumerate(self.features) if isinstance(f, Tensor)}
+        marks = [f if isinstance(f, str) else None for f in self.features]
+        return tensors, {"frames": self.frames, "marks": marks}
+
+    def unpack(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> WanState:
+        """See DecodeState; ValueError for the state of another decoder."""
+        if len(meta["marks"]) != len(self.features):
+            raise ValueError(f"the state is of {len(meta['marks'])} layers, this decoder has {len(self.features)}")
+        return WanState(
+            tuple(tensors.get(str(place), mark) for place, mark in enumerate(meta["marks"])), meta["frames"]
+        )
+
     def detach(self) -> WanState:
         return WanState(tuple(f.detach() if isinstance(f, Tensor) else f for f in self.features), self.frames)
 
@@ -192,7 +220,8 @@ class WanCodec(nn.Module):
         """video [B, 1 + 4n, 3, H, W] in [0, 1]. Returns the posterior's mean, normalised: [B, 1 + n, C, h, w]."""
         if (video.shape[1] - 1) % self.frames_per_latent:
             raise ValueError(f"this codec takes 1, 5, 9, ... frames, not {video.shape[1]}: cut or extend the clip")
-        mean = self.vae.encode(_from_unit(video).transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+        z = _from_unit(video).transpose(1, 2).to(self.vae.dtype)
+        mean = self.vae.encode(z).latent_dist.mode().transpose(1, 2).to(video)
         return (mean - _channels(self.shift)) / _channels(self.scale)
 
     def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
@@ -220,11 +249,12 @@ class WanCodec(nn.Module):
     def _decode(self, latents: Tensor, state: WanState, clamp: bool | None) -> tuple[Tensor, WanState]:
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-        z = self.vae.post_quant_conv((latents * _channels(self.scale) + _channels(self.shift)).transpose(1, 2))
+        z = (latents * _channels(self.scale) + _channels(self.shift)).transpose(1, 2)
+        z = self.vae.post_quant_conv(z.to(self.vae.dtype))
         features = list(state.features)
         parts = [
             self.vae.decoder(frame, feat_cache=features, feat_idx=[0], first_chunk=state.frames + i == 0)
             for i, frame in enumerate(z.split(1, dim=2))
         ]
-        x = unpatchify(torch.cat(parts, dim=2), self.vae.config.patch_size or 1).transpose(1, 2)
+        x = unpatchify(torch.cat(parts, dim=2), self.vae.config.patch_size or 1).transpose(1, 2).to(latents)
         return _to_unit(x, latents, clamp), WanState(tuple(features), state.frames + latents.shape[1])

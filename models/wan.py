@@ -154,11 +154,11 @@ class CausalWan(nn.Module):
         assert fresh is not None
         return fresh
 
-    def with_cache(self, cache: CacheConfig) -> CausalWan:
-        """The same weights, not a copy of them, with another cache."""
-        cache.check(self.frames_per_chunk)
+    def with_cache(self, cache: CacheConfig, frames_per_chunk: int | None = None) -> CausalWan:
+        """The same weights, not a copy of them, with another cache, and chunks of another length if one is given."""
         twin = copy.copy(self)
-        twin.cache_config = cache
+        twin.cache_config, twin.frames_per_chunk = cache, frames_per_chunk or self.frames_per_chunk
+        cache.check(twin.frames_per_chunk)
         return twin
 
     def _appended(self, x0: Tensor, embeds: Tensor, cache: KVCache | Recall | None, frames: tuple[int, ...]) -> KVCache:

@@ -1,0 +1,199 @@
+"""What `reelgym bench streaming` times, part by part; whatever is compared runs in turns."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.cache import CacheConfig, KVCache
+from ...models.generator import Generator, StreamState, generate_chunk, stream
+from ...models.sampler import renoise, x0_from_v
+from ...models.streaming import StreamingGenerator
+from ...noise import normal, stream_keys
+from ..tables import Row
+from .turns import in_turns, seconds_of
+
+PROMPT = "a red circle moves left"
+FLAT, FASTER = 1.1, 5.0
+"""Targets: latency of a late chunk over an early one, at most; full recomputation over the cache, at least."""
+
+
+def policies(shipped: CacheConfig, frames_per_chunk: int) -> dict[str, CacheConfig]:
+    """The generator's own policy, others of the same window, and no eviction at all."""
+    window = shipped.window_frames if shipped.window_frames > 0 else 7 * frames_per_chunk
+    same = replace(shipped, window_frames=window, eviction="drop", positions="relative")
+    return {
+        "window": replace(same, sink_frames=0),
+        "sink and window": replace(same, sink_frames=frames_per_chunk),
+        "EMA sink and window": replace(same, sink_frames=frames_per_chunk, eviction="ema"),
+        "window, absolute positions": replace(same, sink_frames=0, positions="absolute"),
+        "keep everything": CacheConfig(),
+    }
+
+
+@torch.no_grad()
+def position_rows(
+    made: StreamingGenerator, cuts: tuple[int, int], rounds: int, seed: int, names: Sequence[str], progress: Progress
+) -> list[Row]:
+    """The cost of the chunk after each of two lengths of the past, per policy: denoising, and with its decoding."""
+    rows = []
+    for name, cache in policies(made.generator.model.cache_config, made.generator.frames_per_chunk).items():
+        if name not in names:
+            continue
+        parts, embeds, device = made.with_cache(cache), made.encode([PROMPT]), made.device
+        states, state = [], StreamState.start(stream_keys(seed, 1, device))
+        latents, decode, decodes = torch.empty(0), made.codec.open(), []
+        for chunk in range(1, max(cuts)):
+            latents, _, state = generate_chunk(parts.generator, state, embeds)
+            _, decode = made.codec.decode_stream(latents, decode)
+            if chunk + 1 in cuts:
+                states.append(state)
+                decodes.append(decode)
+            progress(name)
+        works = [_chunk(parts.generator, state, embeds) for state in states]
+        works += [_decoding(parts, latents, decode) for decode in decodes]
+        in_turns(works, 1, device)
+        early, late, *decoding = [statistics.median(found) for found in in_turns(works, rounds, device)]
+        kept = [_bytes(state.cache) for state in states]
+        row: Row = {"kind": "position", "policy": name, "early": cuts[0], "late": cuts[1], "rounds": rounds}
+        row |= {"early_ms": 1e3 * early, "late_ms": 1e3 * late, "ratio": late / early, "target_ratio": FLAT}
+        row |= {"whole_ratio": (late + decoding[1]) / (early + decoding[0]), "decode_ms": 1e3 * decoding[1]}
+        rows.append(row | {"early_mib": kept[0] / 2**20, "late_mib": kept[1] / 2**20})
+    return rows
+
+
+@torch.no_grad()
+def recompute_rows(made: StreamingGenerator, latents: int, rounds: int, seed: int, progress: Progress) -> list[Row]:
+    """A clip of so many latent frames with the cache, and by computing all frames so far anew in every step."""
+    rows, device = [], made.device
+    for size in dict.fromkeys((made.generator.frames_per_chunk, 1)):
+        model = made.generator.model.with_cache(CacheConfig(), size)
+        generator = replace(made.generator, model=model, frames_per_chunk=size)
+        embeds, keys, chunks = made.encode([PROMPT]), stream_keys(seed, 1, device), latents // size
+        scripts = embeds[:, None].expand(-1, chunks, -1, -1)
+        works = [partial(stream, generator, scripts, keys), partial(recomputed, generator, keys, embeds, chunks)]
+        in_turns(works, 1, device)
+        ours, theirs = [statistics.median(times) for times in in_turns(works, rounds, device)]
+        progress(f"chunks of {size}")
+        row: Row = {"kind": "recompute", "frames_per_chunk": size, "latents": chunks * size, "rounds": rounds}
+        row |= {"cached_s": ours, "anew_s": theirs, "ratio": theirs / ours, "target_ratio": FASTER}
+        row |= {"passes_ratio": token_ratio(chunks, len(generator.sigmas))}
+        rows.append(row | {"difference": float((works[0]() - works[1]()).abs().max())})
+    return rows
+
+
+def recomputed(generator: Generator, keys: Tensor, embeds: Tensor, chunks: int) -> Tensor:
+    """Latents [B, chunks * f, C, h, w] without a cache: every step is a causal pass over all frames so far."""
+    shape = (generator.frames_per_chunk, *generator.latent_shape)
+    clip = keys.new_empty((len(keys), 0, *generator.latent_shape), dtype=torch.float32)
+    for chunk in range(chunks):
+        x = x0 = clip
+        for step, sigma in enumerate(generator.sigmas):
+            eps = normal(keys, chunk, step, shape)
+            x = renoise(x0, eps, sigma) if step else eps
+            levels = torch.tensor([0.0] * clip.shape[1] + [sigma] * shape[0], device=keys.device)
+            frames = torch.cat((clip, x), 1)
+            v = generator.model(frames, levels.expand(len(keys), -1), embeds, mask="causal")
+            x0 = x0_from_v(x, v[:, clip.shape[1] :], sigma)
+        clip = torch.cat((clip, x0), 1)
+    return clip
+
+
+def token_ratio(chunks: int, steps: int) -> float:
+    """How many times more tokens go through the network without a cache: the most that per-token work can gain."""
+    return steps * (chunks + 1) / 2 / (steps + 1)
+
+
+@torch.no_grad()
+def batch_rows(
+    made: StreamingGenerator, batches: Sequence[int], rounds: int, seed: int, progress: Progress
+) -> list[Row]:
+    """Throughput of the next chunk with a full window, for several streams at once."""
+    rows = []
+    for batch in batches:
+        parts, embeds, state, latents, decode = _warm(made, batch, seed)
+        works = [_chunk(parts.generator, state, embeds), _decoding(parts, latents, decode)]
+        in_turns(works, 1, made.device)
+        denoise, decoding = [statistics.median(found) for found in in_turns(works, rounds, made.device)]
+        frames = parts.codec.decode_stream(latents, decode)[0].shape[1]
+        row: Row = {"kind": "batch", "streams": batch, "rounds": rounds, "denoise_ms": 1e3 * denoise}
+        row |= {"denoise_fps": batch * frames / denoise, "decode_ms": 1e3 * decoding}
+        rows.append(row | {"fps": batch * frames / (denoise + decoding), "shown_fps": made.fps})
+        progress(f"{batch} streams")
+    return rows
+
+
+def first_row(made: StreamingGenerator, rounds: int, seed: int, progress: Progress) -> Row:
+    """From a prompt to the first decoded frames, all loaded and warm: the prompt encoded, a chunk made and decoded."""
+    found = [seconds_of(lambda: next(made.open(PROMPT, seed)), made.device) for _ in range(rounds + 1)]
+    progress("time to first frame")
+    return {"kind": "first", "cold_ms": 1e3 * found[0], "ms": 1e3 * statistics.median(found[1:]), "rounds": rounds}
+
+
+@torch.no_grad()
+def compile_row(made: StreamingGenerator, mode: str | None, rounds: int, seed: int, progress: Progress) -> Row:
+    """The next chunk with a full window, eager and compiled, in turns; and how long it took until all was compiled."""
+    model = made.generator.model
+    twin = copy.copy(model)
+    twin.transformer = copy.deepcopy(model.transformer)
+    compiled = replace(made, generator=replace(made.generator, model=twin))
+    compiled.compile(mode)
+    _, embeds, state, _, _ = _warm(made, 1, seed)
+    warm_up = seconds_of(lambda: _warm(compiled, 1, seed), made.device)
+    works = [_chunk(one.generator, state, embeds) for one in (made, compiled)]
+    in_turns(works, 2, made.device)
+    eager, fast = [statistics.median(found) for found in in_turns(works, rounds, made.device)]
+    first, second = (generate_chunk(one.generator, state, embeds)[0] for one in (made, compiled))
+    progress("torch.compile")
+    row: Row = {"kind": "compile", "mode": mode or "default", "eager_ms": 1e3 * eager, "compiled_ms": 1e3 * fast}
+    row |= {"ratio": eager / fast, "warm_up_s": warm_up, "rounds": rounds}
+    return row | {"difference": float((first - second).abs().max())}
+
+
+Progress = Callable[[str], object]
+
+
+def _warm(
+    made: StreamingGenerator, batch: int, seed: int
+) -> tuple[StreamingGenerator, Tensor, StreamState, Tensor, Any]:
+    """Streams whose window is full: generator, prompts, state, latents of the last chunk, the decoder's state."""
+    generator, embeds = made.generator, made.encode([PROMPT] * batch)
+    room = generator.model.cache_config.room(generator.frames_per_chunk)
+    chunks = -(-(18 if room is None else room) // generator.frames_per_chunk) + 1
+    state, decode, latents = StreamState.start(stream_keys(seed, batch, made.device)), made.codec.open(), torch.empty(0)
+    for _ in range(chunks):
+        latents, _, state = generate_chunk(generator, state, embeds)
+        _, decode = made.codec.decode_stream(latents, decode)
+    return made, embeds, state, latents, decode
+
+
+def _chunk(generator: Generator, state: StreamState, embeds: Tensor) -> Callable[[], object]:
+    return lambda: generate_chunk(generator, state, embeds)
+
+
+def _decoding(made: StreamingGenerator, latents: Tensor, decode: Any) -> Callable[[], object]:
+    return lambda: made.codec.decode_stream(latents, decode)
+
+
+def _bytes(cache: KVCache | None) -> int:
+    tensors = () if cache is None else (*cache.keys, *cache.values, cache.latents)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def describe(made: StreamingGenerator) -> Mapping[str, Any]:
+    """What was timed, as a row."""
+    h, w = made.size
+    model = made.generator.model
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "kind": "model", "parameters": parameters, "height": h, "width": w, "dtype": str(model.dtype).split(".")[-1],
+        "steps": len(made.generator.sigmas), "frames_per_chunk": made.generator.frames_per_chunk,
+        "window": model.cache_config.window_frames, "sink": model.cache_config.sink_frames,
+    }  # fmt: skip

@@ -1,0 +1,278 @@
+"""Streaming generators in files: the shipped ones, ours, Wan2.1's folders, and students of the Self Forcing family."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import CheckpointError, has_checkpoint, write_json
+from .cache import CacheConfig
+from .causal_attention import THETA
+from .codec import Codec, FrameCodec, WanCodec
+from .generator import Generator
+from .prompts import WordEncoder
+from .sampler import consistency, step_sigmas
+from .streaming import StreamingGenerator
+from .tiny import FPS, WEIGHTS, build_generator, load_encoder, load_tiny
+from .wan import CausalWan
+
+SETTINGS = "streaming.json"
+LONG_CACHE = CacheConfig(sink_frames=3, window_frames=21, positions="relative")
+"""What Wan students stream with: as many frames as they were trained on, positions that never leave those, a sink."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What a checkpoint of a Wan student does not say of itself; the defaults are those of the Self Forcing family."""
+
+    frames_per_chunk: int = 3
+    """Latent frames of a chunk."""
+    sigmas: tuple[float, ...] = step_sigmas(4, 5.0)
+    """Noise levels at which a chunk is denoised, falling from 1."""
+    cache: CacheConfig = field(default_factory=lambda: LONG_CACHE)
+    """What is remembered from chunk to chunk."""
+    text_len: int = 512
+    """Tokens of a prompt."""
+    fps: float = 16.0
+    """Frames a second of the video."""
+    size: tuple[int, int] = (480, 832)
+    """(H, W) of the video in pixels."""
+    rope_theta: float = THETA
+    """Base of the rotary frequencies."""
+
+
+def load(
+    source: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    which: str | None = None,
+    settings: StreamSettings | None = None,
+    cache: CacheConfig | None = None,
+    size: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> StreamingGenerator:
+    """A streaming generator from its files.
+
+    Args:
+        source: "tiny", the generator that ships with the package; a folder that `save` or `reelgym train` wrote; a
+            folder with Wan2.1 in diffusers' layout (text to video), or its id on the Hugging Face hub.
+        checkpoint: weights for the transformer of a Wan2.1 source: a `.pt` of the Self Forcing family, or anything else
+            that `wan_files.load_transformer` reads. which: the state dict in it, by default the averaged one.
+        settings: chunks, noise levels and the like, which Wan checkpoints do not say. By default what the folder says,
+            or else what the Self Forcing family was trained with.
+        cache, size: in place of those of the settings.
+        dtype: of the weights (latents stay float32 between passes).
+
+    Raises:
+        ValueError: a source that is not there or holds none of these, weights that do not fit, a cache without room
+            for a chunk, a size that codec and transformer cannot take.
+    """
+    folder = WEIGHTS if str(source) == "tiny" else _fetched(source)
+    if has_checkpoint(folder / "student"):
+        if checkpoint is not None or settings is not None:
+            raise ValueError(f"{source}: a stack of reelgym's; checkpoint and settings are for Wan2.1 folders")
+        made = _stack(folder)
+    elif (folder / SETTINGS).is_file():
+        made = _ours(folder, size, checkpoint, which, settings)
+    elif (folder / "transformer").is_dir():
+        made = _wan(folder, settings or StreamSettings(), size, checkpoint, which)
+    else:
+        raise CheckpointError(
+            f"{source}: holds no generator that is known; give a folder that save_pretrained wrote, one with "
+            "transformer/, vae/, text_encoder/ and tokenizer/ (Wan2.1 in diffusers' layout), or tiny"
+        )
+    made = made if cache is None else made.with_cache(cache)
+    if size is not None and made.size != size:
+        raise ValueError(f"{source}: makes videos of {_text(made.size)} pixels and of no other size, not {_text(size)}")
+    return _placed(made, torch.device(device), dtype)
+
+
+def save(made: StreamingGenerator, folder: str | Path) -> None:
+    """Write transformer/ and vae/ as diffusers does, a text encoder beside them, and streaming.json; all or nothing.
+
+    Replaces an earlier folder of this kind; ValueError for any other that is not empty, and for parts without a
+    layout in files.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / SETTINGS).is_file():
+        raise CheckpointError(f"{folder}: holds something else; choose a new folder")
+    described = _described(made)
+    aside, old = (folder.with_name(f"{folder.name}{suffix}") for suffix in (".partial", ".old"))
+    for left in (aside, old):
+        shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir(parents=True)
+    made.generator.model.transformer.save_pretrained(aside / "transformer")
+    made.codec.vae.save_pretrained(aside / "vae")
+    if not isinstance(made.encoder, WordEncoder):
+        made.encoder.save_pretrained(aside)
+    write_json(aside / SETTINGS, described)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _described(made: StreamingGenerator) -> dict[str, Any]:
+    """streaming.json."""
+    generator, codec, encoder = made.generator, made.codec, made.encoder
+    if generator.kernel is not consistency:
+        raise ValueError("only a generator with the consistency sampler has a layout in files")
+    if not (isinstance(encoder, WordEncoder) or hasattr(encoder, "save_pretrained")):
+        raise ValueError(f"{type(encoder).__name__}: a text encoder without save_pretrained has no layout in files")
+    settings = StreamSettings(
+        generator.frames_per_chunk, generator.sigmas, generator.model.cache_config, encoder.text_len, made.fps,
+        made.size, generator.model.rope_theta,
+    )  # fmt: skip
+    words: dict[str, Any] = {"vocab": list(encoder.vocab)} if isinstance(encoder, WordEncoder) else {}
+    if isinstance(codec, FrameCodec):
+        words |= {"codec": "frame", "shift": codec.shift.tolist(), "scale": codec.scale.tolist()}
+    elif isinstance(codec, WanCodec):
+        words |= {"codec": "wan"}
+    else:
+        raise ValueError(
+            f"{type(codec).__name__}: a codec that is neither FrameCodec nor WanCodec has no layout in files"
+        )
+    return {"format": 1, **words, "settings": asdict(settings)}
+
+
+def _stack(folder: Path) -> StreamingGenerator:
+    """codec/ and student/ as `reelgym train` writes them."""
+    codec = load_tiny("codec", folder / "codec")
+    generator = build_generator(load_tiny("student", folder / "student"), codec)
+    return StreamingGenerator(
+        generator, codec, load_encoder("student", folder / "student"), FPS, (codec.size, codec.size)
+    )
+
+
+def _ours(
+    folder: Path, size: tuple[int, int] | None, checkpoint: str | Path | None, which: str | None,
+    settings: StreamSettings | None,
+) -> StreamingGenerator:  # fmt: skip
+    """What `save` wrote."""
+    try:
+        said = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        stored = dict(said["settings"])
+        cache, sigmas = CacheConfig(**stored.pop("cache")), tuple(stored.pop("sigmas"))
+        known = StreamSettings(cache=cache, sigmas=sigmas, **stored | {"size": tuple(stored["size"])})
+        kind = said["codec"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / SETTINGS}: not what save_pretrained writes ({error!r})") from error
+    if kind == "wan":
+        return _wan(folder, settings or known, size, checkpoint, which, said.get("vocab"))
+    if checkpoint is not None or settings is not None:
+        raise ValueError(f"{folder}: checkpoint and settings are for Wan2.1 folders")
+    from diffusers import AutoencoderKL
+
+    from .wan_files import load_transformer
+
+    codec = FrameCodec(AutoencoderKL.from_pretrained(folder / "vae"))
+    codec.shift.copy_(torch.tensor(said["shift"]))
+    codec.scale.copy_(torch.tensor(said["scale"]))
+    return joined(load_transformer(folder / "transformer"), codec, WordEncoder(said["vocab"], known.text_len), known)
+
+
+def _wan(
+    folder: Path, settings: StreamSettings, size: tuple[int, int] | None, checkpoint: str | Path | None,
+    which: str | None, vocab: list[str] | None = None,
+) -> StreamingGenerator:  # fmt: skip
+    """transformer/, vae/, text_encoder/ and tokenizer/; the transformer's weights may come from elsewhere."""
+    from .umt5 import UMT5TextEncoder
+    from .wan_files import load_transformer, load_vae
+
+    settings = settings if size is None else replace(settings, size=size)
+    if checkpoint is None:
+        transformer = load_transformer(folder / "transformer")
+    else:
+        transformer = load_transformer(checkpoint, config=_config(folder / "transformer"), which=which)
+    codec = WanCodec(load_vae(folder / "vae"), settings.size)
+    encoder = WordEncoder(vocab, settings.text_len) if vocab else UMT5TextEncoder.from_pretrained(folder)
+    return joined(transformer, codec, encoder, settings)
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    """Arguments of the transformer in a diffusers folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; it tells the sizes of the transformer")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def joined(
+    transformer: Any, codec: FrameCodec | WanCodec, encoder: Any, settings: StreamSettings
+) -> StreamingGenerator:
+    """The parts as one, where they fit together."""
+    model = CausalWan(transformer, settings.frames_per_chunk, settings.text_len, settings.cache, settings.rope_theta)
+    h, w = settings.size
+    step_h, step_w = (codec.factor * patch for patch in model.patch)
+    if h < 1 or w < 1 or h % step_h or w % step_w:
+        near = tuple(max(step, round(side / step) * step) for side, step in ((h, step_h), (w, step_w)))
+        raise ValueError(
+            f"size {_text((h, w))}: codec and transformer take multiples of {_text((step_h, step_w))} pixels; the "
+            f"nearest is {_text((near[0], near[1]))}"
+        )
+    if transformer.config.in_channels != codec.channels:
+        raise CheckpointError(
+            f"the transformer makes latents of {transformer.config.in_channels} channels, the codec reads "
+            f"{codec.channels}"
+        )
+    shape = (codec.channels, h // codec.factor, w // codec.factor)
+    generator = Generator(model, settings.sigmas, shape, settings.frames_per_chunk)
+    return StreamingGenerator(generator, codec, encoder, settings.fps, settings.size)
+
+
+def _placed(made: StreamingGenerator, device: torch.device, dtype: torch.dtype) -> StreamingGenerator:
+    """On the device, in evaluation mode, without gradients; dtype as diffusers loads it: norms stay float32."""
+    cast(made.generator.model.transformer, dtype).to(device)
+    codec: Codec = made.codec
+    parts: list[Any] = [codec, made.generator.model, getattr(made.encoder, "encoder", None)]
+    for part in parts:
+        if part is not None:
+            part.requires_grad_(False).eval().to(device)
+    if isinstance(codec, WanCodec):
+        codec.vae.to(dtype)
+    if parts[2] is not None:
+        parts[2].to(dtype)
+    return made
+
+
+def cast(transformer: Any, dtype: torch.dtype) -> Any:
+    """The transformer's weights in dtype, in place, but for those that diffusers keeps in float32."""
+    kept = transformer._keep_in_fp32_modules
+    for name, parameter in transformer.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if set(name.split(".")) & set(kept) else dtype)
+    return transformer
+
+
+def _fetched(source: str | Path) -> Path:
+    """The folder itself, or the hub's, downloaded."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{source}: a file; pass the folder as the source and this as checkpoint=")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(f"{source}: no such folder, and no id of the form owner/name on the hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [f"{part}/*" for part in ("transformer", "vae", "text_encoder", "tokenizer")]
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[*wanted, SETTINGS, "model_index.json"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{source}: no such folder, and the hub does not give it ({reason})") from error
+
+
+def _text(size: tuple[int, int]) -> str:
+    """W x H as people write it."""
+    return f"{size[1]}x{size[0]}"
