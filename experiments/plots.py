@@ -87,6 +87,17 @@ def legend_svg(names: Sequence[str]) -> str:
     return "".join(parts)
 
 
+def stacked_svg(charts: Sequence[str], names: Sequence[str]) -> str:
+    """Charts of `line_chart` below each other over their legend, as a picture that stands alone."""
+    tall = len(charts) * HEIGHT
+    height = tall + 16 * (len(names) + 1) // 2 + 16
+    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
+    placed = (f'<g transform="translate(0 {place * HEIGHT})">{chart}</g>' for place, chart in enumerate(charts))
+    sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
+    legend = f'<g transform="translate(0 {tall})">{legend_svg(names)}</g>'
+    return "\n".join([box, style_svg(), *sized, legend, "</svg>"])
+
+
 def style_svg() -> str:
     """What a page's style sheet says for charts, for a picture that stands alone."""
     fixed = "text { font: 11px sans-serif; fill: #555; } .title { font-weight: 600; font-size: 12px; } "

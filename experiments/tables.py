@@ -27,11 +27,13 @@ def number(key: str, form: str) -> Callable[[Row], str]:
     return lambda row: NOTHING if row.get(key) is None else format(row[key], form)
 
 
-def _interval(mean: str, form: str) -> Callable[[Row], str]:
+def interval(mean: str, form: str, ends: str = "") -> Callable[[Row], str]:
+    """Shows a row's number under `mean` with its interval, under `low` and `high` with `ends` before them."""
+
     def show(row: Row) -> str:
         if row.get(mean) is None:
             return NOTHING
-        return f"{row[mean]:{form}} [{row['low']:{form}}, {row['high']:{form}}]"
+        return f"{row[mean]:{form}} [{row[f'{ends}low']:{form}}, {row[f'{ends}high']:{form}}]"
 
     return show
 
@@ -41,7 +43,7 @@ METHOD_COLUMNS = (
     Column("VQ", "oracle visual quality, 0 to 1, higher is better", number("vq", ".3f")),
     Column("MQ", "oracle motion quality, gated by the prompted speed, higher is better", number("mq", ".3f")),
     Column("TA", "oracle text alignment over the prompt's slots, higher is better", number("ta", ".3f")),
-    Column("total [95%]", "the oracle's total with its interval, higher is better", _interval("total", ".3f")),
+    Column("total [95%]", "the oracle's total with its interval, higher is better", interval("total", ".3f")),
     Column("late", "total over the last 15% of a stream 4 times longer, higher is better", number("late", ".3f")),
     Column("drift", "how far late lies from the total over the first 15%; 0 is best", number("drift", ".3f")),
     Column("div.", "within-prompt diversity relative to the world's, which is 1", number("diversity", ".2f")),
@@ -58,7 +60,7 @@ CONTRAST_COLUMNS = (
     Column(
         "difference [95%]",
         "paired difference of oracle totals: same seeds, prompts and noise",
-        _interval("difference", "+.3f"),
+        interval("difference", "+.3f"),
     ),
     Column("answer", "yes: interval above zero; no: below zero; else unclear", lambda row: row["verdict"]),
     Column(

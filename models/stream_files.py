@@ -239,7 +239,7 @@ def _placed(made: StreamingGenerator, device: torch.device, dtype: torch.dtype) 
         if part is not None:
             part.requires_grad_(False).eval().to(device)
     if isinstance(codec, WanCodec):
-        codec.vae.to(dtype)
+        torch.nn.Module.to(codec.vae, dtype)  # diffusers' own warns of a list that is empty here
     if parts[2] is not None:
         parts[2].to(dtype)
     return made

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ from .causal_attention import (
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
-__all__ = ["CacheConfig", "CausalWan", "KVCache", "load_original"]
+__all__ = ["CacheConfig", "CausalWan", "KVCache"]
 
 KEEP_ALL = CacheConfig()
 
@@ -251,37 +249,3 @@ class CausalWan(nn.Module):
                 f"one masked pass over {frames} frames cannot express eviction={config.eviction!r} with "
                 f"positions={config.positions!r} beyond window_frames={config.window_frames}: run chunk by chunk"
             )
-
-
-def load_original(path: str | Path, config: Mapping[str, Any], which: str = "generator_ema") -> WanTransformer3DModel:
-    """The transformer in a Self-Forcing checkpoint: Wan's original names, a `.pt` of tensors only.
-
-    Args:
-        path: the file; `generator`, `generator_ema` or `model` hold state dicts, with `model.` and FSDP's prefixes.
-        config: arguments of diffusers' WanTransformer3DModel.
-        which: the state dict to take.
-
-    Raises:
-        ValueError: the file has no such state dict, or its tensors do not fit config; all of them are listed.
-    """
-    from diffusers import WanTransformer3DModel
-    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if which not in checkpoint:
-        raise ValueError(f"{path} holds {', '.join(map(str, checkpoint)) or 'nothing'}, not {which!r}")
-    names = {name: name.replace("_fsdp_wrapped_module.", "").removeprefix("model.") for name in checkpoint[which]}
-    tensors = convert_wan_transformer_to_diffusers({names[k]: v for k, v in checkpoint[which].items()})
-    transformer = WanTransformer3DModel(**config)
-    own = transformer.state_dict()
-    faults = [f"missing {name}" for name in own if name not in tensors]
-    faults += [f"unexpected {name}" for name in tensors if name not in own]
-    faults += [
-        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if faults:
-        raise ValueError(f"{path}: {which} does not fit the configuration: " + "; ".join(faults))
-    transformer.load_state_dict(tensors)
-    return transformer

@@ -213,3 +213,35 @@ def save_tokenizer(folder: Path) -> int:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, chat_template=CHAT, unk_token="[UNK]")
     tokenizer.save_pretrained(folder)
     return len(tokenizer) + 3
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wan2.1 in diffusers' layout, small and with random weights, as WanPipeline.save_pretrained writes it."""
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    folder = tmp_path_factory.mktemp("wan")
+    torch.manual_seed(0)
+    vocabulary = {word: place for place, word in enumerate(("<pad>", "</s>", "<unk>", "&", *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    sizes = {"vocab_size": len(vocabulary), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    pipeline = WanPipeline(
+        tokenizer,
+        UMT5EncoderModel(UMT5Config(**sizes)).eval(),
+        AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.1, 0.0, 0.2], latents_std=[1.0, 0.9, 1.1, 1.0],
+        ),
+        FlowMatchEulerDiscreteScheduler(),
+        WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=16,
+            ffn_dim=32, num_layers=2,
+        ),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder

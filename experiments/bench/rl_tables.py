@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import COLOURS, HEIGHT, WIDTH, Line, legend_svg, line_chart, style_svg
+from ..plots import COLOURS, Line, line_chart, stacked_svg
 from ..stats import Interval, censored_median, paired_difference
 from ..tables import NOTHING, Column, Row, markdown_table, number, rows_of
 from .rl_runs import BASELINES, OURS, SETTINGS, arrival
@@ -244,12 +244,7 @@ def curves_svg(rows: Sequence[Row]) -> str:
     for key, title in (("oracle", "Oracle total gained (held out)"), ("reward", "Trained reward gained")):
         lines = [line for place, name in enumerate(names) for line in _lines(results, name, place, key, start[key])]
         charts.append(line_chart(lines, title, "chunks generated: 2 to the power of", baseline=0.0))
-    placed = (f'<g transform="translate(0 {place * HEIGHT})">{chart}</g>' for place, chart in enumerate(charts))
-    legend, tall = legend_svg([SETTINGS[name].label for name in names]), len(charts) * HEIGHT
-    height = tall + 16 * (len(names) + 1) // 2 + 16
-    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
-    sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
-    return "\n".join([box, style_svg(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
+    return stacked_svg(charts, [SETTINGS[name].label for name in names])
 
 
 def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list[Line]:

@@ -7,7 +7,7 @@ from html import escape
 
 from torch import Tensor
 
-from ..plots import HEIGHT, WIDTH, Line, animation, contact_sheet, legend_svg, line_chart, style_svg
+from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg, style_svg
 from ..tables import Row, rows_of
 from .runs import ARMS, SEEN, UNSEEN
 from .tables import LABELS, START
@@ -51,12 +51,7 @@ def auc_svg(rows: Sequence[Row]) -> str:
     for families, title in ((UNSEEN, "families that no league learns from"), (SEEN, "families seen in training")):
         lines = [Line(LABELS[arm], _curve(rows, arm, families), place) for place, arm in enumerate(arms)]
         charts.append(line_chart(lines, f"AUC, {title}", "chunks seen", baseline=0.5))
-    legend, tall = legend_svg([LABELS[arm] for arm in arms]), len(charts) * HEIGHT
-    height = tall + 16 * (len(arms) + 1) // 2 + 16
-    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
-    placed = (f'<g transform="translate(0 {place * HEIGHT})">{chart}</g>' for place, chart in enumerate(charts))
-    sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
-    return "\n".join([box, style_svg(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
+    return stacked_svg(charts, [LABELS[arm] for arm in arms])
 
 
 def clips_webp(groups: Mapping[str, Mapping[str, Tensor]]) -> bytes:

@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from reelgym.models.wan import CacheConfig, CausalWan, load_original
+from reelgym.models.wan import CacheConfig, CausalWan
+from reelgym.models.wan_files import load_transformer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "self-forcing"
 
 
 def load(name, which="generator_ema", **cache):
     config = json.loads((GOLDEN / name / "config.json").read_text())
-    transformer = load_original(GOLDEN / name / "checkpoint.pt", config["transformer"], which)
+    transformer = load_transformer(GOLDEN / name / "checkpoint.pt", config=config["transformer"], which=which)
     cache = CacheConfig(**{"sink_frames": config["sink_frames"], "window_frames": config["window_frames"]} | cache)
     return CausalWan(transformer, config["frames_per_chunk"], config["text_len"], cache).eval(), config
 
@@ -54,8 +55,8 @@ def resaved(tmp_path, change, prefix="model."):
 
 def test_sharded_prefixes_are_understood(tmp_path):
     path, config = resaved(tmp_path, lambda weights: None, "model._fsdp_wrapped_module.")
-    expected = load_original(GOLDEN / "full-cache" / "checkpoint.pt", config).state_dict()
-    for name, tensor in load_original(path, config, "model").state_dict().items():
+    expected = load_transformer(GOLDEN / "full-cache" / "checkpoint.pt", config=config).state_dict()
+    for name, tensor in load_transformer(path, config=config, which="model").state_dict().items():
         assert torch.equal(tensor, expected[name])
 
 
@@ -66,7 +67,7 @@ def test_every_misfit_is_listed(tmp_path):
 
     path, config = resaved(tmp_path, spoil)
     with pytest.raises(ValueError) as error:
-        load_original(path, config, "model")
+        load_transformer(path, config=config, which="model")
     for part in ("missing proj_out.bias", "unexpected extra.weight", "blocks.1.ffn.net.0.proj.weight is [3, 4]"):
         assert part in str(error.value)
 
@@ -74,4 +75,4 @@ def test_every_misfit_is_listed(tmp_path):
 def test_absent_weights_name_what_there_is(tmp_path):
     path, config = resaved(tmp_path, lambda weights: None)
     with pytest.raises(ValueError, match="holds model, not 'generator_ema'"):
-        load_original(path, config)
+        load_transformer(path, config=config, which="generator_ema")
