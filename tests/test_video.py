@@ -1,5 +1,7 @@
 """Real encoded files, built with FFmpeg's own test sources through PyAV."""
 
+import os
+import resource
 import wave
 from fractions import Fraction
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reelgym.video import VideoError, mark, provenance, read_video, write_video
+from reelgym.video import VideoError, VideoWriter, mark, provenance, read_video, write_video
 
 SOURCE = "testsrc=duration=2:size=64x48:rate=25"
 
@@ -256,3 +258,152 @@ def test_whoever_made_it_has_a_name(tmp_path):
     (tmp_path / "a.mp4").write_text("a red circle moves left fast\n" * 200)
     with pytest.raises(VideoError, match="not a video that can be read"):
         provenance(tmp_path / "a.mp4")
+
+
+def noise_into(path, how):
+    """Write noise, and stop as `how` says; what there is to say of it."""
+    random = np.random.default_rng(0)
+    try:
+        with VideoWriter(path, 8, made_by="a test") as writer:
+            for part in range(50):
+                writer.write(random.integers(0, 255, (4, 64, 64, 3), dtype=np.uint8))
+                if how == "killed" and part == 25:
+                    os._exit(9)
+                if how == "interrupted" and part == 25:
+                    raise KeyboardInterrupt
+    except VideoError as error:
+        return str(error)
+    except KeyboardInterrupt:
+        return f"{writer.left} {writer.frames}"
+    return ""
+
+
+def in_another_process(path, how, tmp_path):
+    """The same in a process that may write no more than 600,000 bytes, or that is killed."""
+    child = os.fork()
+    if child == 0:
+        if how == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+        (tmp_path / "said").write_text(noise_into(path, how))
+        os._exit(0)
+    os.waitpid(child, 0)
+    return (tmp_path / "said").read_text() if (tmp_path / "said").exists() else ""
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_the_mark_is_in_no_pixel(tmp_path, suffix):
+    marked, plain = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    for path, made_by in ((marked, "the student"), (plain, None)):
+        write_video(path, blocks(), 8, made_by=made_by)
+    assert marked.read_bytes() != plain.read_bytes()
+    one, two = read_video(marked)[0], read_video(plain)[0]
+    assert one.numpy().tobytes() == two.numpy().tobytes()
+
+
+def test_the_comment_outlives_a_copy_and_a_new_encoding_loses_all(tmp_path):
+    write_video(tmp_path / "a.mp4", blocks(3), 8, made_by="the student")
+    with av.open(str(tmp_path / "a.mp4")) as given, av.open(str(tmp_path / "b.mp4"), "w") as out:
+        out.metadata.update(given.metadata)
+        stream = out.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    with av.open(str(tmp_path / "b.mp4")) as copy:
+        assert "reelgym_provenance" not in copy.metadata
+    assert provenance(tmp_path / "b.mp4") == mark("the student")
+    write_video(tmp_path / "c.mp4", read_video(tmp_path / "a.mp4")[0], 8, made_by=None)
+    assert provenance(tmp_path / "c.mp4") is None
+
+
+def test_whoever_made_it_has_a_name(tmp_path):
+    with pytest.raises(ValueError, match="made_by names who made the video"):
+        write_video(tmp_path / "a.mp4", blocks(3), 8, made_by=" ")
+    with pytest.raises(VideoError, match="no such file"):
+        provenance(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").write_text("a red circle moves left fast\n" * 200)
+    with pytest.raises(VideoError, match="not a video that can be read"):
+        provenance(tmp_path / "a.mp4")
+
+
+WRITES = """
+import os, resource, sys
+import numpy as np
+from reelgym.video import VideoError, VideoWriter
+path, how = sys.argv[1:]
+random = np.random.default_rng(0)
+if how == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+try:
+    with VideoWriter(path, 8, made_by="a test") as writer:
+        for part in range(50):
+            writer.write(random.integers(0, 255, (4, 64, 64, 3), dtype=np.uint8))
+            if how == "killed" and part == 25:
+                os._exit(9)
+            if how == "interrupted" and part == 25:
+                raise KeyboardInterrupt
+except VideoError as error:
+    print(error)
+except KeyboardInterrupt:
+    print(writer.left, writer.frames)
+"""
+
+
+def writes(path, how):
+    """What a process printed that wrote noise to path and was stopped; its status."""
+    done = subprocess.run([sys.executable, "-c", WRITES, str(path), how], capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.strip(), done.returncode
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_what_was_written_before_the_end_plays(tmp_path, suffix):
+    path, part = tmp_path / f"a{suffix}", tmp_path / f"a.part{suffix}"
+    said = in_another_process(path, "full", tmp_path)
+    frames, fps = read_video(path)
+    assert f"cannot be written (File too large); {path} holds the first {len(frames)} frames and plays" in said
+    assert 20 < len(frames) < 200 and fps == 8 and provenance(path) == mark("a test") and not part.exists()
+    path.unlink()
+    assert noise_into(path, "interrupted") == f"{path} 104" and len(read_video(path)[0]) == 104
+    whole = path.read_bytes()
+    assert noise_into(path, "interrupted") == f"{part} 104" and path.read_bytes() == whole
+    part.unlink()
+    path.unlink()
+    in_another_process(path, "killed", tmp_path)
+    assert not path.exists()
+    assert 80 < len(read_video(part)[0]) <= 104 and provenance(part) == mark("a test")
+    assert noise_into(path, "none") == "" and len(read_video(path)[0]) == 200 and not part.exists()
+
+
+def test_parts_are_the_whole(tmp_path):
+    video = blocks(20)
+    with VideoWriter(tmp_path / "new" / "a.mp4", 29.97, made_by=None) as writer:
+        for part in (video[:1], torch.from_numpy(video[1:9]), video[9:]):
+            writer.write(part)
+            assert (tmp_path / "new" / "a.part.mp4").stat().st_size > 0 and not (tmp_path / "new" / "a.mp4").exists()
+    write_video(tmp_path / "b.mp4", video, 29.97, made_by=None)
+    (ours, fps), (theirs, _) = read_video(tmp_path / "new" / "a.mp4"), read_video(tmp_path / "b.mp4")
+    assert torch.equal(ours, theirs) and fps == pytest.approx(29.97, rel=1e-4) and writer.frames == 20
+    assert writer.left is None
+
+
+def test_a_writer_says_what_is_wrong_before_a_frame_is_made(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    for name, fps, words in [
+        ("a.gif", 8, "name the file with one of"),
+        ("a.mp4", 0, "fps must be"),
+        ("folder.mp4", 8, "is a folder"),
+        ("file/a.mp4", 8, "cannot be written"),
+    ]:
+        with pytest.raises(VideoError, match=words) as caught, VideoWriter(tmp_path / name, fps, made_by=None):
+            raise AssertionError("the block was entered")
+        assert "\n" not in str(caught.value)
+    with VideoWriter(tmp_path / "a.mp4", 8, made_by=None):
+        pass
+    with pytest.raises(VideoError, match="frames are 32x32, these are not"):
+        with VideoWriter(tmp_path / "a.mp4", 8, made_by=None) as writer:
+            writer.write(blocks(3))
+            writer.write(blocks(3, 16))
+    assert writer.left == tmp_path / "a.mp4" and len(read_video(writer.left)[0]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "file", "folder.mp4"]
