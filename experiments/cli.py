@@ -74,8 +74,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Python from complaining again at exit
         return 1
-    except KeyboardInterrupt:
-        print("reelgym: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        kept = f"; {interrupt}" if interrupt.args else ""
+        print(f"reelgym: interrupted{kept}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:

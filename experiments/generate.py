@@ -1,26 +1,39 @@
-"""`reelgym generate PROMPT`: stream a video clip from a prompt into a file."""
+"""`reelgym generate PROMPT`: stream a video from a prompt into a file, for as long as one asks."""
 
+from __future__ import annotations
+
+import math
+import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import tyro
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..envs.worlds.grammar import chunk_prompts
 from ..models.codec import FrameCodec
-from ..models.generator import StreamState, generate_chunk
+from ..models.prompts import WordEncoder
 from ..models.sampler import sample_teacher
-from ..models.tiny import CHUNKS, TEACHER_SAMPLING, WEIGHTS, build_generator, load_encoder, load_tiny
+from ..models.streaming import StreamingGenerator
+from ..models.tiny import CHUNKS, FPS, TEACHER_SAMPLING, WEIGHTS, build_generator, load_encoder, load_tiny
 from ..models.wan import CausalWan
 from ..noise import normal, stream_keys
-from ..video import write_video
+from ..video import VideoWriter, read_video, write_video
 from .jobs import one_thread
 from .results import pick_device
+from .sizes import parse_size
 from .train_agent import steered_by
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+POLICY = ("sink_frames", "window_frames", "eviction", "positions", "on_prompt_switch")
+"""Fields of CacheConfig that have an option."""
 
 
 @dataclass(frozen=True)
@@ -30,71 +43,214 @@ class Config:
     prompt: Annotated[str, tyro.conf.Positional]
     """What to show: "a red circle moves left fast ; then a blue square moves up"."""
     out: Path = Path("clip.mp4")
-    """Video file to write: .mp4, .mov or .mkv."""
+    """Video file to write: .mp4, .mov or .mkv; NAME.part holds what there is until it is complete."""
+    seconds: float | None = None
+    """Length of the video, any; the prompt's clauses share it evenly."""
+    chunks: int | None = None
+    """Length in chunks instead (the tiny student's are 3 frames); by default 4 of them."""
+    weights: str = "tiny"
+    """tiny: the shipped student. Or a folder with codec and student, one that save_pretrained wrote, or Wan2.1 in
+    diffusers' layout, also by its hub id."""
+    checkpoint: Path | None = None
+    """Weights for Wan's transformer: a .pt of the Self Forcing family."""
+    which: str | None = None
+    """The state dict in the checkpoint; by default generator_ema where there is one."""
+    start: Path | None = None
+    """A picture or a video file to go on from, of the generator's size (or a whole multiple of it)."""
+    size: str | None = None
+    """WIDTHxHEIGHT of the video, for Wan."""
+    sink_frames: int | None = None
+    """Cache: first latent frames that are never evicted; by default as the generator ships."""
+    window_frames: int | None = None
+    """Cache: latent frames that a chunk sees in all, itself included; -1 keeps everything."""
+    eviction: Literal["drop", "ema"] | None = None
+    """Cache: forget the oldest frames, or blend them into the sink."""
+    positions: Literal["absolute", "relative"] | None = None
+    """Cache: rotary positions counted from the start of the video, or within the window."""
+    on_prompt_switch: Literal["keep", "recache"] | None = None
+    """Cache: keep it when the prompt changes, or read the window anew under the new prompt."""
     agent: Path | None = None
     """Folder of an agent that steers the student, as reelgym train sb3-ppo --env reelgym/StreamSteer-v0 writes it."""
     student: Path | None = None
     """Folder of a fine-tuned student, as reelgym finetune writes it; by default the one in `weights`."""
     model: Literal["student", "teacher"] = "student"
     """student: streams chunk after chunk, for any length. teacher: many guided steps over one clip of 4 chunks."""
-    chunks: int = CHUNKS
-    """Length in chunks of 3 frames; the prompt's clauses share them evenly."""
-    fps: float = 8.0
-    """Frames per second of the file; the models were trained at 8."""
-    scale: int = 4
-    """Each pixel is written as a square of this many, so that players show it and colours survive compression."""
+    fps: float | None = None
+    """Frames a second of the file; by default what the models were trained at (tiny: 8, Wan: 16)."""
+    scale: int | None = None
+    """Each pixel is written as a square of this many, so that players show it and colours survive compression; by
+    default 4 for videos of up to 64 pixels, else 1."""
     seed: int = 0
     """Another seed is another video of the same prompt."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the weights; by default float32 on a CPU, and bfloat16 for Wan on a GPU."""
+    attention: str | None = None
+    """Attention backend by its name in diffusers' dispatcher."""
+    compile: str | None = None
+    """Mode of torch.compile: default, reduce-overhead (CUDA graphs), max-autotune. Pays for long videos only."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    weights: Path | None = None
-    """Folder with codec, student and teacher; by default the one shipped with the package."""
 
 
 def run(config: Config) -> None:
     """Generate, decode, write; print one line about the file."""
-    if config.scale < 1:
+    _check(config)
+    device = pick_device(config.device)
+    if config.agent is not None or config.model == "teacher":
+        _short_clip(config, device)
+        return
+    with VideoWriter(config.out, config.fps or FPS, made_by="nobody yet"):
+        pass  # whether the file can be written is better known before anything is loaded
+    made, name = load(config, device)
+    fps = config.fps or made.fps
+    with one_thread() if made.size[0] <= 64 else torch.no_grad():
+        _stream(config, made, fps, name)
+
+
+def load(config: Config, device: torch.device) -> tuple[StreamingGenerator, str]:
+    """The generator as the options say, and what it is called."""
+    tiny = config.weights == "tiny" or Path(config.weights, "student").is_dir()
+    name = config.dtype or ("bfloat16" if device.type == "cuda" and not tiny else "float32")
+    options: dict[str, Any] = {"device": device, "dtype": getattr(torch, name)}
+    if not tiny:
+        options |= {"checkpoint": config.checkpoint, "which": config.which}
+    elif config.checkpoint is not None or config.which is not None:
+        raise ValueError("--checkpoint and --which go with --weights of a Wan2.1 folder")
+    made = StreamingGenerator.from_pretrained(
+        config.weights, size=None if config.size is None else parse_size(config.size), **options
+    )
+    if config.student is not None:
+        encoder = load_encoder("student", config.student)
+        student = build_generator(load_tiny("student", config.student, device), made.codec)
+        made = replace(made, generator=student, encoder=encoder)
+    asked = {key: getattr(config, key) for key in POLICY if getattr(config, key) is not None}
+    made = made.with_cache(replace(made.generator.model.cache_config, **asked)) if asked else made
+    if config.attention is not None:
+        made.generator.model.transformer.set_attention_backend(config.attention)
+    if config.compile is not None:
+        made.compile(None if config.compile == "default" else config.compile)
+    return made, "the student" if tiny else str(config.checkpoint or config.weights)
+
+
+def _stream(config: Config, made: StreamingGenerator, fps: float, name: str) -> None:
+    """Write chunk after chunk; nothing is kept of those that are written."""
+    chunks, frames = _length(config, made, fps)
+    prompts = _prompts(config.prompt, chunks, made)
+    scale = config.scale or (4 if max(made.size) <= 64 else 1)
+    start = None if config.start is None else _start(config.start, made)
+    stream = made.open(prompts[0], config.seed, start)
+    made.encode(list(dict.fromkeys(prompts)))  # a word that is not known is better met now than after ten minutes
+    started = time.perf_counter()
+    try:
+        with VideoWriter(config.out, fps, made_by=name) as writer:
+            with tqdm(total=frames, desc="generating", unit="frame", disable=None) as bar:
+                for prompt in prompts:
+                    if prompt != stream.prompt:
+                        stream.prompt = prompt
+                    pixels = _pixels(next(stream)[0, : frames - writer.frames], scale)
+                    writer.write(pixels)
+                    bar.update(len(pixels))
+    except KeyboardInterrupt:
+        kept = "nothing was written" if writer.left is None else f"{writer.left} holds {writer.frames} frames and plays"
+        raise KeyboardInterrupt(kept) from None
+    rate = writer.frames / (time.perf_counter() - started)
+    print(f"{config.out}: {writer.frames} frames, {writer.frames / fps:g} s, by {name}, seed {config.seed}")
+    print(f"{rate:.1f} frames a second, made, decoded and written (shown at {fps:g})", file=sys.stderr)
+
+
+def _start(path: Path, made: StreamingGenerator) -> Tensor:
+    """A picture or a video file as [F, 3, H, W] in [0, 1], the newest frames that make whole latents; files of a whole
+    multiple of the generator's size, such as ours, are averaged down to it."""
+    if path.suffix.lower() in PICTURES:
+        try:
+            with Image.open(path) as picture:
+                pixels = torch.from_numpy(np.array(picture.convert("RGB")))[None]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a picture that can be read ({' '.join(str(error).split())})") from error
+    else:
+        pixels, _ = read_video(path)
+    video = pixels.movedim(-1, 1).float() / 255
+    (h, w), size = made.size, video.shape[-2:]
+    times = size[0] // h
+    if times < 1 or (h * times, w * times) != size:
+        raise ValueError(f"{path}: {size[1]}x{size[0]} pixels; the generator goes on from {w}x{h}, or a whole multiple")
+    latents = 1
+    while made.codec.frames_of(latents + 1) <= len(video):
+        latents += 1
+    return torch.nn.functional.avg_pool2d(video[-made.codec.frames_of(latents) :], times)
+
+
+def _length(config: Config, made: StreamingGenerator, fps: float) -> tuple[int, int]:
+    """Chunks to make, and video frames to write."""
+    size = made.generator.frames_per_chunk
+    first, later = (made.codec.frames_of(size, before) for before in (config.start is not None, 1))
+    if config.seconds is None:
+        chunks = config.chunks or CHUNKS
+        return chunks, first + (chunks - 1) * later
+    frames = max(1, round(config.seconds * fps))
+    return 1 + max(0, math.ceil((frames - first) / later)), frames
+
+
+def _prompts(text: str, chunks: int, made: StreamingGenerator) -> list[str]:
+    """The prompt of each chunk: the world's grammar for those who speak it, else clauses as they are written."""
+    if isinstance(made.encoder, WordEncoder):
+        return chunk_prompts(text, chunks)
+    clauses = [clause.strip() for clause in text.split("; then")]
+    if not all(clauses):
+        raise ValueError("the prompt is empty" if not text.strip() else "a clause of the prompt is empty")
+    if len(clauses) > chunks:
+        raise ValueError(f"{len(clauses)} clauses do not fit into {chunks} chunks: make the video longer")
+    return [clauses[place * len(clauses) // chunks] for place in range(chunks)]
+
+
+def _pixels(video: Tensor, scale: int) -> Tensor:
+    """Video [F, 3, H, W] in [0, 1] as bytes [F, H', W', 3], enlarged."""
+    pixels = (video.movedim(1, -1) * 255).round().to(torch.uint8).cpu()
+    return pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def _check(config: Config) -> None:
+    """ValueError for options that do not make sense, or not together."""
+    if config.scale is not None and config.scale < 1:
         raise ValueError(f"scale must be at least 1, not {config.scale}")
+    if config.seconds is not None and not (math.isfinite(config.seconds) and config.seconds > 0):
+        raise ValueError(f"seconds must be a positive number, not {config.seconds:g}")
+    if config.chunks is not None and config.chunks < 1:
+        raise ValueError(f"chunks must be at least 1, not {config.chunks}")
+    if config.seconds is not None and config.chunks is not None:
+        raise ValueError("--seconds and --chunks both say how long: leave one out")
+    if config.fps is not None and not (math.isfinite(config.fps) and config.fps > 0):
+        raise ValueError(f"fps must be a positive number, not {config.fps:g}")
     if config.agent is not None and config.model != "student":
         raise ValueError("an agent steers the student: leave out --model, or --agent")
     if config.student is not None and (config.model != "student" or config.agent is not None):
         raise ValueError("--student names the student that streams: leave out --model and --agent")
-    device = pick_device(config.device)
-    folder = config.weights or WEIGHTS
-    prompts = chunk_prompts(config.prompt, config.chunks)
-    if config.agent is not None:
-        with one_thread():
-            video, passes = steered_by(config.agent, prompts, config.seed, folder, device)
-        _write(config, video, f"the student, steered ({passes:g} passes a chunk)")
+    if config.agent is None and config.model == "student":
         return
-    place = config.student or folder / config.model
-    embeds = load_encoder(config.model, place).encode(prompts)[None].to(device)
-    codec = load_tiny("codec", folder / "codec", device)
-    model = load_tiny(config.model, place, device)
+    ours = ("seconds", "checkpoint", "which", "start", "size", "dtype", "attention", "compile", *POLICY)
+    if given := [name for name in ours if getattr(config, name) is not None]:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for streams: leave it out with --agent or --model teacher")
+
+
+def _short_clip(config: Config, device: torch.device) -> None:
+    """A clip of the tiny tier that is made as a whole: the teacher's, or one that an agent steers."""
+    folder = WEIGHTS if config.weights == "tiny" else Path(config.weights)
+    prompts = chunk_prompts(config.prompt, config.chunks or CHUNKS)
     with one_thread(), torch.no_grad():
-        make = stream_video if config.model == "student" else teacher_video
-        chunks = tqdm(make(model, codec, embeds, config.seed), "generating", config.chunks, unit="chunk", disable=None)
-        video = torch.cat(list(chunks), 1)[0]
-    _write(config, video, f"the {config.model}")
-
-
-def _write(config: Config, video: Tensor, who: str) -> None:
-    """Write video [F, 3, H, W] in [0, 1] and say so."""
-    pixels = (video.cpu().movedim(1, -1) * 255).round().to(torch.uint8)
-    large = pixels.repeat_interleave(config.scale, 1).repeat_interleave(config.scale, 2)
-    write_video(config.out, large, config.fps, made_by=who)
-    seconds = len(large) / config.fps
-    print(f"{config.out}: {len(large)} frames, {seconds:g} s, by {who}, seed {config.seed}")
-
-
-def stream_video(model: CausalWan, codec: FrameCodec, embeds: Tensor, seed: int) -> Iterator[Tensor]:
-    """The student's chunks as they come, each [1, f, 3, H, W] in [0, 1]; embeds [1, n, L, D]."""
-    generator = build_generator(model, codec)
-    state, decode = StreamState.start(stream_keys(seed, 1, embeds.device)), codec.open()
-    for prompt in embeds.unbind(1):
-        latents, _, state = generate_chunk(generator, state, prompt)
-        video, decode = codec.decode_stream(latents, decode)
-        yield video
+        if config.agent is not None:
+            video, passes = steered_by(config.agent, prompts, config.seed, folder, device)
+            who = f"the student, steered ({passes:g} passes a chunk)"
+        else:
+            embeds = load_encoder("teacher", folder / "teacher").encode(prompts)[None].to(device)
+            codec = load_tiny("codec", folder / "codec", device)
+            chunks = teacher_video(load_tiny("teacher", folder / "teacher", device), codec, embeds, config.seed)
+            video, who = (
+                torch.cat(list(tqdm(chunks, "generating", CHUNKS, unit="chunk", disable=None)), 1)[0],
+                "the teacher",
+            )
+    fps = config.fps or FPS
+    write_video(config.out, _pixels(video, config.scale or 4), fps, made_by=who)
+    print(f"{config.out}: {len(video)} frames, {len(video) / fps:g} s, by {who}, seed {config.seed}")
 
 
 def teacher_video(model: CausalWan, codec: FrameCodec, embeds: Tensor, seed: int) -> Iterator[Tensor]:

@@ -40,7 +40,8 @@ class DecodeState(Protocol):
 
 
 class Codec(Protocol):
-    """What every codec does; a state goes in and a new one comes out. channels: C of its latents."""
+    """What every codec does; a state goes in and a new one comes out. channels: C of its latents. frames_of: how many
+    video frames so many latent frames are decoded to, when so many came before."""
 
     channels: int
 
@@ -53,6 +54,8 @@ class Codec(Protocol):
     def decode_stream(self, latents: Tensor, state: Any, clamp: bool | None = None) -> tuple[Tensor, Any]: ...
 
     def grid(self, frames: int, start: int = 0) -> Grid: ...
+
+    def frames_of(self, latents: int, before: int = 0) -> int: ...
 
 
 def _to_unit(x: Tensor, latents: Tensor, clamp: bool | None) -> Tensor:
@@ -130,6 +133,10 @@ class FrameCodec(nn.Module):
         """Grid of video frames start to start + frames of a stream, at the model's own resolution."""
         device = self.shift.device
         return Grid(torch.arange(frames, device=device), self.size // self.factor, self.size // self.factor)
+
+    def frames_of(self, latents: int, before: int = 0) -> int:
+        """See Codec."""
+        return latents
 
     @torch.no_grad()
     def calibrate(self, video: Tensor) -> None:
@@ -245,6 +252,11 @@ class WanCodec(nn.Module):
         frame = torch.arange(start, start + frames, device=self.shift.device)
         latent = (frame + self.frames_per_latent - 1) // self.frames_per_latent
         return Grid(latent - latent[0], self.size[0] // self.factor, self.size[1] // self.factor)
+
+    def frames_of(self, latents: int, before: int = 0) -> int:
+        """See Codec."""
+        first = self.frames_per_latent - 1 if latents and not before else 0
+        return self.frames_per_latent * latents - first
 
     def _decode(self, latents: Tensor, state: WanState, clamp: bool | None) -> tuple[Tensor, WanState]:
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify

@@ -42,7 +42,7 @@ class Config:
 
     horizon: int = 10
     """Length of the long streams, as a multiple of the clips that the student was trained on (4 chunks)."""
-    prompts: int = 24
+    prompts: int = 12
     """Test scripts, a new clause every 4 chunks."""
     seeds: int = 4
     """Noise seeds; each streams every script."""

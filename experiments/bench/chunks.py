@@ -53,6 +53,10 @@ class NoCodec:
         """The frame."""
         return self.decode(latents), state
 
+    def frames_of(self, latents: int, before: int = 0) -> int:
+        """As the codec's."""
+        return self.inner.frames_of(latents, before)
+
     def grid(self, frames: int, start: int = 0) -> Grid:
         """As the codec's."""
         return self.inner.grid(frames, start)
