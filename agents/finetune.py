@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,7 +148,8 @@ class FineTune:
         self.counts.seconds += time.monotonic() - started
         rewards = played.rewards
         spread = rewards.unflatten(0, (-1, config.group)).std(1, correction=0).mean()
-        return {"reward": float(rewards.mean()) * self.env.clock.chunks, "reward_spread": float(spread), **measured}
+        told = {"reward": float(rewards.mean()) * self.env.clock.chunks, "reward_spread": float(spread)}
+        return told | {"evicted": float(self.actor.evicted_in(self.env.clock.chunks)), **measured}
 
     def _play(self) -> tuple[Rollout, Tensor]:
         config = self.config
@@ -249,7 +250,8 @@ class FineTune:
         every = min(self.config.reference_every, count)
         rows = torch.arange(self.counts.updates % every, count, every, device=now.device)
         self.counts.reference_calls += len(rows) * (turn.number + 1)
-        frozen = prediction(self.reference, ask.x[rows], ask.sigma[rows], turn.past[rows], played.embeds[rows])
+        start = replace(self.actor, model=self.reference)
+        frozen = prediction(start, ask.x[rows], ask.sigma[rows], turn.past[rows], played.embeds[rows])
         pull = reference_direction(now[rows], frozen, ask.stiffness[rows])
         away = torch.zeros_like(now).index_add(0, rows, count / len(rows) * pull)
         return away, (now[rows] - frozen).square().mean()

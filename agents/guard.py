@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -231,7 +231,7 @@ class Guard:
         x = step.x[rows]
         history = torch.cat([chunk[rows] for chunk in past], 1) if past else x[:, :0]
         sigma = torch.full((len(x),), step.sigma, device=x.device)
-        frozen = prediction(self.reference, x, sigma, history, embeds[rows])
+        frozen = prediction(replace(self.generator, model=self.reference), x, sigma, history, embeds[rows])
         self.counts.reference_calls += len(x) * (len(past) + 1)
         away = (step.kernel.mean(x, step.x0[rows]) - step.kernel.mean(x, frozen)) / step.kernel.std
         return away.square().mean() / 2

@@ -148,6 +148,7 @@ class Distill:
         weight, scored = self._weight(x0.detach(), embeds, texts)
         measured |= scored | self.learner.step(surrogate(x0, direction, weight))
         measured["direction"] = float(direction.abs().mean())
+        measured["evicted"] = float(self.generator.evicted_in(embeds.shape[1]))
         calls = config.batch * embeds.shape[1]
         self.counts.teacher_calls += calls * (1 if config.guidance == 1 else 2)
         self.counts.critic_calls += calls

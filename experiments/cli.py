@@ -20,7 +20,7 @@ COMMANDS = {
     "audit probe": "damage clips in a known place and see whether saliency finds it",
     "audit reward": "rank gaming clips against real ones, and climb the reward's own gradient",
     "audit credit": "hold the gradient of every RL setting against the reward's own",
-    "audit cache": "stream ten times longer under several cache policies, switch prompts, compare bfloat16",
+    "audit cache": "stream ten times longer under several cache policies, and switch prompts on the way",
     "audit guard": "let a training hack its reward without the guard, and stop it with it",
     "bench reward": "time scores and saliency against the published procedure",
     "bench envs": "time the environments: alone, with inference, with training, and doing nothing",

@@ -21,6 +21,7 @@ from ..models.codec import Codec
 from ..models.generator import Generator, stream
 from ..models.prompts import WordEncoder
 from ..models.sampler import TeacherSampling, sample_teacher
+from ..models.streaming import TextEncoder
 from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys
 
@@ -206,7 +207,7 @@ class Teacher:
         return self.codec.decode(latents)
 
 
-def encode_clauses(encoder: WordEncoder, clauses: Chunks) -> Tensor:
+def encode_clauses(encoder: TextEncoder, clauses: Chunks) -> Tensor:
     """One prompt per chunk: embeddings [B, n, L, D]."""
     texts = [str(clause) for row in clauses for clause in row]
     distinct = list(dict.fromkeys(texts))

@@ -24,6 +24,7 @@ from .jobs import one_thread
 from .methods import Stack
 from .results import command_line, pick_device, write_results
 from .runs import VALIDATION_NOISE
+from .stream_options import cache_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Config:
     """Stop, and put the best weights back, where a held-out reward falls or a bound breaks (docs/guard.md)."""
     guard_kl: float = GuardConfig.kl
     """Most KL from the start that the guard puts up with, per latent element; 0 asks for none."""
+    sink_frames: int | None = None
+    """Cache that the student trains and streams with, its own by default: first latent frames, which stay for good."""
+    window_frames: int | None = None
+    """Cache: latent frames that a chunk sees in all, itself included. Below 12, a clip's length, training evicts."""
+    eviction: Literal["drop", "ema"] | None = None
+    """Cache: forget the oldest frames, or blend them into the sink."""
     every: int = 4
     """Updates between looks of guard and oracle."""
     validation: int = 24
@@ -68,6 +75,7 @@ def run(config: Config) -> None:
         raise ValueError("--updates and --every must be at least 1")
     out = config.out or Path("runs") / f"finetune-{config.recipe}"
     stack = Stack.load(config.weights or WEIGHTS, pick_device(config.device))
+    stack = stack.with_cache(cache_of(config, stack.start.model.cache_config))
     student, recipe = stack.student(), recipe_of(config)
     trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
     watched = GuardConfig(every=config.every, kl=config.guard_kl, seed=config.seed)

@@ -28,12 +28,10 @@ from ..noise import normal, stream_keys
 from ..video import VideoWriter, read_video, write_video
 from .jobs import one_thread
 from .results import pick_device
-from .sizes import parse_size
+from .stream_options import POLICY, cache_of, parse_size
 from .train_agent import steered_by
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-POLICY = ("sink_frames", "window_frames", "eviction", "positions", "on_prompt_switch")
-"""Fields of CacheConfig that have an option."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +118,12 @@ def load(config: Config, device: torch.device) -> tuple[StreamingGenerator, str]
         config.weights, size=None if config.size is None else parse_size(config.size), **options
     )
     if config.student is not None:
+        if not isinstance(made.codec, FrameCodec):
+            raise ValueError("--student names a student of the tiny stack: leave it out, or --weights")
         encoder = load_encoder("student", config.student)
         student = build_generator(load_tiny("student", config.student, device), made.codec)
         made = replace(made, generator=student, encoder=encoder)
-    asked = {key: getattr(config, key) for key in POLICY if getattr(config, key) is not None}
-    made = made.with_cache(replace(made.generator.model.cache_config, **asked)) if asked else made
+    made = made.with_cache(cache_of(config, made.generator.model.cache_config))
     if config.attention is not None:
         made.generator.model.transformer.set_attention_backend(config.attention)
     if config.compile is not None:

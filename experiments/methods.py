@@ -20,6 +20,7 @@ from ..distill.trainer import Distill, DistillConfig
 from ..envs.prompt_source import ScriptPrompts, world_prompts
 from ..envs.stream_gen import StreamGenVectorEnv
 from ..envs.windows import TINY, Clock, clip_prompts, clip_reward
+from ..models.cache import CacheConfig
 from ..models.codec import FrameCodec
 from ..models.generator import Generator
 from ..models.prompts import PromptBatch, WordEncoder
@@ -72,6 +73,10 @@ class Stack:
             grammar_of(folder),
             folder,
         )
+
+    def with_cache(self, cache: CacheConfig) -> Stack:
+        """The stack with another cache of its student: what is trained from it evicts as it will when it streams."""
+        return replace(self, start=replace(self.start, model=self.start.model.with_cache(cache)))
 
     @property
     def device(self) -> torch.device:

@@ -51,6 +51,11 @@ class CacheConfig:
         """Frames that may stay in the cache so that the next chunk fits the window; None means all of them."""
         return None if self.window_frames < 0 else self.window_frames - frames_per_chunk
 
+    def evicts(self, frames: int, frames_per_chunk: int) -> int:
+        """Frames that are gone when the last chunk of a clip of so many frames is made."""
+        room = self.room(frames_per_chunk)
+        return 0 if room is None else max(0, frames - frames_per_chunk - room)
+
     def check(self, frames_per_chunk: int) -> None:
         """Raise ValueError if sink and one chunk do not fit the window."""
         room = self.room(frames_per_chunk)

@@ -29,6 +29,12 @@ class Generator:
     frames_per_chunk: int
     kernel: KernelOf = consistency
 
+    def evicted_in(self, chunks: int) -> int:
+        """Latent frames that the cache has evicted when the last of so many chunks is made; 0: a rollout of that length
+        never meets eviction, nor does a training on such rollouts."""
+        size = self.frames_per_chunk
+        return self.model.cache_config.evicts(chunks * size, size)
+
 
 @dataclass(frozen=True)
 class Transition:

@@ -106,14 +106,16 @@ def save(made: StreamingGenerator, folder: str | Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / SETTINGS).is_file():
         raise CheckpointError(f"{folder}: holds something else; choose a new folder")
     described = _described(made)
+    codec: Any = made.codec
+    encoder: Any = made.encoder
     aside, old = (folder.with_name(f"{folder.name}{suffix}") for suffix in (".partial", ".old"))
     for left in (aside, old):
         shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     made.generator.model.transformer.save_pretrained(aside / "transformer")
-    made.codec.vae.save_pretrained(aside / "vae")
-    if not isinstance(made.encoder, WordEncoder):
-        made.encoder.save_pretrained(aside)
+    codec.vae.save_pretrained(aside / "vae")
+    if not isinstance(encoder, WordEncoder):
+        encoder.save_pretrained(aside)
     write_json(aside / SETTINGS, described)
     if folder.exists():
         os.rename(folder, old)

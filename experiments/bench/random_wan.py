@@ -54,9 +54,7 @@ def random_wan(
     for part in parts:
         part.requires_grad_(False).eval()
     encoder = NoEncoder(settings.text_len, config["text_dim"])
-    made = joined(transformer, WanCodec(vae, settings.size), encoder, settings)
-    made.codec.to(device)
-    return made
+    return joined(transformer, WanCodec(vae, settings.size).to(device), encoder, settings)
 
 
 class _default:

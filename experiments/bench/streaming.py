@@ -13,7 +13,7 @@ from ...models.stream_files import StreamSettings
 from ...models.streaming import StreamingGenerator
 from ..jobs import on_threads
 from ..results import command_line, pick_device, write_results
-from ..sizes import parse_size
+from ..stream_options import parse_size
 from ..tables import Column, Row, markdown_table, number, rows_of
 from . import streaming_runs as runs
 from .random_wan import random_wan

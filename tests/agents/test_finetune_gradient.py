@@ -105,7 +105,7 @@ def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, dir
         for t in turn.transitions[:-1]:
             k, level = t.kernel, torch.full((6,), t.sigma)
             scale = k.std / k.pull if direction.rescale else 1.0
-            frozen = prediction(trainer.reference, t.x, level, turn.past, played.embeds)
+            frozen = prediction(replace(trainer.actor, model=trainer.reference), t.x, level, turn.past, played.embeds)
             x0 = predicted(trainer, played, turn, t.x, level)
             law, held = (Normal(k.keep * t.x + k.pull * y, k.std) for y in (x0, frozen))
             taken = column(torch.arange(6) % min(every, 6) == 0)

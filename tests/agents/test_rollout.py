@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from reelgym.agents.rollout import GeneratorPolicy, chosen, prediction, rollout
+from reelgym.distill.trainer import self_forcing
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.envs.windows import clip_prompts, clip_reward
 from reelgym.models.generator import StreamState, denoise_chunk, read_chunk, stream
 from reelgym.models.sampler import FlowSDE
+from reelgym.models.wan import CacheConfig
 from reelgym.noise import normal, stream_keys
 
 GROUP = 3
@@ -85,7 +87,7 @@ def test_its_predictions_are_the_models_own_after_the_past(generator, env, promp
         for step in range(LEVELS):
             choice = chosen(turn.transitions, torch.full((6,), step))
             embeds = prompts.encode(env.state.texts)[0]
-            found = prediction(generator.model, choice.x, choice.sigma, turn.past, embeds)
+            found = prediction(generator, choice.x, choice.sigma, turn.past, embeds)
             torch.testing.assert_close(found, choice.x0)
 
 
@@ -232,3 +234,28 @@ def test_what_does_not_fit_is_told(generator, env, prompts):
     for step in (-1, 4):
         with pytest.raises(ValueError, match="a fork lies at step 0 .. 3"):
             played(generator, env, prompts, "local", step)
+
+
+@pytest.mark.parametrize("how", ["keep", "recache"])
+def test_rollouts_of_a_short_window_evict_and_blend(env, generator, prompts, how):
+    """What a student meets when it streams, eviction and an EMA sink, it meets in training: the same cache, the same
+    latents, and a gradient from every chunk."""
+    cache = CacheConfig(1, 6, "ema", 0.5, "relative", how)
+    short = replace(generator, model=generator.model.with_cache(cache))
+    keys = stream_keys(0, 6)
+    played = rollout(env, GeneratorPolicy(short, grad=True), keys, repeated(prompts, 6, 1))
+    assert [turn.transitions[0].context.frames for turn in played.turns[1:]] == [(0, 1, 2), (0, 4, 5), (0, 7, 8)]
+    assert short.evicted_in(4) == 6 and generator.evicted_in(4) == 0 and short.evicted_in(1) == 0
+    expected = stream(short, played.embeds, keys)
+    torch.testing.assert_close(played.latents.detach(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(self_forcing(short, played.embeds, keys, 3, True).detach(), expected, atol=1e-5, rtol=0)
+    assert (expected - stream(generator, played.embeds, keys))[:, 6:].abs().max() > 1e-3
+    first, last = (turn.transitions[0].context.keys[0] for turn in (played.turns[1], played.turns[3]))
+    assert (first[:, :4] - last[:, :4]).abs().max() > 1e-4
+    for turn in played.turns:
+        (gradient,) = torch.autograd.grad(turn.chunk.square().sum(), short.model.transformer.proj_out.weight)
+        assert gradient.isfinite().all() and gradient.any()
+    turn = played.turns[3]
+    step = turn.transitions[-1]
+    found = prediction(short, step.x, torch.full((6,), step.sigma), turn.past, played.embeds)
+    torch.testing.assert_close(found, step.x0, atol=1e-5, rtol=0)

@@ -8,14 +8,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reelgym.envs.windows import TINY
 from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.experiments import score
 from reelgym.experiments.cli import main
 from reelgym.models.prompts import PromptBatch, WordEncoder
+from reelgym.models.streaming import Stream
 from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, load_encoder, load_tiny, save_tiny
 from reelgym.models.videoreward import VideoReward
+from reelgym.models.wan_files import load_transformer
 from reelgym.rewards.stream_reward import StreamReward
 from reelgym.video import mark, provenance, read_video
 
@@ -60,6 +63,101 @@ def test_generate_streams_any_length_and_repeats_itself(call):
     assert frames.shape == (18, 32, 32, 3) and fps == 4
 
 
+def test_generate_writes_as_many_seconds_as_asked(call, tmp_path):
+    status, out, err = call("generate", SCRIPT, "--seconds", 2.1, "--out", "a.mp4")
+    assert (status, out) == (0, "a.mp4: 17 frames, 2.125 s, by the student, seed 0\n")
+    assert re.search(r"^\d+\.\d frames a second, made, decoded and written \(shown at 8\)$", err, re.MULTILINE)
+    frames, fps = read_video("a.mp4")
+    assert len(frames) == 17 and fps == 8
+    call("generate", SCRIPT, "--chunks", 6, "--out", "b.mp4")
+    assert torch.equal(read_video("b.mp4")[0][:9], frames[:9]) and len(read_video("b.mp4")[0]) == 18
+    assert call("generate", PROMPT, "--seconds", 0.01, "--out", "c.mp4")[0] == 0 and len(read_video("c.mp4")[0]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_generate_goes_on_from_a_picture_or_a_clip(call):
+    call("generate", PROMPT, "--out", "a.mp4", "--chunks", 2)
+    last = read_video("a.mp4")[0][-1].numpy()
+    Image.fromarray(last).save("last.png")
+    Image.fromarray(last[:60]).save("odd.png")
+    made = [("b", "a.mp4"), ("c", "last.png"), ("d", None)]
+    for name, start in made:
+        assert (
+            call("generate", PROMPT, "--chunks", 2, "--out", f"{name}.mp4", *(("--start", start) if start else ()))[0]
+            == 0
+        )
+    from_clip, from_picture, plain = (read_video(f"{name}.mp4")[0].float() for name, _ in made)
+    assert len(from_clip) == len(from_picture) == 6
+    assert not torch.equal(from_clip, plain) and not torch.equal(from_picture, from_clip)
+    for start, words in [
+        ("odd.png", "odd.png: 128x60 pixels; the generator goes on from 32x32, or a whole multiple"),
+        ("absent.png", "not a picture that can be read"),
+        ("absent.mp4", "no such file"),
+    ]:
+        status, _, err = call("generate", PROMPT, "--start", start, "--out", "e.mp4")
+        assert status == 1 and words in err and err.count("\n") == 1
+
+
+def test_generate_under_other_caches(call):
+    call("generate", PROMPT, "--chunks", 6, "--out", "a.mp4")
+    ways = ["--window-frames 6", "--window-frames 6 --sink-frames 3", "--window-frames -1 --positions absolute"]
+    ways += ["--window-frames 6 --sink-frames 3 --eviction ema --on-prompt-switch recache"]
+    for way in ways:
+        assert call("generate", PROMPT, "--chunks", 6, "--out", "b.mp4", *way.split())[0] == 0
+        assert not torch.equal(read_video("a.mp4")[0], read_video("b.mp4")[0])
+
+
+def test_an_interrupted_video_plays(call, monkeypatch):
+    ordinary, made = Stream.__next__, []
+
+    def interrupted(self):
+        made.append(ordinary(self))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return made[-1]
+
+    monkeypatch.setattr(Stream, "__next__", interrupted)
+    status, out, err = call("generate", PROMPT, "--seconds", 60, "--out", "a.mp4")
+    assert (status, out) == (130, "") and err == "reelgym: interrupted; a.mp4 holds 6 frames and plays\n"
+    assert len(read_video("a.mp4")[0]) == 6 and provenance("a.mp4") == mark("the student")
+
+
+def test_generate_with_wan(call, wan_folder, tmp_path, capsys):
+    given = [
+        "a red circle ; then a blue square",
+        "--size",
+        "32x16",
+        "--scale",
+        "1",
+        "--weights",
+        str(wan_folder),
+        "--device",
+        "cpu",
+    ]
+    assert main(["generate", *given, "--seconds", "1.5"]) == 0
+    assert capsys.readouterr().out == f"clip.mp4: 24 frames, 1.5 s, by {wan_folder}, seed 0\n"
+    frames, fps = read_video("clip.mp4")
+    assert frames.shape == (24, 16, 32, 3) and fps == 16
+    tensors = load_transformer(wan_folder).state_dict()
+    torch.save({"generator_ema": {name: tensor * 1.2 for name, tensor in tensors.items()}}, "student.pt")
+    call_again = ["generate", *given, "--chunks", "2", "--checkpoint", "student.pt", "--start", "clip.mp4"]
+    assert main(call_again) == 0
+    assert capsys.readouterr().out == "clip.mp4: 24 frames, 1.5 s, by student.pt, seed 0\n"
+    for args, words in [
+        (["--size", "30x16"], "multiples of 16x16 pixels; the nearest is 32x16"),
+        (["--size", "wide"], "write WIDTHxHEIGHT"),
+        (["--checkpoint", "absent.pt"], "absent.pt: no such file"),
+        (["--chunks", "1"], "2 clauses do not fit into 1 chunks"),
+        (["--attention", "telepathy"], "telepathy"),
+    ]:
+        assert main(["generate", *given, *args]) == 1
+        said = capsys.readouterr().err.splitlines()  # transformers may show how far its loading is
+        assert words in said[-1] and sum("error" in line for line in said) == 1, said
+    for prompt, words in [(" ", "the prompt is empty"), ("a ; then", "a clause of the prompt is empty")]:
+        assert main(["generate", prompt, *given[1:]]) == 1 and words in capsys.readouterr().err
+    assert main(["generate", "a " * 600, *given[1:]]) == 1 and "longer than 512" in capsys.readouterr().err
+
+
 def test_generate_by_the_teacher(call):
     assert call("generate", PROMPT, "--model", "teacher")[0] == 0
     assert read_video("clip.mp4")[0].shape == (12, 128, 128, 3)
@@ -78,6 +176,16 @@ def test_generate_by_the_teacher(call):
         ([PROMPT, "--out", "clip.gif"], "name the file with one of .mp4"),
         ([PROMPT, "--scale", 0], "scale must be"),
         ([PROMPT, "--fps", 0], "fps must be"),
+        ([PROMPT, "--seconds", 0], "seconds must be a positive number, not 0"),
+        ([PROMPT, "--seconds", -3], "seconds must be a positive number, not -3"),
+        ([PROMPT, "--seconds", "nan"], "seconds must be a positive number"),
+        ([PROMPT, "--seconds", 3, "--chunks", 3], "both say how long"),
+        ([PROMPT, "--chunks", 0], "chunks must be at least 1"),
+        ([PROMPT, "--size", "64x64"], "makes videos of 32x32 pixels and of no other size"),
+        ([PROMPT, "--window-frames", 2], "window_frames=2 is too small"),
+        ([PROMPT, "--eviction", "ema"], "set sink_frames to at least 1"),
+        ([PROMPT, "--checkpoint", "a.pt"], "go with --weights of a Wan2.1 folder"),
+        ([PROMPT, "--seconds", 3, "--model", "teacher"], "--seconds is for streams"),
         ([PROMPT, "--device", "gpu"], "device 'gpu'"),
     ],
 )
@@ -165,7 +273,7 @@ def test_score_says_what_is_wrong(call, tmp_path):
 
 def test_weights_that_are_not_there_are_named(tmp_path, capsys):
     assert main(["generate", PROMPT, "--weights", str(tmp_path)]) == 1
-    assert "no student weights here" in capsys.readouterr().err
+    assert "holds no generator that is known" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("frames", [3, 5, 6, 7, 12, 14])
