@@ -49,6 +49,8 @@ class Config:
     """Cache policies of `position`."""
     latents: int = 21
     """Latent frames of the clip of `recompute`."""
+    streams: tuple[int, ...] = (1, 16)
+    """Streams at once in `recompute`."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Streams at once in `batch`."""
     mode: str | None = None
@@ -81,6 +83,7 @@ POSITION_COLUMNS = (
 )
 RECOMPUTE_COLUMNS = (
     Column("frames a chunk", "latent frames", number("frames_per_chunk", "d")),
+    Column("streams", "that advance together", number("streams", "d")),
     Column("latents", "frames of the clip", number("latents", "d")),
     Column("cached (s)", "the clip with the cache, nothing evicted", number("cached_s", ",.3f")),
     Column("computed anew (s)", "every step a causal pass over all frames so far", number("anew_s", ",.3f")),
@@ -172,7 +175,7 @@ def _measure(part: Part, made: StreamingGenerator, config: Config, progress: run
     if part == "position":
         return runs.position_rows(made, config.chunks, rounds, seed, config.policies, progress)
     if part == "recompute":
-        return runs.recompute_rows(made, config.latents, max(1, rounds // 3), seed, progress)
+        return runs.recompute_rows(made, config.latents, config.streams, max(1, rounds // 3), seed, progress)
     if part == "batch":
         return runs.batch_rows(made, config.batches, max(1, rounds // 3), seed, progress)
     if part == "first":
@@ -195,7 +198,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         head = f"Chunk {shown[0]['late']} against chunk {shown[0]['early']}, one stream."
         parts += [head, markdown_table(POSITION_COLUMNS, shown)]
     for kind, columns, head in (
-        ("recompute", RECOMPUTE_COLUMNS, "Against full recomputation, one stream."),
+        ("recompute", RECOMPUTE_COLUMNS, "Against full recomputation."),
         ("batch", BATCH_COLUMNS, "Several streams at once, window full."),
         ("first", FIRST_COLUMNS, "Time to the first frames."),
         ("compile", COMPILE_COLUMNS, "With torch.compile, one stream."),

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -70,19 +71,27 @@ def position_rows(
 
 
 @torch.no_grad()
-def recompute_rows(made: StreamingGenerator, latents: int, rounds: int, seed: int, progress: Progress) -> list[Row]:
+def recompute_rows(
+    made: StreamingGenerator, latents: int, streams: Sequence[int], rounds: int, seed: int, progress: Progress
+) -> list[Row]:
     """A clip of so many latent frames with the cache, and by computing all frames so far anew in every step."""
     rows, device = [], made.device
-    for size in dict.fromkeys((made.generator.frames_per_chunk, 1)):
+    for size, batch in product(dict.fromkeys((made.generator.frames_per_chunk, 1)), streams):
         model = made.generator.model.with_cache(CacheConfig(), size)
         generator = replace(made.generator, model=model, frames_per_chunk=size)
-        embeds, keys, chunks = made.encode([PROMPT]), stream_keys(seed, 1, device), latents // size
+        embeds, keys, chunks = made.encode([PROMPT] * batch), stream_keys(seed, batch, device), latents // size
         scripts = embeds[:, None].expand(-1, chunks, -1, -1)
         works = [partial(stream, generator, scripts, keys), partial(recomputed, generator, keys, embeds, chunks)]
         in_turns(works, 1, device)
         ours, theirs = [statistics.median(times) for times in in_turns(works, rounds, device)]
         progress(f"chunks of {size}")
-        row: Row = {"kind": "recompute", "frames_per_chunk": size, "latents": chunks * size, "rounds": rounds}
+        row: Row = {
+            "kind": "recompute",
+            "frames_per_chunk": size,
+            "streams": batch,
+            "latents": chunks * size,
+            "rounds": rounds,
+        }
         row |= {"cached_s": ours, "anew_s": theirs, "ratio": theirs / ours, "target_ratio": FASTER}
         row |= {"passes_ratio": token_ratio(chunks, len(generator.sigmas))}
         rows.append(row | {"difference": float((works[0]() - works[1]()).abs().max())})
