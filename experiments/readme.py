@@ -44,6 +44,7 @@ BLOCK = re.compile(
 PROMPTS = 4
 TAKEN = {
     "reelgym audit probe": ("probe.png",),
+    "reelgym audit cache": ("cache-policies.webp", "cache-policies.svg"),
     "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg"),
     "reelgym bench rl": ("bench-rl.svg",),
     "reelgym selfplay": ("selfplay-payoffs.svg", "selfplay-auc.svg", "selfplay-clips.webp"),
