@@ -76,15 +76,18 @@ def load(
         ValueError: a source that is not there or holds none of these, weights that do not fit, a cache without room
             for a chunk, a size that codec and transformer cannot take.
     """
-    folder = WEIGHTS if str(source) == "tiny" else _fetched(source)
+    folder, asked = (
+        WEIGHTS if str(source) == "tiny" else _fetched(source),
+        _Asked(checkpoint, which, settings, size, dtype),
+    )
     if has_checkpoint(folder / "student"):
         if checkpoint is not None or settings is not None:
             raise ValueError(f"{source}: a stack of reelgym's; checkpoint and settings are for Wan2.1 folders")
         made = _stack(folder)
     elif (folder / SETTINGS).is_file():
-        made = _ours(folder, size, checkpoint, which, settings)
+        made = _ours(folder, asked)
     elif (folder / "transformer").is_dir():
-        made = _wan(folder, settings or StreamSettings(), size, checkpoint, which)
+        made = _wan(folder, asked)
     else:
         raise CheckpointError(
             f"{source}: holds no generator that is known; give a folder that save_pretrained wrote, one with "
@@ -155,10 +158,18 @@ def _stack(folder: Path) -> StreamingGenerator:
     )
 
 
-def _ours(
-    folder: Path, size: tuple[int, int] | None, checkpoint: str | Path | None, which: str | None,
-    settings: StreamSettings | None,
-) -> StreamingGenerator:  # fmt: skip
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller of `load` wants of a Wan folder."""
+
+    checkpoint: str | Path | None
+    which: str | None
+    settings: StreamSettings | None
+    size: tuple[int, int] | None
+    dtype: torch.dtype
+
+
+def _ours(folder: Path, asked: _Asked) -> StreamingGenerator:
     """What `save` wrote."""
     try:
         said = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -169,8 +180,8 @@ def _ours(
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / SETTINGS}: not what save_pretrained writes ({error!r})") from error
     if kind == "wan":
-        return _wan(folder, settings or known, size, checkpoint, which, said.get("vocab"))
-    if checkpoint is not None or settings is not None:
+        return _wan(folder, replace(asked, settings=asked.settings or known), said.get("vocab"))
+    if asked.checkpoint is not None or asked.settings is not None:
         raise ValueError(f"{folder}: checkpoint and settings are for Wan2.1 folders")
     from diffusers import AutoencoderKL
 
@@ -182,21 +193,24 @@ def _ours(
     return joined(load_transformer(folder / "transformer"), codec, WordEncoder(said["vocab"], known.text_len), known)
 
 
-def _wan(
-    folder: Path, settings: StreamSettings, size: tuple[int, int] | None, checkpoint: str | Path | None,
-    which: str | None, vocab: list[str] | None = None,
-) -> StreamingGenerator:  # fmt: skip
+def _wan(folder: Path, asked: _Asked, vocab: list[str] | None = None) -> StreamingGenerator:
     """transformer/, vae/, text_encoder/ and tokenizer/; the transformer's weights may come from elsewhere."""
     from .umt5 import UMT5TextEncoder
     from .wan_files import load_transformer, load_vae
 
-    settings = settings if size is None else replace(settings, size=size)
-    if checkpoint is None:
-        transformer = load_transformer(folder / "transformer")
+    settings = asked.settings or StreamSettings()
+    settings = settings if asked.size is None else replace(settings, size=asked.size)
+    if asked.checkpoint is None:
+        transformer = load_transformer(folder / "transformer", dtype=asked.dtype)
     else:
-        transformer = load_transformer(checkpoint, config=_config(folder / "transformer"), which=which)
+        config = _config(folder / "transformer")
+        transformer = load_transformer(asked.checkpoint, config=config, which=asked.which, dtype=asked.dtype)
     codec = WanCodec(load_vae(folder / "vae"), settings.size)
-    encoder = WordEncoder(vocab, settings.text_len) if vocab else UMT5TextEncoder.from_pretrained(folder)
+    encoder = (
+        WordEncoder(vocab, settings.text_len)
+        if vocab
+        else UMT5TextEncoder.from_pretrained(folder, settings.text_len, asked.dtype)
+    )
     return joined(transformer, codec, encoder, settings)
 
 
@@ -242,8 +256,6 @@ def _placed(made: StreamingGenerator, device: torch.device, dtype: torch.dtype) 
             part.requires_grad_(False).eval().to(device)
     if isinstance(codec, WanCodec):
         torch.nn.Module.to(codec.vae, dtype)  # diffusers' own warns of a list that is empty here
-    if parts[2] is not None:
-        parts[2].to(dtype)
     return made
 
 

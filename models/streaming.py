@@ -105,7 +105,8 @@ class StreamingGenerator:
             keys = torch.cat([stream_keys(one, 1, self.device) for one in seed])
         else:
             raise ValueError(f"{len(seed)} seeds for {len(texts)} prompts: give one for each, or one for all")
-        stream = Stream(self, texts, StreamState.start(keys), self.codec.open(), single=isinstance(prompts, str))
+        single = isinstance(prompts, str)
+        stream = Stream(self, texts, self.encode(texts), StreamState.start(keys), self.codec.open(), single=single)
         if start is not None:
             stream.read(start)
         return stream
@@ -138,9 +139,8 @@ class StreamingGenerator:
         state = StreamState(_unpack_cache(here, meta["cache"]), meta["chunk"], here["stream"]["keys"])
         state = replace(state, prompt=here["stream"].get("prompt"))
         decode = self.codec.open().unpack(here["codec"], meta["codec"])
-        stream = Stream(self, tuple(meta["texts"]), state, decode, single=meta["single"])
-        stream.frames = meta["frames"]
-        return stream
+        texts = tuple(meta["texts"])
+        return Stream(self, texts, self.encode(texts), state, decode, single=meta["single"], frames=meta["frames"])
 
     def _fingerprint(self) -> dict[str, Any]:
         """What tells this generator from others."""
@@ -160,11 +160,18 @@ class Stream(Iterator[Tensor]):
     """
 
     def __init__(
-        self, parts: StreamingGenerator, texts: tuple[str, ...], state: StreamState, decode: Any, *, single: bool
+        self,
+        parts: StreamingGenerator,
+        texts: tuple[str, ...],
+        embeds: Tensor,
+        state: StreamState,
+        decode: Any,
+        *,
+        single: bool,
+        frames: int = 0,
     ) -> None:
         self.parts, self.state, self._decode, self._single = parts, state, decode, single
-        self.frames = 0
-        self._texts, self._embeds = texts, parts.encode(texts)
+        self.frames, self._texts, self._embeds = frames, texts, embeds
 
     @torch.no_grad()
     def __next__(self) -> Tensor:
@@ -206,9 +213,8 @@ class Stream(Iterator[Tensor]):
         index = torch.as_tensor(rows, dtype=torch.long, device=self.state.keys.device)
         texts = tuple(self._texts[row] for row in index.tolist())
         single = self._single and len(texts) == 1
-        stream = Stream(self.parts, texts, self.state.take(index), self._decode.take(index), single=single)
-        stream.frames = self.frames
-        return stream
+        state, decode, embeds = self.state.take(index), self._decode.take(index), self._embeds[index]
+        return Stream(self.parts, texts, embeds, state, decode, single=single, frames=self.frames)
 
     def save(self, folder: str | Path) -> None:
         """Write all that `StreamingGenerator.restore` needs to go on, whole or not at all; safetensors and JSON."""

@@ -16,7 +16,11 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in [*ROOT.glob("*.py"), *(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))]
 }
-DISTRIBUTION = {"PIL": "pillow", "stable_baselines3": "stable-baselines3"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
+    "stable_baselines3": "stable-baselines3",
+}
 HEAVY = (
     "diffusers",
     "transformers",
