@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,20 +41,24 @@ class NoEncoder:
 
 
 def random_wan(
-    settings: StreamSettings, device: torch.device, dtype: torch.dtype, config: dict[str, Any] = WAN_1_3B
+    settings: StreamSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+    config: Mapping[str, Any] = WAN_1_3B,
+    vae: Mapping[str, Any] | None = None,
 ) -> StreamingGenerator:
-    """Transformer and codec as `config` and diffusers' defaults for the Wan VAE say, made on the device in dtype."""
+    """Transformer and codec made on the device in dtype; config, vae: their arguments, vae by default Wan2.1's own."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
     torch.manual_seed(0)
     with torch.device(device), _default(dtype):
         transformer = WanTransformer3DModel(**config)
-        vae = AutoencoderKLWan()
-    parts: list[nn.Module] = [transformer, vae]
+        codec = AutoencoderKLWan(**(vae or {}))
+    parts: list[nn.Module] = [transformer, codec]
     for part in parts:
         part.requires_grad_(False).eval()
     encoder = NoEncoder(settings.text_len, config["text_dim"])
-    return joined(transformer, WanCodec(vae, settings.size).to(device), encoder, settings)
+    return joined(transformer, WanCodec(codec, settings.size).to(device), encoder, settings)
 
 
 class _default:

@@ -149,10 +149,7 @@ def first_row(made: StreamingGenerator, rounds: int, seed: int, progress: Progre
 @torch.no_grad()
 def compile_row(made: StreamingGenerator, mode: str | None, rounds: int, seed: int, progress: Progress) -> Row:
     """The next chunk with a full window, eager and compiled, in turns; and how long it took until all was compiled."""
-    model = made.generator.model
-    twin = copy.copy(model)
-    twin.transformer = copy.deepcopy(model.transformer)
-    compiled = replace(made, generator=replace(made.generator, model=twin))
+    compiled = replace(made, generator=replace(made.generator, model=copy.deepcopy(made.generator.model)))
     compiled.compile(mode)
     _, embeds, state, _, _ = _warm(made, 1, seed)
     warm_up = seconds_of(lambda: _warm(compiled, 1, seed), made.device)

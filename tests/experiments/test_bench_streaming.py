@@ -65,7 +65,7 @@ def test_bench_streaming_end_to_end(tiny, tmp_path, capsys):
 
 
 def test_wan_of_random_weights_is_timed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(streaming, "random_wan", lambda *given: random_wan.random_wan(*given, config=small()))
+    monkeypatch.setattr(streaming, "random_wan", lambda *given: random_wan.random_wan(*given, *small()))
     args = ["--config", "wan-1.3b", "--random-weights", "--size", "32x16", "--parts", "batch", "--batches", "1"]
     args += ["--rounds", "1", "--device", "cpu", "--dtype", "bfloat16", "--out", str(tmp_path)]
     assert cli.main(["bench", "streaming", *args]) == 0, capsys.readouterr().err
@@ -75,11 +75,16 @@ def test_wan_of_random_weights_is_timed(tmp_path, capsys, monkeypatch):
 
 
 def small():
-    return SMALL | {"in_channels": 16, "out_channels": 16, "num_layers": 1}
+    """Arguments of a small transformer and a small codec, of Wan's factors."""
+    vae = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 2, 2], "num_res_blocks": 1}
+    vae |= {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    return SMALL | {"in_channels": 4, "out_channels": 4, "num_layers": 1}, vae
 
 
 def test_the_random_encoder_tells_texts_apart():
-    made = random_wan.random_wan(StreamSettings(size=(16, 16), text_len=6), torch.device("cpu"), torch.float32, small())
+    made = random_wan.random_wan(
+        StreamSettings(size=(16, 16), text_len=6), torch.device("cpu"), torch.float32, *small()
+    )
     found = made.encode(["a", "b", "a"])
     assert found.shape == (3, 6, 16) and torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
@@ -128,3 +133,13 @@ def test_audit_cache_end_to_end(tiny, tmp_path, capsys):
     assert "polyline" in (tmp_path / "cache-policies.svg").read_text()
     assert cli.main(["audit", "cache", "--seeds", "0", "--device", "cpu"]) == 1
     assert "counted from 1" in capsys.readouterr().err
+
+
+def test_what_is_compiled_is_a_copy(tiny, monkeypatch):
+    made = StreamingGenerator.from_pretrained("tiny")
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: asked.append((self, how)))
+    row = streaming_runs.compile_row(made, "reduce-overhead", 1, 0, lambda what: None)
+    ((module, how),) = asked
+    assert module is not made.generator.model.transformer and how == {"mode": "reduce-overhead", "dynamic": None}
+    assert row["difference"] == 0 and row["compiled_ms"] > 0
