@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -196,14 +195,14 @@ def _ours(folder: Path, asked: _Asked) -> StreamingGenerator:
 def _wan(folder: Path, asked: _Asked, vocab: list[str] | None = None) -> StreamingGenerator:
     """transformer/, vae/, text_encoder/ and tokenizer/; the transformer's weights may come from elsewhere."""
     from .umt5 import UMT5TextEncoder
-    from .wan_files import load_transformer, load_vae
+    from .wan_files import load_transformer, load_vae, transformer_config
 
     settings = asked.settings or StreamSettings()
     settings = settings if asked.size is None else replace(settings, size=asked.size)
     if asked.checkpoint is None:
         transformer = load_transformer(folder / "transformer", dtype=asked.dtype)
     else:
-        config = _config(folder / "transformer")
+        config = transformer_config(folder / "transformer")
         transformer = load_transformer(asked.checkpoint, config=config, which=asked.which, dtype=asked.dtype)
     codec = WanCodec(load_vae(folder / "vae"), settings.size)
     encoder = (
@@ -212,15 +211,6 @@ def _wan(folder: Path, asked: _Asked, vocab: list[str] | None = None) -> Streami
         else UMT5TextEncoder.from_pretrained(folder, settings.text_len, asked.dtype)
     )
     return joined(transformer, codec, encoder, settings)
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    """Arguments of the transformer in a diffusers folder."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing; it tells the sizes of the transformer")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def joined(

@@ -25,7 +25,11 @@ class UMT5TextEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, text_len: int = 512, dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path,
+        text_len: int = 512,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> UMT5TextEncoder:
         """From text_encoder/ and tokenizer/ of a pipeline's folder; ValueError where one is missing or does not fit."""
         AutoTokenizer, UMT5EncoderModel = _transformers()
@@ -39,7 +43,7 @@ class UMT5TextEncoder:
             encoder = UMT5EncoderModel.from_pretrained(Path(folder) / "text_encoder", dtype=dtype)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder}: text encoder cannot be read ({' '.join(str(error).split())[:200]})") from error
-        return cls(encoder.eval(), tokenizer, text_len)
+        return cls(encoder.eval().to(device), tokenizer, text_len)
 
     @property
     def dim(self) -> int:
@@ -52,6 +56,8 @@ class UMT5TextEncoder:
         long."""
         if isinstance(texts, str):
             raise TypeError("encode takes a list of prompts: wrap the one prompt in a list")
+        if not texts:
+            return torch.zeros(0, self.text_len, self.dim, device=self.encoder.device)
         cleaned = [" ".join(html.unescape(html.unescape(text)).split()) for text in texts]
         for text, tokens in zip(cleaned, self.tokenizer(cleaned)["input_ids"], strict=True):
             if len(tokens) > self.text_len:
@@ -61,7 +67,7 @@ class UMT5TextEncoder:
         given = self.tokenizer(cleaned, padding="max_length", max_length=self.text_len, return_tensors="pt")
         ids, mask = (given[name].to(self.encoder.device) for name in ("input_ids", "attention_mask"))
         hidden = self.encoder(ids, mask).last_hidden_state.float()
-        return hidden * mask[..., None]
+        return hidden.masked_fill(mask[..., None] == 0, 0)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write text_encoder/ and tokenizer/ into the folder."""

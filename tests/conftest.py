@@ -217,12 +217,17 @@ def save_tokenizer(folder: Path) -> int:
 
 @pytest.fixture(scope="session")
 def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wan")
+    save_wan(folder)
+    return folder
+
+
+def save_wan(folder: Path) -> None:
     """Wan2.1 in diffusers' layout, small and with random weights, as WanPipeline.save_pretrained writes it."""
     from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-    folder = tmp_path_factory.mktemp("wan")
     torch.manual_seed(0)
     vocabulary = {word: place for place, word in enumerate(("<pad>", "</s>", "<unk>", "&", *WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -244,4 +249,3 @@ def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
     )  # fmt: skip
     pipeline.save_pretrained(folder)
-    return folder

@@ -1,5 +1,7 @@
 """The text encoder beside diffusers' own pipeline."""
 
+import sys
+
 import pytest
 import torch
 from diffusers import WanPipeline
@@ -20,6 +22,7 @@ def test_embeddings_are_those_of_the_pipeline(encoder, wan_folder):
     found = encoder.encode(TEXTS)
     assert found.shape == (3, 12, 16) == (len(TEXTS), encoder.text_len, encoder.dim) and found.dtype == torch.float32
     torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=0)
+    assert encoder.encode([]).shape == (0, 12, 16)
     assert not found[1, 1:].any() and found[0, 5].any() and not found[0, 6:].any()
     torch.testing.assert_close(encoder.encode(TEXTS[2:])[0], found[2], atol=1e-5, rtol=0)
 
@@ -36,6 +39,22 @@ def test_what_is_saved_is_loaded(encoder, tmp_path):
     encoder.save_pretrained(tmp_path)
     again = UMT5TextEncoder.from_pretrained(tmp_path, text_len=12)
     assert torch.equal(again.encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_type_and_device_are_chosen(encoder, wan_folder):
+    half = UMT5TextEncoder.from_pretrained(wan_folder, 12, torch.bfloat16, "cpu")
+    assert half.encoder.dtype == torch.bfloat16
+    found = half.encode(TEXTS)
+    assert found.dtype == torch.float32 and found.device.type == "cpu"
+    assert 0 < (found - encoder.encode(TEXTS)).abs().max() < 0.2
+    nowhere = UMT5TextEncoder.from_pretrained(wan_folder, 12, device="meta")
+    assert nowhere.encoder.device.type == "meta"
+
+
+def test_transformers_is_asked_for(wan_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"pip install 'reelgym\[wan\]'"):
+        UMT5TextEncoder.from_pretrained(wan_folder)
 
 
 def test_what_is_missing_is_named(encoder, tmp_path):
