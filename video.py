@@ -54,18 +54,21 @@ class VideoWriter:
 
     Frames go to NAME.part.SUFFIX, which becomes the file itself when the `with` block ends well. When that ends with an
     exception, when the disk is full, and after a kill, the part plays up to the last seconds that were written. In the
-    first two cases it takes the file's name, unless an earlier file has it: that one is kept.
+    first two cases it takes the file's name, unless an earlier file has it: that one is kept. An earlier part is kept
+    until the first frame comes.
 
     path, fps, made_by, crf: as in `write_video`.   whole: leave nothing of a file that is not complete.
-    frames: written so far.   left: after a failure, the file that holds what there is, or None.
+    frames: written so far; after a failure, how many are in `left`: the file that holds what there is, or None.
     """
 
     def __init__(
         self, path: str | Path, fps: float, *, made_by: str | None, crf: int | None = None, whole: bool = False
     ) -> None:
         self.path, self.crf, self.whole = Path(path), crf, whole
-        if not (math.isfinite(fps) and fps > 0):
-            raise VideoError(f"{path}: fps must be a positive number, not {fps}")
+        if not 0.001 <= fps <= 1000:
+            raise VideoError(f"{path}: fps must be a number from 0.001 to 1000, not {fps}")
+        if crf is not None and not 0 <= crf <= 51:
+            raise VideoError(f"{path}: crf must be a number from 0 to 51, not {crf}")
         if self.path.suffix.lower() not in CONTAINERS:
             raise VideoError(f"{path}: cannot tell the container; name the file with one of {', '.join(CONTAINERS)}")
         self.fps, self.said = Fraction(fps).limit_denominator(100_000), None if made_by is None else mark(made_by)
@@ -80,10 +83,13 @@ class VideoWriter:
         """Make missing parent folders; VideoError where the file could not be written."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_dir():
-                raise VideoError(f"{self.path}: is a folder; name a file to write")
-            self.part.touch()
-            self.part.unlink()
+            for file in (self.path, self.part):
+                if file.is_dir():
+                    raise VideoError(f"{file}: is a folder, where a file is to be written")
+            new = not self.part.exists()
+            self.part.open("ab").close()
+            if new:
+                self.part.unlink()
         except OSError as error:
             raise VideoError(f"{self.path}: cannot be written ({_reason(error)})") from error
         return self
@@ -114,7 +120,8 @@ class VideoWriter:
         if self._container is None:
             return
         try:
-            self._container.mux(self._stream.encode(None))
+            if self._stream is not None:
+                self._container.mux(self._stream.encode(None))
             self._container.close()
             self._container = None
             if error is None:
@@ -129,7 +136,9 @@ class VideoWriter:
         import av
 
         options = {"flush_packets": "1"}
-        if self.path.suffix.lower() != ".mkv":
+        if self.path.suffix.lower() == ".mkv":
+            options["cluster_time_limit"] = "2000"  # milliseconds that wait in memory
+        else:
             options["movflags"] = "use_metadata_tags+hybrid_fragmented"
         self._container = av.open(str(self.part), "w", options=options)
         if self.said is not None:
@@ -154,16 +163,17 @@ class VideoWriter:
                 self._container.close()
             self._container = None
         self.frames = 0
-        if self.part.exists() and not self.whole:
-            _cut_torn_box(self.part)
-            self.frames = _whole_frames(self.part)
-        if not self.frames:
-            self.part.unlink(missing_ok=True)
-        elif self.path.exists():
+        with contextlib.suppress(OSError):
+            if not self.whole and self.part.exists():
+                _cut_torn_box(self.part)
+                self.frames = _whole_frames(self.part)
+            if not self.frames:
+                self.part.unlink(missing_ok=True)
+                return
             self.left = self.part
-        else:
-            os.replace(self.part, self.path)
-            self.left = self.path
+            if not self.path.exists():
+                os.replace(self.part, self.path)
+                self.left = self.path
 
 
 def _cut_torn_box(path: Path) -> None:
@@ -182,20 +192,20 @@ def _cut_torn_box(path: Path) -> None:
             place += size
             if head[4:8] != b"moof":  # without the frames that it tells of it would be in the way
                 whole = place
-        if place < end:
+        if whole < end:
             file.truncate(whole)
 
 
 def _whole_frames(path: Path) -> int:
-    """How many frames of a file that was cut short can be decoded."""
+    """How many frames of a file that was cut short are there in full; one packet is one frame, so none is decoded."""
     import av
 
     count = 0
     with contextlib.suppress(OSError, av.error.FFmpegError), av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            if frame.is_corrupt:
+        for packet in container.demux(video=0):
+            if packet.is_corrupt:
                 break
-            count += 1
+            count += packet.size > 0
     return count
 
 
