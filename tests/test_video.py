@@ -324,15 +324,22 @@ def test_parts_are_the_whole(tmp_path):
 def test_a_writer_says_what_is_wrong_before_a_frame_is_made(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "b.part.mp4").mkdir()
     for name, fps, words in [
         ("a.gif", 8, "name the file with one of"),
         ("a.mp4", 0, "fps must be"),
+        ("a.mp4", 1e-6, "fps must be"),
+        ("a.mp4", float("nan"), "fps must be"),
+        ("b.mp4", 8, "b.part.mp4: is a folder"),
         ("folder.mp4", 8, "is a folder"),
         ("file/a.mp4", 8, "cannot be written"),
     ]:
         with pytest.raises(VideoError, match=words) as caught, VideoWriter(tmp_path / name, fps, made_by=None):
             raise AssertionError("the block was entered")
         assert "\n" not in str(caught.value)
+    for crf in (-1, 52):
+        with pytest.raises(VideoError, match="crf must be"):
+            VideoWriter(tmp_path / "a.mp4", 8, made_by=None, crf=crf)
     with VideoWriter(tmp_path / "a.mp4", 8, made_by=None):
         pass
     with pytest.raises(VideoError, match="frames are 32x32, these are not"):
@@ -340,4 +347,28 @@ def test_a_writer_says_what_is_wrong_before_a_frame_is_made(tmp_path):
             writer.write(blocks(3))
             writer.write(blocks(3, 16))
     assert writer.left == tmp_path / "a.mp4" and len(read_video(writer.left)[0]) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "file", "folder.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.part.mp4", "file", "folder.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_no_more_than_two_seconds_wait_for_the_disk(tmp_path, suffix):
+    path, part = tmp_path / f"a{suffix}", tmp_path / f"a.part{suffix}"
+    sizes = []
+    with VideoWriter(path, 4, made_by="a test") as writer:
+        for _ in range(12):
+            writer.write(np.full((4, 32, 32, 3), 90, np.uint8))  # a scene without a cut
+            sizes.append(part.stat().st_size)
+            if writer.frames > 8:
+                assert writer.frames - len(read_video(part)[0]) <= 9
+    assert sizes[-1] > sizes[len(sizes) // 2] > sizes[0] and len(read_video(path)[0]) == 48
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 4 and container.duration == 12_000_000
+
+
+def test_a_part_that_was_left_outlives_a_run_without_frames(tmp_path):
+    part = tmp_path / "a.part.mp4"
+    write_video(part, blocks(3), 8, made_by=None)
+    before = part.read_bytes()
+    with VideoWriter(tmp_path / "a.mp4", 8, made_by=None):
+        pass
+    assert part.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["a.part.mp4"]
