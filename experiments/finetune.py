@@ -145,11 +145,17 @@ def updates_in(checkpoint: Path) -> int:
 
 
 def settle_start(out: Path, stack: Stack) -> None:
-    """Note down which weights a run starts from, or hold them against the note; CheckpointError where they differ."""
+    """Note down which weights and cache a run starts from, or hold them against the note; CheckpointError where they
+    differ."""
     note = out / "start.json"
-    made = {file.parent.name: sha256_file(file) for file in sorted(stack.folder.glob("*/weights.safetensors"))}
+    made: dict[str, Any] = {
+        file.parent.name: sha256_file(file) for file in sorted(stack.folder.glob("*/weights.safetensors"))
+    }
+    made["cache"] = asdict(stack.start.model.cache_config)
     if has_checkpoint(out / "checkpoint") and note.exists() and json.loads(note.read_text()) != made:
-        raise CheckpointError(f"{out} holds a run from other weights than those of {stack.folder}: give another --out")
+        raise CheckpointError(
+            f"{out} holds a run from other weights than those of {stack.folder}, or with another cache: give another --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, made)
 

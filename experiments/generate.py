@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -101,7 +102,7 @@ def run(config: Config) -> None:
         pass  # whether the file can be written is better known before anything is loaded
     made, name = load(config, device)
     fps = config.fps or made.fps
-    with one_thread() if made.size[0] <= 64 else torch.no_grad():
+    with one_thread() if made.size[0] <= 64 else nullcontext():
         _stream(config, made, fps, name)
 
 

@@ -56,6 +56,15 @@ def test_a_run_from_other_weights_is_not_gone_on_with(stack, tmp_path, capsys):
     assert "from other weights than those of" in capsys.readouterr().err
 
 
+def test_the_cache_that_it_trains_with_is_kept_and_held_to(stack, tmp_path, capsys):
+    short = ["--no-guard", "--window-frames", "6", "--sink-frames", "3", "--eviction", "ema"]
+    assert finetune(stack, tmp_path / "at", "--updates", "1", *short) == 0, capsys.readouterr().err
+    cache = load_tiny("student", tmp_path / "at" / "student").cache_config
+    assert (cache.window_frames, cache.sink_frames, cache.eviction) == (6, 3, "ema")
+    assert finetune(stack, tmp_path / "at", "--updates", "2", "--no-guard") == 1
+    assert "or with another cache" in capsys.readouterr().err
+
+
 def test_recipes_can_be_changed_and_wrong_ones_are_told(stack, tmp_path, capsys):
     recipe = recipe_of(Config("forward", learning_rate=1e-5, group=4, seed=3))
     assert (recipe.learner.learning_rate, recipe.group, recipe.prompts, recipe.seed) == (1e-5, 4, 2, 3)
