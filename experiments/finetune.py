@@ -154,7 +154,7 @@ def settle_start(out: Path, stack: Stack) -> None:
     made["cache"] = asdict(stack.start.model.cache_config)
     if has_checkpoint(out / "checkpoint") and note.exists() and json.loads(note.read_text()) != made:
         raise CheckpointError(
-            f"{out} holds a run from other weights than those of {stack.folder}, or with another cache: give another --out"
+            f"{out} holds a run from other weights than those of {stack.folder}, or another cache: give another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, made)

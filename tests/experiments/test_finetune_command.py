@@ -62,7 +62,7 @@ def test_the_cache_that_it_trains_with_is_kept_and_held_to(stack, tmp_path, caps
     cache = load_tiny("student", tmp_path / "at" / "student").cache_config
     assert (cache.window_frames, cache.sink_frames, cache.eviction) == (6, 3, "ema")
     assert finetune(stack, tmp_path / "at", "--updates", "2", "--no-guard") == 1
-    assert "or with another cache" in capsys.readouterr().err
+    assert "or another cache" in capsys.readouterr().err
 
 
 def test_recipes_can_be_changed_and_wrong_ones_are_told(stack, tmp_path, capsys):
