@@ -244,10 +244,8 @@ def _short_clip(config: Config, device: torch.device) -> None:
             embeds = load_encoder("teacher", folder / "teacher").encode(prompts)[None].to(device)
             codec = load_tiny("codec", folder / "codec", device)
             chunks = teacher_video(load_tiny("teacher", folder / "teacher", device), codec, embeds, config.seed)
-            video, who = (
-                torch.cat(list(tqdm(chunks, "generating", CHUNKS, unit="chunk", disable=None)), 1)[0],
-                "the teacher",
-            )
+            bar = tqdm(chunks, "generating", CHUNKS, unit="chunk", disable=None)
+            video, who = torch.cat(list(bar), 1)[0], "the teacher"
     fps = config.fps or FPS
     write_video(config.out, _pixels(video, config.scale or 4), fps, made_by=who)
     print(f"{config.out}: {len(video)} frames, {len(video) / fps:g} s, by {who}, seed {config.seed}")
