@@ -8,10 +8,10 @@ VENV := .venv
 demo: install
 	$(VENV)/bin/reelgym compare --preset quick
 
-# Small tensors run faster on one thread than on two that wait for each other.
+# Small tensors run faster on one thread than on two that wait for each other: one process of one thread for each core.
 test: export OMP_NUM_THREADS ?= 1
 test: lint
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n auto --dist worksteal
 
 lint: install .typing/reelgym
 	$(VENV)/bin/ruff check
