@@ -17,8 +17,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ..envs.self_play import stored
 from ..envs.worlds.camera import CAMERAS, shoot
 from ..models.detector import ClipDetector
-from .fit import Counts, State, own_draw, pack, unpack
-from .learner import Groups, Learner, LearnerConfig
+from ..training.learner import Groups, Learner, LearnerConfig
+from ..training.loop import own_draw
+from ..training.state import State, pack, unpack
+from ..training.usage import ComputeUsage
 
 Clips = Callable[[int, int], Tensor]
 """`clips(count, step)`: real clips [count, F, 3, H, W] in [0, 1], a pure function."""
@@ -99,7 +101,7 @@ class Detection:
         self.weights: Mapping[str, float] | None = None
         """Of the pool's families in a batch; None: all alike."""
         self.learner = Learner(detector, config.learner)
-        self.counts = Counts()
+        self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """As many real clips as made ones, filmed together, one step of cross-entropy."""

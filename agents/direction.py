@@ -31,14 +31,6 @@ class Ask:
     live: Tensor | None = None
 
 
-def surrogate(x0: Tensor, direction: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """The scalar loss whose gradient with respect to x0 is weight * direction / x0.numel().
-
-    x0 [B, F, C, h, w]; direction like x0; weight a number or what broadcasts to x0. Neither carries a gradient.
-    """
-    return (weight * direction.detach() * x0).mean()
-
-
 def policy_direction(
     kernel: Kernel, x_next: Tensor, x: Tensor, x0: Tensor, advantage: Tensor, rescale: bool = True
 ) -> Tensor:

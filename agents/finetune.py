@@ -17,19 +17,22 @@ from torch import Tensor
 from ..envs.prompt_source import Draw
 from ..envs.stream_gen import StreamGenVectorEnv
 from ..models.critic import Critic, critic_for
-from ..models.generator import Generator
+from ..models.generator import Generator, prediction
 from ..models.prompts import PromptBatch
 from ..models.sampler import x0_from_v
 from ..noise import fold, stream_keys
 from ..rewards.stream_reward import PixelError, StreamReward
+from ..training.learner import Groups, Learner, LearnerConfig, NonFiniteError
+from ..training.loop import own_draw
+from ..training.state import State, pack, unpack
+from ..training.surrogate import surrogate
+from ..training.usage import ComputeUsage
 from .credit import Credit, advantages, bootstrapped, one_of
-from .direction import Ask, reference_direction, surrogate
-from .fit import Counts, State, own_draw, pack, unpack
+from .direction import Ask, reference_direction
 from .forward_process import ForwardProcess
-from .learner import Groups, Learner, LearnerConfig, NonFiniteError
 from .policy_gradient import PolicyGradient
 from .reward_gradient import RewardGradient
-from .rollout import GeneratorPolicy, Prefix, Rollout, Turn, prediction, rollout
+from .rollout import GeneratorPolicy, Prefix, Rollout, Turn, rollout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -113,7 +116,7 @@ class FineTune:
         if config.credit.critic and not isinstance(config.direction, RewardGradient):
             seen, _ = env.reset(seed=config.seed)
             self.critic = Learner(critic_for(seen, env.clock.chunks + 1), config.critic, accelerator)
-        self.counts = Counts()
+        self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """Play, give credit, and follow the direction `epochs` times.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..training.learner import LearnerConfig
 from .credit import Credit
 from .finetune import FineTuneConfig
 from .forward_process import ForwardProcess
-from .learner import LearnerConfig
 from .policy_gradient import PolicyGradient
 from .reward_gradient import RewardGradient
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..envs.stream_gen import StreamGenVectorEnv
-from ..envs.windows import clip_prompts, clip_reward
 from ..models.codec import Codec
 from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..noise import fold, normal, uniform
 from ..rewards.stream_reward import NoGradientError, StreamReward
+from ..rewards.windows import clip_prompts, clip_reward
 from .direction import Ask
 from .rollout import Rollout
 

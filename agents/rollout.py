@@ -15,7 +15,7 @@ from torch import Tensor
 from ..envs.prompt_source import Texts
 from ..envs.stream_gen import StreamGenVectorEnv
 from ..models.generator import Fork, Generator, StreamState, Transition, at_prompt, denoise_chunk, read_chunk
-from ..models.sampler import Kernel, x0_from_v
+from ..models.sampler import Kernel
 from ..noise import uniform
 
 Seen = Mapping[str, Tensor]
@@ -258,16 +258,3 @@ def chosen(transitions: Sequence[Transition], pick: Tensor) -> Choice:
     kernels = [t.kernel for t in transitions]
     kernel = Kernel(*(column([getattr(k, name) for k in kernels]) for name in ("keep", "pull", "std")))
     return Choice(x, column([t.sigma for t in transitions]), x_next, x0, kernel)
-
-
-@torch.no_grad()
-def prediction(generator: Generator, x: Tensor, sigma: Tensor, past: Tensor, embeds: Tensor) -> Tensor:
-    """What a generator predicts at x [B, f, C, h, w] of level sigma [B] after clean chunks past [B, k * f, C, h, w].
-
-    embeds [B, n, L, D], n > k. Its cache is made here: another model's would not be its own.
-    """
-    state, prompt = StreamState.start(torch.zeros(len(x), dtype=torch.long, device=x.device)), embeds[:, 0]
-    for number, chunk in enumerate(past.split(x.shape[1], 1) if past.shape[1] else ()):
-        state, prompt = read_chunk(generator, state, chunk, embeds[:, number]), embeds[:, number + 1]
-    cache = at_prompt(generator, state, prompt).cache
-    return x0_from_v(x, generator.model(x, sigma, prompt, cache=cache), sigma)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..agents.fit import Counts, State, own_draw, pack, unpack
-from ..agents.learner import Groups, Learner, LearnerConfig
 from ..models.generator import Generator
 from ..models.sampler import renoise, shifted
 from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys, uniform
+from ..training.learner import Groups, Learner, LearnerConfig
+from ..training.loop import own_draw
+from ..training.state import State, pack, unpack
+from ..training.usage import ComputeUsage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,7 +92,7 @@ class CausalInit:
     ) -> None:
         self.config, self.generator, self.clips = config, generator, clips
         self.learner = Learner(generator.model, config.learner, accelerator)
-        self.counts = Counts()
+        self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """One regression step; it generates nothing."""

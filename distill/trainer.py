@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..agents.direction import surrogate
-from ..agents.fit import Counts, State, own_draw, pack, unpack
-from ..agents.learner import Groups, Learner, LearnerConfig
 from ..envs.prompt_source import Draw, Texts
-from ..envs.windows import Clock, clip_prompts, clip_reward
 from ..models.codec import Codec
 from ..models.generator import Generator, StreamState, generate_chunk
 from ..models.sampler import guided, renoise, x0_from_v
@@ -27,6 +23,12 @@ from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys, uniform
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
 from ..rewards.stream_reward import StreamReward
+from ..rewards.windows import Clock, clip_prompts, clip_reward
+from ..training.learner import Groups, Learner, LearnerConfig
+from ..training.loop import own_draw
+from ..training.state import State, pack, unpack
+from ..training.surrogate import surrogate
+from ..training.usage import ComputeUsage
 from .directions import clip_levels, dmd_direction
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class Distill:
         self.critic = Learner(critic, config.critic, accelerator)
         axes = len(self.reward.axes) if self.reward else 1
         self.balance = BalanceState.open(axes, config.balance)
-        self.counts = Counts()
+        self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """One rollout with gradient, the critic's updates, and then the generator's."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
 from ..rewards.stream_reward import NoGradientError, RewardSignal, StreamReward
+from ..rewards.windows import Clock, chunk_of_frame, prompt_columns
 from .draw import View, overlay, to_pixels
 from .prompt_source import Draw, Texts
-from .windows import Clock, chunk_of_frame, prompt_columns
 
 LIMIT = 64.0
 """Bound of latents and prompts in the spaces; nothing is clipped to it."""

@@ -12,11 +12,11 @@ import torch
 from ..models.generator import Generator
 from ..models.tiny import WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..rewards.stream_reward import StreamReward
+from ..rewards.windows import TINY
 from .detect_bank import Bank, Source, build_bank
 from .judge import Judge
 from .prompt_source import slice_prompts, world_prompts
 from .stream_denoise import SIGMAS
-from .windows import TINY
 from .worlds.slices import slice_named
 
 PRESETS = {"tiny": WEIGHTS}

@@ -18,10 +18,10 @@ from torch.nn.functional import avg_pool2d
 
 from ..models.codec import Codec
 from ..noise import normal, stream_keys, uniform
+from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .prompt_source import ScriptPrompts
 from .stream_detect import FAKE, REAL, WAIT
-from .windows import TINY, Clock
 from .worlds.camera import CAMERAS, Lens, lens_of, shoot_through
 from .worlds.grammar import chunk_clauses, parse
 from .worlds.render import render

@@ -18,13 +18,13 @@ from torch.nn.functional import pad
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
 from ..noise import fold, uniform
+from ..rewards.windows import TINY, Clock
 from .clips import Reward
 from .draw import View, to_pixels
 from .prompt_source import ScriptPrompts
 from .self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame, Truth
 from .stream_detect import FAKE, REAL, UNTOLD, WAIT, WORDS
 from .vector import TensorVectorEnv
-from .windows import TINY, Clock
 
 
 class Unscored:

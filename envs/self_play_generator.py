@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..models.codec import Codec
 from ..models.detector import DetectorState
+from ..rewards.windows import TINY, Clock
 from .clips import Reward
 from .draw import View
 from .judge import Judge, checked
@@ -21,7 +22,6 @@ from .prompt_source import ScriptPrompts
 from .self_play import DETECTOR, GENERATOR, GameRules, GameState, SelfPlayGame, Truth
 from .stream_detect import WAIT, WORDS
 from .vector import TensorVectorEnv
-from .windows import TINY, Clock
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from ..models.codec import Codec
 from ..models.sampler import step_sigmas
 from ..models.tiny import SAMPLER_SHIFT, STEPS
 from ..noise import normal
+from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .draw import View, to_pixels
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
-from .windows import TINY, Clock
 
 SIGMAS = step_sigmas(STEPS, SAMPLER_SHIFT)
 """Levels of the tiny tier's sampler."""

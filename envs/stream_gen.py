@@ -12,11 +12,11 @@ from gymnasium.spaces import Dict
 from torch import Tensor
 
 from ..models.codec import Codec
+from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .draw import View
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
-from .windows import TINY, Clock
 
 
 class StreamGenVectorEnv(TensorVectorEnv[ClipState]):

@@ -19,11 +19,11 @@ from ..models.codec import Codec
 from ..models.generator import Generator, StreamState, read_chunk
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
 from ..noise import normal
+from ..rewards.windows import TINY, Clock
 from .clips import LIMIT, Clips, ClipState, Reward
 from .draw import View
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
-from .windows import TINY, Clock
 
 
 @dataclass(frozen=True)

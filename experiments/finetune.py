@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from ..agents.finetune import FineTune, FineTuneConfig
 from ..agents.finetune_recipes import FINETUNE
-from ..agents.fit import fit
-from ..agents.guard import Guard, GuardConfig
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, sha256_file, write_json
 from ..models.generator import Generator
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
+from ..training.guard import Guard, GuardConfig
+from ..training.loop import fit
 from .evaluate import Exam, examine
 from .jobs import one_thread
 from .methods import Stack

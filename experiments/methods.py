@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from ..agents.finetune import FineTune, FineTuneConfig
-from ..agents.fit import Counts, State, Trainer
-from ..agents.guard import Guard, GuardConfig
-from ..agents.learner import Groups
 from ..distill.causal_init import CausalInit, CausalInitConfig
 from ..distill.trainer import Distill, DistillConfig
 from ..envs.prompt_source import ScriptPrompts, world_prompts
 from ..envs.stream_gen import StreamGenVectorEnv
-from ..envs.windows import TINY, Clock, clip_prompts, clip_reward
 from ..models.cache import CacheConfig
 from ..models.codec import FrameCodec
 from ..models.generator import Generator
@@ -27,6 +23,12 @@ from ..models.prompts import PromptBatch, WordEncoder
 from ..models.tiny import TEACHER_SAMPLING, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.wan import CausalWan
 from ..rewards.stream_reward import RewardSignal, StreamReward
+from ..rewards.windows import TINY, Clock, clip_prompts, clip_reward
+from ..training.guard import Guard, GuardConfig
+from ..training.learner import Groups
+from ..training.loop import Trainer
+from ..training.state import State
+from ..training.usage import ComputeUsage, added
 from .evaluate import Coded, Exam, Grades, Student, System, Teacher, World, encode_clauses
 from .pretrain.data import make_clips
 from .pretrain.teacher import encode_clips
@@ -175,9 +177,9 @@ class Chained:
 
     def __init__(self, chain: Chain, build: Callable[[Plan], Trainer]) -> None:
         self.chain, self.build = chain, build
-        self.ended: list[Counts] = []
+        self.ended: list[ComputeUsage] = []
         self.trainer = build(chain.parts[0])
-        self.counts = Counts()
+        self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """One update of the part whose turn it is."""
@@ -196,16 +198,10 @@ class Chained:
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        self.ended = [Counts(**counts) for counts in meta["ended"]]
+        self.ended = [ComputeUsage(**counts) for counts in meta["ended"]]
         self.trainer = self.build(self.chain.parts[len(self.ended)])
         self.trainer.load_state(groups, meta["part"])
         self.counts = added([*self.ended, self.trainer.counts])
-
-
-def added(counts: Sequence[Counts]) -> Counts:
-    """What they come to together."""
-    spent = [asdict(one) for one in counts]
-    return Counts(**{key: sum(one[key] for one in spent) for key in spent[0]})
 
 
 def trainer_of(stack: Stack, plan: Plan, generator: Generator) -> Trainer:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..agents.finetune_recipes import FINETUNE, rate
-from ..agents.learner import LearnerConfig
 from ..distill.causal_init import CausalInitConfig
 from ..distill.trainer import DistillConfig
+from ..training.learner import LearnerConfig
 from .evaluate import Exam
 from .methods import METHODS, Plan, Recipe, chain, with_batch
 

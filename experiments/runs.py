@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..agents.fit import fit
-from ..agents.learner import NonFiniteError
-from ..envs.windows import clip_reward
 from ..models.generator import Generator
 from ..models.tiny import WEIGHTS
+from ..rewards.windows import clip_reward
+from ..training.learner import NonFiniteError
+from ..training.loop import fit
 from .evaluate import Exam, Grades, System, examine
 from .jobs import Result
 from .methods import Plan, Stack, rates_of, trainer_of, with_seed
@@ -145,7 +145,9 @@ def plain(grades: Grades) -> dict[str, Any]:
 def fingerprint(weights: Path) -> str:
     """Hash of the code that a result depends on and of the pretrained weights; tables and reports are left out."""
     code = [
-        path for folder in ("models", "rewards", "envs", "agents", "distill") for path in (ROOT / folder).rglob("*.py")
+        path
+        for folder in ("models", "rewards", "envs", "training", "agents", "distill")
+        for path in (ROOT / folder).rglob("*.py")
     ]
     code += [ROOT / "noise.py", *(ROOT / "experiments" / "pretrain").glob("*.py")]
     code += [ROOT / "experiments" / f"{name}.py" for name in ("evaluate", "methods", "runs", "slices")]

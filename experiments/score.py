@@ -9,12 +9,12 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..envs.windows import TINY
 from ..envs.worlds.grammar import chunk_prompts, parse
 from ..models.codec import Grid
 from ..models.prompts import PromptBatch, WordEncoder
 from ..models.tiny import WEIGHTS, load_encoder, load_manifest, load_tiny
 from ..rewards.stream_reward import StreamReward
+from ..rewards.windows import TINY
 from ..video import read_video
 from .jobs import one_thread
 from .judgement import Judgement, frame_weights, table, to_rows

@@ -199,3 +199,16 @@ def stream(generator: Generator, embeds: Tensor, keys: Tensor, opening: Tensor |
             x0, _, state = generate_chunk(generator, state, prompts)
         chunks.append(x0)
     return torch.cat(chunks, 1)
+
+
+@torch.no_grad()
+def prediction(generator: Generator, x: Tensor, sigma: Tensor, past: Tensor, embeds: Tensor) -> Tensor:
+    """What a generator predicts at x [B, f, C, h, w] of level sigma [B] after clean chunks past [B, k * f, C, h, w].
+
+    embeds [B, n, L, D], n > k. Its cache is made here: another model's would not be its own.
+    """
+    state, prompt = StreamState.start(torch.zeros(len(x), dtype=torch.long, device=x.device)), embeds[:, 0]
+    for number, chunk in enumerate(past.split(x.shape[1], 1) if past.shape[1] else ()):
+        state, prompt = read_chunk(generator, state, chunk, embeds[:, number]), embeds[:, number + 1]
+    cache = at_prompt(generator, state, prompt).cache
+    return x0_from_v(x, generator.model(x, sigma, prompt, cache=cache), sigma)

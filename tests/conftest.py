@@ -13,7 +13,6 @@ from torch import Tensor
 
 from reelgym.envs.prompt_source import ScriptPrompts
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.envs.windows import Clock
 from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.models.codec import FrameState, Grid
 from reelgym.models.detector import ClipDetector
@@ -23,6 +22,7 @@ from reelgym.models.sampler import step_sigmas
 from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, save_tiny
 from reelgym.models.wan import CausalWan
 from reelgym.rewards.stream_reward import StreamReward
+from reelgym.rewards.windows import Clock
 
 WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "right", ";", "then")
 TEXTS = (

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("models", "rewards", "envs", "agents", "distill", "experiments")
+LAYERS = ("models", "rewards", "envs", "training", "agents", "distill", "experiments")
+NEIGHBOURS = {"agents", "distill"}
 LEAVES = ("video", "noise", "checkpoint")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -61,6 +62,8 @@ def violation(name, target):
     if here in LAYERS:
         if there in LAYERS and LAYERS.index(there) > LAYERS.index(here):
             return f"{here} stands below {there}"
+        if here != there and {here, there} <= NEIGHBOURS:
+            return f"{here} and {there} are neighbours"
         if is_oracle(target) and here != "experiments" and not is_oracle(name):
             return "only experiments and tests import the oracles"
     elif here in LEAVES and (there in LAYERS or there in LEAVES):
@@ -78,6 +81,7 @@ def test_order_of_imports(name):
     ("name", "source"),
     [
         ("models.wan", "from ..rewards.stream_reward import StreamReward"),
+        ("distill.x", "from ..agents.rollout import rollout"),
         ("models.wan", "def late():\n    from .. import envs"),
         ("rewards.x", "import reelgym.distill.trainer"),
         ("envs.worlds.grammar", "from ...experiments import results"),

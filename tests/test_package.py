@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("models", "rewards", "envs", "agents", "distill", "experiments")
+LAYERS = ("models", "rewards", "envs", "training", "agents", "distill", "experiments")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = SETTINGS["tool"]["setuptools"]
 

@@ -21,10 +21,10 @@ from ...envs.self_play import SelfPlayGame
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
 from ...noise import stream_keys
+from ...training.learner import Groups
+from ...training.state import plain
 from ..detection import Detection, FakePool
 from ..finetune import FineTune
-from ..fit import plain
-from ..learner import Groups
 from .match import Outcome, Showing, settle, show
 from .payoffs import Payoffs, priorities
 from .reward import OpponentReward

@@ -30,11 +30,11 @@ from ...agents.credit import Credit
 from ...agents.finetune import FineTune, FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.forward_process import ForwardProcess
-from ...agents.learner import Learner
 from ...agents.reward_gradient import RewardGradient
 from ...checkpoint import load_checkpoint
 from ...models.tiny import WEIGHTS
 from ...models.wan import CausalWan
+from ...training.learner import Learner
 from ..jobs import Job, Result, one_thread, run_jobs
 from ..methods import Stack
 from ..results import command_line, write_results

@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 from ...agents.finetune import FineTune, FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE, rate
-from ...agents.fit import fit
-from ...agents.guard import GuardConfig
 from ...agents.reward_gradient import RewardGradient
 from ...models.generator import Generator
 from ...models.tiny import WEIGHTS
 from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
+from ...training.guard import GuardConfig
+from ...training.loop import fit
 from ..evaluate import Exam, Grades, examine
 from ..jobs import Job, Result, one_thread, run_jobs
 from ..methods import Stack, grammar_of

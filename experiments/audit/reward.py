@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...envs.windows import Clock, clip_prompts, clip_reward
 from ...envs.worlds.exploits import EXPLOITS
 from ...envs.worlds.grammar import Clause
 from ...envs.worlds.oracle import judge
@@ -25,6 +24,7 @@ from ...models.tiny import build_generator, load_tiny
 from ...noise import stream_keys
 from ...rewards.reliability import BalanceConfig, BalanceState, balance
 from ...rewards.stream_reward import RewardSignal, StreamReward
+from ...rewards.windows import Clock, clip_prompts, clip_reward
 from ..jobs import one_thread
 from ..pretrain.data import CHUNKS, FRAMES_PER_CHUNK, Clips
 from ..pretrain.reward_measure import changed

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
-from ...agents.fit import fit
 from ...envs.detect_bank import Source
 from ...envs.worlds.grammar import GRAMMARS, Script, sample_scripts
 from ...models.tiny import WEIGHTS
+from ...training.loop import fit
 from ..jobs import Result
 from ..methods import Stack
 from ..pretrain.footage import REAL, clips_of

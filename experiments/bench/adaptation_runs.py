@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ...agents.detection import Detection, DetectionConfig, FakePool
-from ...agents.learner import LearnerConfig
 from ...checkpoint import load_checkpoint
 from ...envs.self_play import stored
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...envs.worlds.scene import SIDE
 from ...models.detector import ClipDetector
 from ...models.tiny import load_tiny
+from ...training.learner import LearnerConfig
 from ..jobs import Result
 from ..pretrain.footage import REAL
 from ..stats import auc

@@ -11,9 +11,9 @@ from typing import Any
 from ...agents.credit import Credit
 from ...agents.finetune import FineTune, FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE
-from ...agents.learner import NonFiniteError
 from ...checkpoint import has_checkpoint
 from ...models.tiny import WEIGHTS
+from ...training.learner import NonFiniteError
 from ..evaluate import Exam, System, examine
 from ..jobs import Result
 from ..methods import Stack

@@ -18,18 +18,15 @@ from torch import Tensor
 from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
 from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
-from ...agents.fit import fit, plain
 from ...agents.league.league import League, LeagueConfig
 from ...agents.league.match import film, made_alone
 from ...agents.league.reward import OpponentReward
-from ...agents.learner import LearnerConfig
 from ...checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from ...envs.detect_bank import HELD_OUT, Source
 from ...envs.judge import Judge
 from ...envs.prompt_source import world_prompts
 from ...envs.self_play import GameRules, SelfPlayGame
 from ...envs.stream_gen import StreamGenVectorEnv
-from ...envs.windows import TINY
 from ...envs.worlds.grammar import GRAMMARS, sample_scripts
 from ...models.classifiers import NetworkDetector
 from ...models.detector import ClipDetector
@@ -37,6 +34,10 @@ from ...models.generator import Generator
 from ...models.scorers import D3, ReStraV
 from ...models.tiny import CHUNKS, WEIGHTS, load_tiny
 from ...rewards.stream_reward import StreamReward
+from ...rewards.windows import TINY
+from ...training.learner import LearnerConfig
+from ...training.loop import fit
+from ...training.state import plain
 from ..evaluate import Exam
 from ..jobs import Result
 from ..methods import Stack

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...checkpoint import CheckpointError, has_checkpoint, sha256_file, write_json
-from ...envs.windows import TINY
 from ...models.prompts import WordEncoder
 from ...models.reward_net import AXES, TinyReward, bradley_terry_with_ties
+from ...rewards.windows import TINY
 from .loop import Processes, Schedule, pretrain
 from .pairs_accuracy import agreement, table
 from .pairs_data import GROUPS, Pairs, Split, load_pairs, read_table, split_pairs, word_encoder

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ...envs.windows import Clock, WindowedModel, clip_prompts
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.oracle import judge
 from ...models.codec import FrameCodec
@@ -13,6 +12,7 @@ from ...models.reward_net import TinyReward
 from ...models.tiny import build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
+from ...rewards.windows import Clock, WindowedModel, clip_prompts
 from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
 
 UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from reelgym.agents.detection import Detection, DetectionConfig, FakePool
-from reelgym.agents.learner import LearnerConfig
 from reelgym.models.detector import ClipDetector
+from reelgym.training.learner import LearnerConfig
 
 
 def flat(count, level):

@@ -13,15 +13,15 @@ from reelgym.agents.direction import (
     policy_direction,
     reference_direction,
     rows,
-    surrogate,
 )
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import augmented, reward_direction
 from reelgym.agents.rollout import Choice
-from reelgym.envs.windows import clip_prompts, clip_reward
 from reelgym.models.sampler import FlowSDE, Kernel, consistency
 from reelgym.noise import stream_keys
+from reelgym.rewards.windows import clip_prompts, clip_reward
+from reelgym.training.surrogate import surrogate
 
 SHAPE = (3, 2, 4, 5, 5)
 ADVANTAGE = torch.tensor([1.0, -2.0, 0.0])

@@ -8,9 +8,7 @@ import torch
 
 from reelgym.agents.credit import Credit, advantages, bootstrapped
 from reelgym.agents.finetune import FineTune, FineTuneConfig, share
-from reelgym.agents.fit import fit
 from reelgym.agents.forward_process import ForwardProcess
-from reelgym.agents.learner import LearnerConfig, NonFiniteError
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import RewardGradient
 from reelgym.agents.rollout import GeneratorPolicy, rollout
@@ -19,6 +17,8 @@ from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.noise import stream_keys
 from reelgym.rewards.compose import CallableReward
 from reelgym.rewards.stream_reward import NoGradientError, StreamReward
+from reelgym.training.learner import LearnerConfig, NonFiniteError
+from reelgym.training.loop import fit
 
 BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning_rate=1e-3, ema=0.5))
 POLICY = replace(BASE, direction=PolicyGradient())

@@ -11,14 +11,14 @@ from torch.distributions import Normal, kl_divergence
 from reelgym.agents.credit import Credit
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.forward_process import ForwardProcess
-from reelgym.agents.learner import LearnerConfig
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import RewardGradient, reward_direction
-from reelgym.agents.rollout import prediction
-from reelgym.envs.windows import clip_prompts, clip_reward
+from reelgym.models.generator import prediction
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.sampler import FlowSDE, consistency, x0_from_v
 from reelgym.noise import fold
+from reelgym.rewards.windows import clip_prompts, clip_reward
+from reelgym.training.learner import LearnerConfig
 
 BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning_rate=1e-3, ema=0.5))
 POLICY = replace(BASE, direction=PolicyGradient())

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.rollout import GeneratorPolicy, chosen, prediction, rollout
+from reelgym.agents.rollout import GeneratorPolicy, chosen, rollout
 from reelgym.distill.trainer import self_forcing
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.envs.windows import clip_prompts, clip_reward
-from reelgym.models.generator import StreamState, denoise_chunk, read_chunk, stream
+from reelgym.models.generator import StreamState, denoise_chunk, prediction, read_chunk, stream
 from reelgym.models.sampler import FlowSDE
 from reelgym.models.wan import CacheConfig
 from reelgym.noise import normal, stream_keys
+from reelgym.rewards.windows import clip_prompts, clip_reward
 
 GROUP = 3
 SHARED = (("own", 0), ("local", 0), ("local", 2), ("full", 0))

@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.fit import fit
-from reelgym.agents.learner import LearnerConfig
 from reelgym.checkpoint import CheckpointError
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig, causal_loss, chunk_levels, forcing_loss
 from reelgym.distill.directions import clip_levels, dmd_direction
 from reelgym.distill.trainer import DMD, STREAM_R1, Distill, flow_loss, score_direction, self_forcing
-from reelgym.envs.windows import clip_prompts, clip_reward
 from reelgym.models.generator import StreamState, generate_chunk, stream
 from reelgym.models.sampler import renoise, shifted
 from reelgym.noise import normal, stream_keys, uniform
 from reelgym.rewards.reliability import BalanceConfig
+from reelgym.rewards.windows import clip_prompts, clip_reward
+from reelgym.training.learner import LearnerConfig
+from reelgym.training.loop import fit
 
 LEARNER = LearnerConfig(learning_rate=1e-3, betas=(0.0, 0.999), clip=10.0, ema=0.5)
 SMALL = {"batch": 3, "critic_updates": 2, "generator": LEARNER, "critic": LEARNER}

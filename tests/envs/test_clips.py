@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.envs.windows import Clock
 from reelgym.rewards.stream_reward import RewardSignal
+from reelgym.rewards.windows import Clock
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 4])

@@ -9,9 +9,9 @@ from reelgym.envs.draw import MARGIN, View, all_canvases, font, newest_canvases,
 from reelgym.envs.judge import Judge
 from reelgym.envs.registration import KINDS
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.envs.windows import Clock
 from reelgym.models.codec import Grid
 from reelgym.models.detector import ClipDetector
+from reelgym.rewards.windows import Clock
 
 LONG = "a red circle that nobody has ever seen before moves left " * 5
 

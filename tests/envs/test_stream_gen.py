@@ -10,9 +10,9 @@ from gymnasium.vector import AutoresetMode
 import reelgym  # noqa: F401
 from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.envs.windows import Clock, clip_prompts, clip_reward
 from reelgym.rewards.compose import CallableReward
 from reelgym.rewards.stream_reward import RewardSignal, StreamReward
+from reelgym.rewards.windows import Clock, clip_prompts, clip_reward
 
 ROWS = torch.tensor([2, 0, 2])
 

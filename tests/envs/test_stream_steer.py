@@ -4,9 +4,9 @@ import torch
 
 from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_steer import SteerSettings, StreamSteerVectorEnv
-from reelgym.envs.windows import Clock
 from reelgym.models.generator import StreamState, generate_chunk
 from reelgym.noise import stream_keys
+from reelgym.rewards.windows import Clock
 
 ROWS = torch.tensor([2, 0, 2])
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

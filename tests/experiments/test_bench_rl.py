@@ -48,8 +48,8 @@ def test_end_to_end_and_again(weights, tmp_path, monkeypatch, capsys):
 
 def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch, capsys):
     from reelgym.agents.finetune import FineTune
-    from reelgym.agents.learner import NonFiniteError
     from reelgym.experiments.bench import rl_runs
+    from reelgym.training.learner import NonFiniteError
 
     exam = Exam(prompts=2, clips=2, long_prompts=0)
     recipe = replace(SETTINGS["reward"].recipe, prompts=16)

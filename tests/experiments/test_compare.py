@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from reelgym.agents.fit import fit
-from reelgym.agents.learner import NonFiniteError
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import compare, longer, runs
@@ -26,6 +24,8 @@ from reelgym.experiments.methods import (
 from reelgym.experiments.presets import ALONE, PRESETS, SEQUENCES
 from reelgym.experiments.rows import curve_rows, table_rows
 from reelgym.experiments.runs import work
+from reelgym.training.learner import NonFiniteError
+from reelgym.training.loop import fit
 
 
 def kill_at(job):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from reelgym.envs.windows import TINY
 from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.experiments import score
 from reelgym.experiments.cli import main
@@ -20,6 +19,7 @@ from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, 
 from reelgym.models.videoreward import VideoReward
 from reelgym.models.wan_files import load_transformer
 from reelgym.rewards.stream_reward import StreamReward
+from reelgym.rewards.windows import TINY
 from reelgym.video import mark, provenance, read_video
 
 PROMPT = "a red circle moves left fast"

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
-from .learner import Groups, Learner, NonFiniteError
+from .learner import Groups, NonFiniteError
+from .state import State
+from .usage import ComputeUsage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-State = tuple[Groups, dict[str, Any]]
 Log = Callable[[Mapping[str, float], int], None]
-
-
-@dataclass
-class Counts:
-    """What a trainer has spent. A call is one chunk of one stream through a network once, so that a pass over a clip of
-    n chunks is n calls, with or without its backward pass. A reward call is one window scored, saliency included."""
-
-    updates: int = 0
-    chunks: int = 0
-    """Chunks generated."""
-    generator_calls: int = 0
-    reference_calls: int = 0
-    """Of a frozen copy of the starting generator."""
-    teacher_calls: int = 0
-    critic_calls: int = 0
-    reward_calls: int = 0
-    seconds: float = 0.0
-    """Spent in `update`."""
 
 
 class Trainer(Protocol):
     """The face of every method."""
 
-    counts: Counts
+    counts: ComputeUsage
 
     def update(self) -> dict[str, float]:
         """One update of the generator, and what it measured."""
@@ -167,39 +147,3 @@ def own_draw(seed: int, update: int, accelerator: Accelerator | None) -> int:
     """A number that no other seed, update or process has: what is drawn for `update` here follows from it."""
     own = update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
     return seed * SEEDS_APART + own
-
-
-def pack(
-    config: Any, counts: Counts, learners: Mapping[str, Learner[Any]], extra: Mapping[str, Tensor] | None = None
-) -> State:
-    """The state of a trainer made of `learners` and tensors of its own; `config` is a dataclass."""
-    groups: Groups = {"trainer": dict(extra or {})}
-    meta: dict[str, Any] = {"config": plain(asdict(config)), "counts": asdict(counts), "learners": {}}
-    for name, learner in learners.items():
-        parts, meta["learners"][name] = learner.state()
-        groups |= {f"{name}-{part}": tensors for part, tensors in parts.items()}
-    return groups, meta
-
-
-def unpack(
-    config: Any, counts: Counts, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
-) -> dict[str, Tensor]:
-    """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
-    mine, found = plain(asdict(config)), plain(meta["config"])
-    if mine != found:
-        keys = sorted(key for key in {*mine, *found} if mine.get(key) != found.get(key))
-        raise CheckpointError(f"the checkpoint was written with another config; they differ in {', '.join(keys)}")
-    for name, learner in learners.items():
-        prefix = f"{name}-"
-        parts = {group.removeprefix(prefix): value for group, value in groups.items() if group.startswith(prefix)}
-        learner.load_state(parts, meta["learners"][name])
-    for field, value in meta["counts"].items():
-        setattr(counts, field, value)
-    return groups["trainer"]
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value

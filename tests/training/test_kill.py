@@ -22,12 +22,12 @@ sys.path.insert(0, {str(ROOT)!r})
 from tests.conftest import ColourModel, PaintCodec, WORDS, sample
 from reelgym.agents.credit import Credit
 from reelgym.agents.finetune import FineTune, FineTuneConfig
-from reelgym.agents.fit import fit
-from reelgym.agents.guard import Guard, GuardConfig
-from reelgym.agents.learner import LearnerConfig
+from reelgym.training.loop import fit
+from reelgym.training.guard import Guard, GuardConfig
+from reelgym.training.learner import LearnerConfig
 from reelgym.envs.prompt_source import ScriptPrompts
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.envs.windows import Clock
+from reelgym.rewards.windows import Clock
 from reelgym.models.generator import Generator
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.sampler import step_sigmas

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from reelgym.agents.finetune import FineTune, FineTuneConfig
-from reelgym.agents.fit import fit
-from reelgym.agents.guard import Guard, GuardConfig, Look, broken_bounds, charge, diversity, fallen
-from reelgym.agents.learner import LearnerConfig, NonFiniteError
 from reelgym.agents.reward_gradient import RewardGradient
 from reelgym.checkpoint import CheckpointError
 from reelgym.models.generator import stream
 from reelgym.models.sampler import step_sigmas
 from reelgym.rewards.stream_reward import StreamReward
+from reelgym.training.guard import Guard, GuardConfig, Look, broken_bounds, charge, diversity, fallen
+from reelgym.training.learner import LearnerConfig, NonFiniteError
+from reelgym.training.loop import fit
 
 HACKING = FineTuneConfig(
     RewardGradient(noise=0.0, shift=0),

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError
 from ..envs.prompt_source import Draw
-from ..envs.windows import Clock, clip_prompts, clip_reward
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState, Transition, generate_chunk
+from ..models.generator import Generator, StreamState, Transition, generate_chunk, prediction
 from ..models.prompts import PromptBatch
 from ..noise import fold, stream_keys
 from ..rewards.measures import MEASURES
 from ..rewards.stream_reward import PixelError, StreamReward
-from .fit import Counts, State
+from ..rewards.windows import Clock, clip_prompts, clip_reward
 from .learner import Groups
-from .rollout import prediction
+from .state import State
+from .usage import ComputeUsage
 
 LOOK = 2**40
 """Where the guard's prompts and noise lie among the draws: no training gets so far."""
@@ -134,7 +134,7 @@ class Guard:
         self.weights: dict[str, Tensor] = {}
         self.strikes = 0
         self.stopped, self.why = False, ""
-        self.counts = Counts()
+        self.counts = ComputeUsage()
         self._charge = ""
 
     def due(self, update: int, last: int) -> bool:
@@ -186,7 +186,7 @@ class Guard:
             setattr(self, name, Look(told["update"], groups["looks"][name].to(device), told["values"]))
         for name, value in meta["flags"].items():
             setattr(self, name, value)
-        self.counts = Counts(**meta["counts"])
+        self.counts = ComputeUsage(**meta["counts"])
 
     @torch.no_grad()
     def _see(self, update: int) -> Look:

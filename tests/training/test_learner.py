@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from reelgym.agents.learner import Learner, LearnerConfig, NonFiniteError
 from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from reelgym.training.learner import Learner, LearnerConfig, NonFiniteError
 
 CONFIG = LearnerConfig(learning_rate=1e-2, ema=0.9, weight_decay=0.1)
 

@@ -1,0 +1,1 @@
+"""What every trainer has: a learner, one loop, compute usage, checkpoints, a guard, sequences of recipes."""

@@ -1,0 +1,52 @@
+"""What a trainer's checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint import CheckpointError
+from .learner import Groups, Learner
+from .usage import ComputeUsage
+
+State = tuple[Groups, dict[str, Any]]
+"""Groups of tensors, and what JSON holds."""
+
+
+def pack(
+    config: Any, counts: ComputeUsage, learners: Mapping[str, Learner[Any]], extra: Mapping[str, Tensor] | None = None
+) -> State:
+    """The state of a trainer made of `learners` and tensors of its own; `config` is a dataclass."""
+    groups: Groups = {"trainer": dict(extra or {})}
+    meta: dict[str, Any] = {"config": plain(asdict(config)), "counts": asdict(counts), "learners": {}}
+    for name, learner in learners.items():
+        parts, meta["learners"][name] = learner.state()
+        groups |= {f"{name}-{part}": tensors for part, tensors in parts.items()}
+    return groups, meta
+
+
+def unpack(
+    config: Any, counts: ComputeUsage, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
+    mine, found = plain(asdict(config)), plain(meta["config"])
+    if mine != found:
+        keys = sorted(key for key in {*mine, *found} if mine.get(key) != found.get(key))
+        raise CheckpointError(f"the checkpoint was written with another config; they differ in {', '.join(keys)}")
+    for name, learner in learners.items():
+        prefix = f"{name}-"
+        parts = {group.removeprefix(prefix): value for group, value in groups.items() if group.startswith(prefix)}
+        learner.load_state(parts, meta["learners"][name])
+    for field, value in meta["counts"].items():
+        setattr(counts, field, value)
+    return groups["trainer"]
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
