@@ -6,12 +6,14 @@ All keep to the RewardModel protocol, so StreamReward gives them z-scores, gradi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..models.prompts import PromptBatch
-from .stream_reward import RewardModel
+from .stream_reward import RewardModel, StreamReward
 
 
 class CallableReward(nn.Module):
@@ -50,6 +52,22 @@ class CallableReward(nn.Module):
                 f"[{len(video)}, {len(self.axes)}], one column for each of {', '.join(self.axes)}"
             )
         return found
+
+
+def as_reward(part: Any) -> StreamReward:
+    """A StreamReward of what a user has: a StreamReward, a RewardModel, `function(video, prompts) -> [B]`, or a
+    function without arguments that returns one of these. TypeError for anything else."""
+    if isinstance(part, StreamReward):
+        return part
+    if isinstance(part, type) or (callable(part) and not hasattr(part, "score") and not signature(part).parameters):
+        return as_reward(part())
+    if hasattr(part, "score") and hasattr(part, "axes"):
+        return StreamReward(part)
+    if callable(part):
+        return StreamReward(CallableReward(part, (getattr(part, "__name__", type(part).__name__),)))
+    raise TypeError(
+        f"a {type(part).__name__} is no reward: give a StreamReward, a RewardModel or function(video, prompts)"
+    )
 
 
 class Verdict(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = ("models", "rewards", "envs", "training", "agents", "distill", "experiments")
 NEIGHBOURS = {"agents", "distill"}
-LEAVES = ("video", "noise", "checkpoint")
+LEAVES = ("video", "noise", "checkpoint", "plugins")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in [*ROOT.glob("*.py"), *(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))]

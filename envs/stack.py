@@ -1,0 +1,251 @@
+"""One stack of models: what streams, what teaches, what judges; from a name, a folder or a `stack.toml`."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import has_checkpoint, sha256_file
+from ..models.cache import CacheConfig
+from ..models.codec import Codec
+from ..models.detector import Detector
+from ..models.generator import Generator
+from ..models.prompts import WordEncoder
+from ..models.streaming import StreamingGenerator
+from ..models.tiny import FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
+from ..models.wan import CausalWan
+from ..plugins import find
+from ..rewards.compose import as_reward
+from ..rewards.stream_reward import StreamReward
+from ..rewards.windows import TINY, Clock
+from .prompt_source import ScriptPrompts, world_prompts
+
+STACKS: dict[str, Any] = {"tiny": WEIGHTS}
+"""Stacks by name; installed packages add theirs as entry points `reelgym.stacks` (a folder, or a function without
+arguments that returns a folder or a Stack)."""
+NETWORKS = ("codec", "student", "teacher", "reward", "heldout", "detector", "rival")
+"""Parts with weights, each a folder of that name."""
+READS: tuple[Literal["student"], Literal["reward"]] = ("student", "reward")
+"""Parts that know the words of prompts."""
+Make = Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The models that belong together; each is loaded when it is first asked for.
+
+    parts: what makes each part, by name: those of NETWORKS, and "encoder" (of prompts) and "grammar".   clock: how a
+    clip is cut.   folder: where it came from.   device: of every part.
+    places: the folders of the parts that have one.
+
+    Example:
+        >>> stack = Stack.load("tiny")
+        >>> stream = stack.pipeline.open("a red circle moves left")
+        >>> student = stack.student()  # a copy to be trained
+    """
+
+    parts: Mapping[str, Make]
+    clock: Clock = TINY
+    folder: Path = WEIGHTS
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    places: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, source: str | Path | Stack = "tiny", device: torch.device | str = "cpu") -> Stack:
+        """From a name of STACKS, a folder of parts that `reelgym train` wrote, a `stack.toml`, or `module:name`.
+
+        ValueError for what is none of these.
+        """
+        if isinstance(source, Stack):
+            return source
+        device = torch.device(device)
+        path = Path(source)
+        if path.suffix == ".toml" and path.is_file():
+            return _from_toml(path, device)
+        if str(source) not in STACKS and path.is_dir():
+            return _from_folder(path, device)
+        try:
+            found = find("stacks", str(source), STACKS)
+        except ValueError as error:
+            raise ValueError(
+                f"{str(source)!r} is neither a folder with codec and reward, a .toml nor known: {error}"
+            ) from error
+        found = found() if callable(found) else found
+        return found if isinstance(found, Stack) else _from_folder(Path(found), device)
+
+    def with_parts(self, **live: Any) -> Stack:
+        """The same stack with these objects as parts (`reward`, `heldout`: see `rewards.compose.as_reward`)."""
+        unknown = sorted(set(live) - {*NETWORKS, "encoder", "grammar", "generator"})
+        if unknown:
+            raise ValueError(
+                f"a stack has no {', '.join(unknown)}: its parts are {', '.join(NETWORKS)}, encoder, grammar"
+            )
+        ready = {name: as_reward(part) if name in ("reward", "heldout") else part for name, part in live.items()}
+        return replace(self, parts={**self.parts, **{name: partial(_same, part) for name, part in ready.items()}})
+
+    def with_cache(self, cache: CacheConfig) -> Stack:
+        """The stack with another cache of its student: what is trained from it evicts as it will when it streams."""
+        return self.with_parts(generator=self.pipeline.with_cache(cache).generator)
+
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of the weights of every part that has a folder."""
+        return {name: sha256_file(place / "weights.safetensors") for name, place in sorted(self.places.items())}
+
+    def has(self, name: str) -> bool:
+        """Whether the stack has a part of this name."""
+        return name in self.parts
+
+    def _part(self, name: str) -> Any:
+        if name not in self.parts:
+            there = ", ".join(self.parts)
+            raise ValueError(
+                f"{self.folder}: this stack has no {name}; it has {there}. Make one with `reelgym train {name}`"
+            )
+        return self.parts[name]()
+
+    @property
+    def codec(self) -> Codec:
+        """Between latents and pixels."""
+        return self._part("codec")
+
+    @property
+    def encoder(self) -> WordEncoder:
+        """Of prompts."""
+        return self._part("encoder")
+
+    @property
+    def generator(self) -> Generator:
+        """The starting student, frozen; whoever trains takes `student()`."""
+        return self._part("generator")
+
+    @property
+    def pipeline(self) -> StreamingGenerator:
+        """Generator, codec and encoder with one face."""
+        size = getattr(self.codec, "size", 0)
+        return StreamingGenerator(self.generator, self.codec, self.encoder, FPS, (size, size))
+
+    @property
+    def teacher(self) -> CausalWan:
+        """The bidirectional, guided teacher of whole clips."""
+        return self._part("teacher")
+
+    @property
+    def reward(self) -> StreamReward:
+        """What is maximised, and what weighs distillation."""
+        return self._part("reward")
+
+    @property
+    def heldout(self) -> StreamReward:
+        """A reward that nobody maximises."""
+        return self._part("heldout")
+
+    @property
+    def detector(self) -> Detector:
+        """The strong detector of made clips."""
+        return self._part("detector")
+
+    @property
+    def rival(self) -> Detector:
+        """The detector that self-play starts from."""
+        return self._part("rival")
+
+    @property
+    def grammar(self) -> str:
+        """Name of the world's grammar whose words the stack knows."""
+        return self._part("grammar")
+
+    def student(self) -> Generator:
+        """A copy of the starting student, to be trained."""
+        return replace(self.generator, model=copy.deepcopy(self.generator.model).requires_grad_(True))
+
+    def prompts(self, split: str = "train", *, grammar: str | None = None, clock: Clock | None = None) -> ScriptPrompts:
+        """Scripts of the stack's grammar from a split, one prompt per chunk."""
+        return world_prompts(self.encoder, (clock or self.clock).chunks, grammar or self.grammar, split)
+
+    def null(self) -> Tensor:
+        """The empty prompt [L, D]."""
+        return torch.zeros(self.encoder.text_len, self.encoder.dim, device=self.device)
+
+
+@dataclass(frozen=True)
+class StackSpec:
+    """A stack as a job's config holds it: plain words, loaded where they are needed."""
+
+    stack: str = "tiny"
+    """What `Stack.load` takes."""
+    reward: str = ""
+    """Import path or name of a reward in place of the stack's; empty: the stack's own."""
+    device: str = "cpu"
+
+    def load(self) -> Stack:
+        """The stack; asked for again in the same process, it is not loaded again."""
+        return _loaded(self)
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Import paths that it names."""
+        return tuple(name for name in (self.stack, self.reward) if ":" in name)
+
+
+@lru_cache(maxsize=2)
+def _loaded(spec: StackSpec) -> Stack:
+    stack = Stack.load(spec.stack, spec.device)
+    return stack.with_parts(reward=find("rewards", spec.reward, {})) if spec.reward else stack
+
+
+def _same(part: Any) -> Any:
+    return part
+
+
+def _from_folder(folder: Path, device: torch.device) -> Stack:
+    """Parts that `reelgym train` wrote; what is not there is missing."""
+    there = [name for name in NETWORKS if has_checkpoint(folder / name)]
+    if not there:
+        raise ValueError(f"{folder}: no folder with codec and reward; `reelgym train` makes the parts of a stack")
+    return _made({name: folder / name for name in there}, folder, TINY, device)
+
+
+def _made(places: Mapping[str, Path], folder: Path, clock: Clock, device: torch.device) -> Stack:
+    parts: dict[str, Make] = {name: cache(partial(_network, name, place, device)) for name, place in places.items()}
+    if words := next((name for name in READS if name in places), None):
+        parts["encoder"] = cache(partial(load_encoder, words, places[words]))
+        parts["grammar"] = cache(partial(_grammar, words, places[words]))
+    if {"codec", "student"} <= set(parts):
+        parts["generator"] = cache(lambda: build_generator(parts["student"](), parts["codec"]()))
+    return Stack(parts, clock, folder, device, places)
+
+
+def _network(name: Any, place: Path, device: torch.device) -> Any:
+    network = load_tiny(name, place, device).requires_grad_(False)
+    return StreamReward(network) if name in ("reward", "heldout") else network
+
+
+def _grammar(name: Any, place: Path) -> str:
+    return str(load_manifest(name, place).get("recipe", {}).get("grammar", "plain"))
+
+
+def _from_toml(path: Path, device: torch.device) -> Stack:
+    """`base` gives what `[parts]` does not: folders (from here), or `module:name`; `[clock]` cuts the clips."""
+    said = tomllib.loads(path.read_text())
+    if unknown := set(said) - {"base", "parts", "clock"}:
+        raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}; a stack says base, [parts] and [clock]")
+    named = said.get("parts", {})
+    if unknown := set(named) - {*NETWORKS}:
+        raise ValueError(f"{path}: unknown parts {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
+    base = said.get("base", "tiny")
+    start = Stack.load(path.parent / base if (path.parent / base).is_dir() else base, device)
+    places = {name: path.parent / place for name, place in named.items() if ":" not in place}
+    places = {**start.places, **places}
+    if missing := [str(place) for place in places.values() if not has_checkpoint(place)]:
+        raise ValueError(f"{path}: no weights in {', '.join(missing)}")
+    clock = replace(start.clock, **said.get("clock", {}))
+    stack = _made(places, path.parent, clock, device) if places else replace(start, clock=clock)
+    return stack.with_parts(**{name: find("rewards", place, {}) for name, place in named.items() if ":" in place})
