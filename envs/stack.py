@@ -91,6 +91,13 @@ class Stack:
         ready = {name: as_reward(part) if name in ("reward", "heldout") else part for name, part in live.items()}
         return replace(self, parts={**self.parts, **{name: partial(_same, part) for name, part in ready.items()}})
 
+    def with_weights(self, **places: Path) -> Stack:
+        """The same stack with these parts read from folders of their own; prompts are read as the student's say."""
+        made = _made({**self.places, **places}, self.folder, self.clock, self.device)
+        stale = {*places, *(("generator", "encoder", "grammar") if "student" in places else ())}
+        kept = {name: part for name, part in self.parts.items() if name not in stale}
+        return replace(self, parts={**made.parts, **kept}, places=made.places)
+
     def with_cache(self, cache: CacheConfig) -> Stack:
         """The stack with another cache of its student: what is trained from it evicts as it will when it streams."""
         return self.with_parts(generator=self.pipeline.with_cache(cache).generator)

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from reelgym.envs.worlds.grammar import GRAMMARS
-from reelgym.experiments import score
+from reelgym.experiments import score_reward
 from reelgym.experiments.cli import main
+from reelgym.experiments.score_reward import TinyScorer
+from reelgym.experiments.scorer import windows
 from reelgym.models.prompts import PromptBatch, WordEncoder
 from reelgym.models.streaming import Stream
 from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, load_encoder, load_tiny, save_tiny
@@ -216,7 +218,7 @@ def test_score_of_a_generated_clip(call, weights):
     results = json.loads(open("runs/score/results.json").read())
     kinds = [row["kind"] for row in results["rows"]]
     assert kinds == ["clip"] + ["window"] * 3 + ["frame"] * 12
-    assert results["command"].startswith(f"reelgym score clip.mp4 --prompt '{SCRIPT}' --device cpu --weights ")
+    assert results["command"].startswith(f"reelgym score clip.mp4 --prompt '{SCRIPT}' --device cpu --stack ")
     clip, *_ = results["rows"]
     prompts = [row["prompt"] for row in results["rows"] if row["kind"] == "window"]
     assert prompts == [PROMPT, "a blue square moves up", "a blue square moves up"]
@@ -279,7 +281,7 @@ def test_weights_that_are_not_there_are_named(tmp_path, capsys):
 @pytest.mark.parametrize("frames", [3, 5, 6, 7, 12, 14])
 def test_windows_cover_every_frame_and_end_with_the_last(frames):
     length = min(TINY.window_frames, frames)
-    starts = score.windows(frames, length, TINY.frames_per_chunk)
+    starts = windows(frames, length, TINY.frames_per_chunk)
     assert {start + i for start in starts for i in range(length)} == set(range(frames))
     assert starts == sorted(set(starts)) and starts[-1] + length == frames
 
@@ -287,9 +289,10 @@ def test_windows_cover_every_frame_and_end_with_the_last(frames):
 def test_more_windows_than_a_batch_change_nothing(weights, monkeypatch):
     reward, encoder = StreamReward(load_tiny("reward", weights / "reward")), load_encoder("reward", weights / "reward")
     video = torch.rand(30, 3, 32, 32)
-    whole = score.judge(video, SCRIPT, reward, encoder, load_tiny("codec", weights / "codec"))
-    monkeypatch.setattr(score, "BATCH", 2)
-    parts = score.judge(video, SCRIPT, reward, encoder, load_tiny("codec", weights / "codec"))
+    scorer = TinyScorer(reward, encoder, load_tiny("codec", weights / "codec"), 32)
+    whole = scorer.score_windows(video, SCRIPT)
+    monkeypatch.setattr(score_reward, "BATCH", 2)
+    parts = scorer.score_windows(video, SCRIPT)
     torch.testing.assert_close(whole.scores, parts.scores, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(whole.weights, parts.weights, atol=1e-4, rtol=1e-4)
 

@@ -10,13 +10,12 @@ from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import roll
 from reelgym.experiments.cli import main
-from reelgym.experiments.score import load_clip
-from reelgym.experiments.score_detector import Examiner
+from reelgym.experiments.score_detector import DetectorScorer
+from reelgym.experiments.scorer import Config, read_clip
 from reelgym.experiments.stats import auc
 from reelgym.models.calibration import Calibration
 from reelgym.models.detector import ClipDetector
 from reelgym.models.tiny import (
-    WEIGHTS,
     build_codec,
     build_generator,
     load_encoder,
@@ -50,7 +49,7 @@ def call(weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*args):
-        given = ["--weights", str(weights)] if "--weights" not in args else []
+        given = ["--weights", str(weights)] if "--stack" not in args else []
         status = main(["score", *map(str, args), "--device", "cpu", *given])
         out, err = capsys.readouterr()
         return status, out, err
@@ -74,7 +73,7 @@ def test_a_clip_over_time(call, tmp_path):
     assert (status, err) == (0, "") and "a.mp4: 12 frames at 8 fps (the file has 8), 32 x 32 pixels" in out
     assert "It knows the procedural world alone" in out and "curve: " in out
     clip, *moments = results()["rows"]
-    assert results()["command"].startswith("reelgym score a.mp4 --device cpu --weights ")
+    assert results()["command"].startswith("reelgym score a.mp4 --device cpu --stack ")
     assert results()["command"].endswith("--detector")
     assert [(row["chunks"], row["last_frame"], row["seconds"]) for row in moments] == [
         (1, 2, 0.375),
@@ -99,7 +98,7 @@ def test_the_logits_are_those_of_the_detector_behind_the_codec(call, tmp_path, w
     assert call("a.mp4", "--detector")[0] == 0
     codec, detector = load_tiny("codec", weights / "codec"), load_tiny("detector", weights / "detector")
     with torch.no_grad():
-        seen = codec.decode(codec.encode(load_clip(tmp_path / "a.mp4", 8.0, 32)[0][None]))
+        seen = codec.decode(codec.encode(read_clip(tmp_path / "a.mp4", 8.0, 32)[0][None]))
         small = (seen.unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).mean((-1, -3)) * 255).round() / 255
         logits = detector(small)[0, CHUNK - 1 :: CHUNK]
     found = torch.tensor([row["logit"] for row in results()["rows"] if row["kind"] == "moment"])
@@ -157,7 +156,7 @@ def test_what_is_wrong_is_said(call, tmp_path, weights):
         (["good.mp4", "--detector-weights", "bare"], "bare: train the detector with `reelgym train detector`"),
         (["good.mp4", "--detector-weights", "nan"], "not finite: its weights are damaged"),
         (["good.mp4", "--detector-weights", "other"], "holds a codec model, which is no detector"),
-        (["good.mp4", "--detector", "--weights", "nowhere"], "no detector weights here"),
+        (["good.mp4", "--detector", "--stack", "nowhere"], "'nowhere' is neither a folder"),
     ]:
         status, _, err = call(*args)
         assert status == 1 and err.startswith("reelgym: error: ") and err.count("\n") == 1 and words in err, err
@@ -170,7 +169,7 @@ def test_compression_turns_no_verdict(tmp_path):
     source = Source(build_generator(student, codec), codec, load_encoder("student"))
     clauses = [chunk_clauses(script, 4) for script in scripts]
     kinds = {"real": render(roll(clauses, CHUNK, torch.Generator().manual_seed(5))), "made": source(scripts, 4, 5)}
-    examiner = Examiner.load(WEIGHTS / "detector", WEIGHTS / "codec", torch.device("cpu"))
+    examiner = DetectorScorer.load(Config(tmp_path / "a.mp4"), torch.device("cpu"))
     logits = {}
     for kind, clips in kinds.items():
         told = []
@@ -178,8 +177,8 @@ def test_compression_turns_no_verdict(tmp_path):
             pixels = (clip.movedim(1, -1) * 255).round().byte()
             large = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
             write_video(tmp_path / "a.mp4", large, 8.0, crf=28 if row % 2 else None, made_by=None)
-            video, _ = load_clip(tmp_path / "a.mp4", 8.0, 32)
-            told.append((examiner.examine(video, 8.0), examiner.examine(clip, 8.0)))
-        assert [file.verdict for file, _ in told] == [clip.verdict for _, clip in told]
-        logits[kind] = torch.tensor([file.overall[0] for file, _ in told])
+            video, _ = read_clip(tmp_path / "a.mp4", 8.0, 32)
+            told.append((examiner.examine(video)[0], examiner.examine(clip)[0]))
+        assert [file["verdict"] for file, _ in told] == [clip["verdict"] for _, clip in told]
+        logits[kind] = torch.tensor([file["logit"] for file, _ in told])
     assert auc(logits["real"].numpy(), logits["made"].numpy()) > 0.95
