@@ -15,6 +15,7 @@ from gymnasium.error import InvalidAction
 from torch import Tensor
 
 from ..envs.prompt_source import Draw
+from ..envs.stack import Stack
 from ..envs.stream_gen import StreamGenVectorEnv
 from ..models.critic import Critic, critic_for
 from ..models.generator import Generator, prediction
@@ -65,6 +66,29 @@ class FineTuneConfig:
     reference_every: int = 4
     """The pull is taken on one stream in so many, in turn, and weighed up to match; it costs passes of its own."""
     seed: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the generator."""
+        return self.learner.learning_rate
+
+    def trainer(self, stack: Stack, generator: Generator) -> FineTune:
+        """In StreamGen, with the stack's codec, reward and training prompts."""
+        prompts, clips = stack.prompts(), self.prompts * self.group
+        env = StreamGenVectorEnv(clips, stack.codec, stack.reward, prompts, clock=stack.clock, device=stack.device)
+        return FineTune(self, generator, env, prompts)
+
+    def with_learning_rate(self, rate: float) -> FineTuneConfig:
+        """With another rate of the generator; a critic's stays as it is."""
+        return replace(self, learner=replace(self.learner, learning_rate=rate))
+
+    def with_seed(self, seed: int) -> FineTuneConfig:
+        """With another seed."""
+        return replace(self, seed=seed)
+
+    def with_batch(self, clips: int) -> FineTuneConfig:
+        """With so many prompts an update, and up to two clips of each."""
+        return replace(self, prompts=clips, group=min(2, self.group))
 
     def __post_init__(self) -> None:
         if min(self.prompts, self.group, self.epochs, self.reference_every) < 1:

@@ -40,3 +40,6 @@ FINETUNE: dict[str, FineTuneConfig] = {
 credit by chunk from forked prefixes; they push the last step alone (policy: the last stochastic one). raven (the RL
 half of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) push all stochastic steps, give a clip one score and
 share no prefix. All but reward play 16 clips an update."""
+ALIASES = {"refl": "reward", "nft": "forward", "grpo": "policy", "cm-grpo": "raven"}
+"""The papers' names."""
+RECIPES = FINETUNE | {alias: FINETUNE[name] for alias, name in ALIASES.items()}

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..envs.stack import Stack
+from ..envs.worlds.clips import encode_clips, make_clips
 from ..models.generator import Generator
 from ..models.sampler import renoise, shifted
 from ..models.wan import CausalWan
@@ -25,6 +27,8 @@ from ..training.usage import ComputeUsage
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+FRESH_CLIPS = 4_000_000
+"""Seeds of the clips that a student goes on with, away from those that it was pretrained on."""
 Clips = Callable[[int, int], tuple[Tensor, Tensor]]
 """`clips(batch, step)` -> latents [batch, F, C, h, w] and prompts [batch, n, L, D], a pure function."""
 
@@ -45,7 +49,37 @@ class CausalInitConfig:
     """Clean past: share of chunks whose level is one of the sampler's; the others are uniform in [0, 1]."""
     context_noise: float = 0.2
     """Clean past: it is noised to a level drawn up to this, per clip: a stream's own past is not perfect either."""
+    pool: int = 512
+    """Clips of the world that a stack's trainer draws from."""
     seed: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the generator."""
+        return self.learner.learning_rate
+
+    def trainer(self, stack: Stack, generator: Generator) -> CausalInit:
+        """The starting recipe goes on, on clips of the world that pretraining has not met."""
+        world = make_clips(self.pool, split="train", seed=FRESH_CLIPS + self.seed, grammar=stack.grammar)
+        pool = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
+
+        def clips(batch: int, step: int) -> tuple[Tensor, Tensor]:
+            latents, embeds = pool.draw(batch, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+            return latents.to(stack.device), embeds.to(stack.device)
+
+        return CausalInit(self, generator, clips)
+
+    def with_learning_rate(self, rate: float) -> CausalInitConfig:
+        """With another rate."""
+        return replace(self, learner=replace(self.learner, learning_rate=rate))
+
+    def with_seed(self, seed: int) -> CausalInitConfig:
+        """With another seed."""
+        return replace(self, seed=seed)
+
+    def with_batch(self, clips: int) -> CausalInitConfig:
+        """With so many clips an update."""
+        return replace(self, batch=clips)
 
 
 def chunk_levels(u: Tensor, sigmas: tuple[float, ...], sampler_share: float) -> Tensor:

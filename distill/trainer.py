@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..envs.prompt_source import Draw, Texts
+from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, StreamState, generate_chunk
 from ..models.sampler import guided, renoise, x0_from_v
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """A recipe; `DMD` and `STREAM_R1` are two."""
+    """A recipe (training.recipe.Recipe); recipes.py has those of DMD and Stream-R1."""
 
     generator: LearnerConfig = field(
         default_factory=lambda: LearnerConfig(learning_rate=1e-4, betas=(0.0, 0.999), clip=10.0, ema=0.99)
@@ -63,9 +64,29 @@ class DistillConfig:
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     seed: int = 0
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the generator."""
+        return self.generator.learning_rate
 
-DMD = DistillConfig()
-STREAM_R1 = DistillConfig(reliability=True, perplexity=True)
+    def trainer(self, stack: Stack, generator: Generator) -> Distill:
+        """With the stack's teacher, training prompts and reward."""
+        helpers: dict[str, Any] = {"codec": stack.codec, "reward": stack.reward, "clock": stack.clock}
+        weighted = self.reliability or self.perplexity
+        return Distill(self, generator, stack.teacher, stack.prompts(), stack.null(), **(helpers if weighted else {}))
+
+    def with_learning_rate(self, rate: float) -> DistillConfig:
+        """With another rate of the generator; the critic's stays in proportion."""
+        critic = replace(self.critic, learning_rate=self.critic.learning_rate * rate / self.learning_rate)
+        return replace(self, critic=critic, generator=replace(self.generator, learning_rate=rate))
+
+    def with_seed(self, seed: int) -> DistillConfig:
+        """With another seed."""
+        return replace(self, seed=seed)
+
+    def with_batch(self, clips: int) -> DistillConfig:
+        """With so many clips an update."""
+        return replace(self, batch=clips)
 
 
 def self_forcing(generator: Generator, embeds: Tensor, keys: Tensor, exit_step: int, grad: bool) -> Tensor:

@@ -14,6 +14,7 @@ COMMANDS = {
     "score": "score any video file against a prompt, or tell by a detector whether it was made",
     "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout, detector, rival) or an agent",
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
+    "distill": "distil the student from its teacher (DMD, Stream-R1), watched by the same guard",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "selfplay": "play a generator against a detector, both learning, beside baselines that play otherwise",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",

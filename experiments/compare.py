@@ -13,13 +13,16 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import save_checkpoint
-from ..models.tiny import WEIGHTS, load_manifest
+from ..envs.stack import StackSpec
+from ..training.sequence import Sequence as RecipeSequence
+from ..training.sequence import Stage
+from .evaluate import REFERENCES
 from .events import write_events
 from .jobs import Job, Result, one_thread, run_jobs
-from .methods import LABELS, REFERENCES, Chain, Plan, chain, rates_of, with_rate
-from .presets import PRESETS, Preset
+from .options import StackOptions
+from .presets import LABELS, PRESETS, Preset, chain
 from .report import load_media, read_results, summary_text, write_picture, write_report
-from .results import pick_device, write_results
+from .results import write_results
 from .rows import clip_rows, curve_rows, table_rows
 from .runs import Task, fingerprint, work
 
@@ -27,7 +30,7 @@ SEARCH_SEED = 10_000
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StackOptions):
     """What to compare; a run that was killed goes on where it was, jobs that are finished are not redone."""
 
     preset: Literal["quick", "standard", "smoke"] = "quick"
@@ -36,20 +39,21 @@ class Config:
     """The first of the seeds."""
     seeds: int | None = None
     """How many runs of each method, if not the preset's number."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
     out: Path | None = None
     """Folder for results.json, report.html, TensorBoard events and the jobs; runs/compare-PRESET by default."""
     workers: int | None = None
     """Processes of one thread each; by default 2, or as many as there are cores; 1 on a GPU."""
-    weights: Path | None = None
-    """Folder with codec, teacher, student and reward; by default the one shipped with the package."""
 
     @property
     def command(self) -> str:
         """What to type for this comparison."""
-        named = {"seed": self.seed or None, "seeds": self.seeds, "weights": self.weights}
-        options = [f"--{name} {value}" for name, value in named.items() if value is not None]
+        named = {
+            "seed": self.seed,
+            "seeds": self.seeds,
+            "stack": self.stack.removeprefix("tiny"),
+            "reward": self.reward,
+        }
+        options = [f"--{name} {value}" for name, value in named.items() if value]
         return " ".join(["reelgym compare --preset", self.preset, *options])
 
 
@@ -62,13 +66,12 @@ class Setup:
     device: torch.device
     out: Path
     workers: int
-    weights: str
-    """A folder, or nothing for the shipped one."""
+    stack: StackSpec
     made_from: str
 
     def job(self, name: str, row: str, seed: int, *, cost: float = 1.0, **task: Any) -> Job:
         """A job of this comparison."""
-        fixed = {"weights": self.weights, "device": str(self.device), "made_from": self.made_from}
+        fixed = {"stack": self.stack, "made_from": self.made_from}
         settings = {"validation": self.preset.validation, **fixed, **task}
         return Job(name, Task(row, seed, **settings), cost)
 
@@ -88,10 +91,8 @@ def run(config: Config) -> None:
 
 def prepare(config: Config) -> Setup:
     """Resolve devices, folders and sizes; ValueError for what cannot be."""
-    device = pick_device(config.device)
-    preset = PRESETS[config.preset]
-    weights = (config.weights or WEIGHTS).resolve()
-    grammar = load_manifest("student", weights / "student")["recipe"]["grammar"]
+    preset, stack = PRESETS[config.preset], config.spec.load()
+    grammar = stack.grammar
     preset = replace(
         preset,
         seeds=preset.seeds if config.seeds is None else config.seeds,
@@ -103,15 +104,15 @@ def prepare(config: Config) -> Setup:
     return Setup(
         preset,
         tuple(range(config.seed, config.seed + preset.seeds)),
-        device,
+        stack.device,
         config.out or Path("runs") / f"compare-{config.preset}",
-        config.workers or (1 if device.type == "cuda" else min(2, os.cpu_count() or 1)),
-        str(weights) if config.weights else "",
-        fingerprint(weights),
+        config.workers or (1 if stack.device.type == "cuda" else min(2, os.cpu_count() or 1)),
+        config.spec,
+        fingerprint(stack.folder),
     )
 
 
-def search_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
+def search_jobs(setup: Setup, plans: Mapping[str, Stage]) -> list[Job]:
     """Every method's tries of learning rates, judged on validation prompts; none where the preset stores its rates.
 
     A sequence is not searched: it takes the winners of its parts.
@@ -124,11 +125,11 @@ def search_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
             SEARCH_SEED,
             cost=2 * share,
             exam=None,
-            plan=replace(with_rate(plan, factor * rates_of(plan)[0]), updates=max(1, round(share * plan.updates))),
+            plan=Stage(plan.recipe.with_learning_rate(factor * rate), max(1, round(share * plan.updates))),
             points=1,
         )
         for name, plan in plans.items()
-        if not isinstance(plan.recipe, Chain)
+        if (rate := plan.recipe.learning_rate) is not None
         for number, factor in enumerate(setup.preset.search)
     ]
 
@@ -151,7 +152,7 @@ def reference_jobs(setup: Setup) -> list[Job]:
     ]
 
 
-def training_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
+def training_jobs(setup: Setup, plans: Mapping[str, Stage]) -> list[Job]:
     """Every method with every seed."""
     shared = {"exam": setup.preset.exam, "points": setup.preset.points}
     return [
@@ -161,7 +162,7 @@ def training_jobs(setup: Setup, plans: Mapping[str, Plan]) -> list[Job]:
     ]
 
 
-def winners(plans: Mapping[str, Plan], tries: Sequence[Job], results: Mapping[str, Result]) -> dict[str, Plan]:
+def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Mapping[str, Result]) -> dict[str, Stage]:
     """Each plan at the learning rate whose try ended with the highest oracle total on the validation prompts; a
     sequence at those of its parts."""
     found = dict(plans)
@@ -169,11 +170,11 @@ def winners(plans: Mapping[str, Plan], tries: Sequence[Job], results: Mapping[st
         ends = {job.name: results[job.name][1] for job in tries if job.config.row == name}
         if ends:
             best = max(ends.values(), key=lambda result: result["curve"][-1]["oracle"])
-            found[name] = with_rate(plan, best["learning_rate"])
-    return {name: chain(name, found) if isinstance(plan.recipe, Chain) else plan for name, plan in found.items()}
+            found[name] = replace(plan, recipe=plan.recipe.with_learning_rate(best["learning_rate"]))
+    return {name: chain(name, found) if "+" in name else plan for name, plan in found.items()}
 
 
-def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Mapping[str, Result]) -> None:
+def publish(config: Config, setup: Setup, plans: Mapping[str, Stage], results: Mapping[str, Result]) -> None:
     """Write results.json, media, TensorBoard events and report.html; print the tables."""
     out, preset = setup.out, setup.preset
     found = {name: result for name, (_, result) in results.items()}
@@ -184,7 +185,8 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Ma
     settings: dict[str, Any] = {"preset": asdict(preset)}
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
     settings |= {"notes": [*notes(setup, plans), *diverged(runs)], "workers": setup.workers}
-    settings |= {"weights": setup.weights or "shipped"}
+    settings |= {"weights": "shipped" if config.stack == "tiny" else config.stack}
+    settings |= {"reward": config.reward} if config.reward else {}
     settings |= {"prompts": preset.exam.prompts, "clips": preset.exam.clips, "made_from": setup.made_from}
     rows += clip_rows(preset.exam, preset.shown)
     with one_thread():
@@ -198,11 +200,11 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Plan], results: Ma
     print(f"\nreport: {page}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")
 
 
-def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
+def notes(setup: Setup, plans: Mapping[str, Stage]) -> list[str]:
     """What a reader of the table must know, in sentences."""
     preset = setup.preset
-    alone = {name: plan for name, plan in plans.items() if not isinstance(plan.recipe, Chain)}
-    rates = ", ".join(f"{name} {rates_of(plan)[0]:.2g}" for name, plan in alone.items())
+    found = {name: plan.recipe.learning_rate for name, plan in plans.items()}
+    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in found.items() if rate is not None)
     search = (
         f"Learning rates were searched in this run, {len(preset.search)} tries for each method on validation prompts"
         if preset.search
@@ -222,12 +224,12 @@ def notes(setup: Setup, plans: Mapping[str, Plan]) -> list[str]:
     ]
 
 
-def sequence_notes(plans: Mapping[str, Plan]) -> list[str]:
+def sequence_notes(plans: Mapping[str, Stage]) -> list[str]:
     """How the sequences share the budget; nothing where there are none."""
     shares = [
-        f"{LABELS[name]} {' + '.join(str(part.updates) for part in plan.recipe.parts)}"
+        f"{LABELS[name]} {' + '.join(str(stage.updates) for stage in plan.recipe.stages)}"
         for name, plan in plans.items()
-        if isinstance(plan.recipe, Chain)
+        if isinstance(plan.recipe, RecipeSequence)
     ]
     text = (
         f"A sequence has one budget too, half of the updates of each part ({'; '.join(shares)}). It is not searched: "

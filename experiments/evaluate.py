@@ -6,24 +6,28 @@ P prompts, K clips of each, Q prompts of long streams, n chunks a clip; videos [
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..envs.stack import Stack
 from ..envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
 from ..envs.worlds.oracle import diversity, judge, judge_long
 from ..envs.worlds.render import render
 from ..envs.worlds.scene import roll
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
-from ..models.prompts import WordEncoder
+from ..models.prompts import PromptBatch
 from ..models.sampler import TeacherSampling, sample_teacher
-from ..models.streaming import TextEncoder
+from ..models.streaming import StreamingGenerator, TextEncoder
+from ..models.tiny import TEACHER_SAMPLING
 from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys
+from ..rewards.stream_reward import RewardSignal, StreamReward
+from ..rewards.windows import clip_prompts, clip_reward
 
 Chunks = Sequence[Sequence[Clause]]
 """B rows of one clause per chunk."""
@@ -172,39 +176,83 @@ class Coded:
 
 @dataclass(frozen=True)
 class Student:
-    """A streaming generator and a codec; the clauses are encoded chunk by chunk."""
+    """A streaming generator; the clauses are encoded chunk by chunk."""
 
-    generator: Generator
-    codec: Codec
-    encoder: WordEncoder
+    pipeline: StreamingGenerator
 
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
-        embeds = encode_clauses(self.encoder, clauses).to(keys.device)
-        return self.codec.decode(stream(self.generator, embeds, keys))
+        return self._streamed(clauses, keys, None)
 
     def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
         """See Continues."""
-        embeds = encode_clauses(self.encoder, clauses).to(keys.device)
-        return self.codec.decode(stream(self.generator, embeds, keys, self.codec.encode(video[:, :given])))
+        return self._streamed(clauses, keys, self.pipeline.codec.encode(video[:, :given]))
+
+    def _streamed(self, clauses: Chunks, keys: Tensor, given: Tensor | None) -> Tensor:
+        embeds = encode_clauses(self.pipeline.encoder, clauses).to(keys.device)
+        return self.pipeline.codec.decode(stream(self.pipeline.generator, embeds, keys, given))
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A bidirectional, guided teacher of whole clips; its noise is what a student's chunks begin with."""
+    """A bidirectional, guided teacher of whole clips, in the latents of a pipeline; its noise is what the chunks of the
+    pipeline's generator begin with."""
 
     model: CausalWan
-    codec: Codec
-    encoder: WordEncoder
-    latent_shape: tuple[int, int, int]
-    sampling: TeacherSampling
+    pipeline: StreamingGenerator
+    sampling: TeacherSampling = TEACHER_SAMPLING
 
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
-        embeds = encode_clauses(self.encoder, clauses).to(keys.device)
-        shape = (self.model.frames_per_chunk, *self.latent_shape)
+        embeds = encode_clauses(self.pipeline.encoder, clauses).to(keys.device)
+        shape = (self.model.frames_per_chunk, *self.pipeline.generator.latent_shape)
         noise = torch.cat([normal(keys, chunk, 0, shape) for chunk in range(embeds.shape[1])], 1)
         null = torch.zeros_like(embeds[0, 0])
         latents = sample_teacher(self.model, embeds, null, noise, self.sampling)
-        return self.codec.decode(latents)
+        return self.pipeline.codec.decode(latents)
+
+
+REFERENCES = {
+    "truth": "ground truth",
+    "codec": "codec ceiling",
+    "teacher": "teacher",
+    "start": "starting student",
+}
+"""What is measured beside trained students, and is not trained."""
+
+
+def reference(stack: Stack, name: str) -> System:
+    """One of REFERENCES."""
+    world = World(stack.clock.frames_per_chunk)
+    systems: dict[str, Callable[[], System]] = {
+        "truth": lambda: world,
+        "codec": lambda: Coded(stack.codec, world),
+        "teacher": lambda: Teacher(stack.teacher, stack.pipeline),
+        "start": lambda: Student(stack.pipeline),
+    }
+    return systems[name]()
+
+
+def as_system(stack: Stack, generator: Generator) -> Student:
+    """A generator that was a student of the stack."""
+    return Student(replace(stack.pipeline, generator=generator))
+
+
+def exam_prompts(stack: Stack, exam: Exam, rows: Sequence[int]) -> PromptBatch:
+    """The prompts of an exam's clips at `rows`, as rewards of whole clips take them."""
+    clauses = exam.clauses()
+    chosen = [clauses[row] for row in rows]
+    texts = [[str(clause) for clause in row] for row in chosen]
+    return clip_prompts(encode_clauses(stack.encoder, chosen).to(stack.device), texts)
+
+
+@torch.no_grad()
+def reward_scores(stack: Stack, reward: StreamReward, exam: Exam, grades: Grades) -> RewardSignal:
+    """What a reward thinks of an exam's clips, P * K of them: the return in the environment, and each axis."""
+    scorer, video = clip_reward(reward, stack.codec, stack.clock), grades.video.flatten(0, 1)
+    parts = [
+        scorer(video[at], exam_prompts(stack, exam, at.tolist()), need={"scores"})
+        for at in torch.arange(len(video)).split(exam.batch)
+    ]
+    return RewardSignal(torch.cat([part.scores for part in parts]), torch.cat([part.reward for part in parts]))
 
 
 def encode_clauses(encoder: TextEncoder, clauses: Chunks) -> Tensor:

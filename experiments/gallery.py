@@ -19,10 +19,10 @@ from ..agents.rollout import GeneratorPolicy
 from ..envs.draw import Frames
 from ..envs.registration import parallel_env
 from ..envs.self_play import DETECTOR, GENERATOR
+from ..envs.stack import Stack
 from ..envs.stream_detect import FAKE, WAIT
 from ..envs.vector import FPS
 from ..noise import stream_keys
-from .methods import Stack
 from .plots import animation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,14 +67,18 @@ def run(config: Config) -> None:
 
 def stream_gen(seed: int) -> tuple[Frames, float]:
     """The shipped student makes a clip."""
-    env, policy = _env("StreamGen"), GeneratorPolicy(Stack.load().start)
+    env, policy = _env("StreamGen"), GeneratorPolicy(Stack.load().generator)
     policy.reset(stream_keys(seed, 1))
     return _held(_played(env, policy.act, seed, {"scripts": [SCRIPT]}))
 
 
 def stream_denoise(seed: int) -> tuple[Frames, float]:
     """The same clip, one denoising step at a time."""
-    env, policy, keys = _env("StreamDenoise", "rgb_array"), GeneratorPolicy(Stack.load().start), stream_keys(seed, 1)
+    env, policy, keys = (
+        _env("StreamDenoise", "rgb_array"),
+        GeneratorPolicy(Stack.load().generator),
+        stream_keys(seed, 1),
+    )
     policy.reset(keys)
     steps: list[Tensor] = []
 
@@ -121,7 +125,7 @@ def self_play(seed: int) -> tuple[Frames, float]:
 
 def _moves(env: Any, seen: Any, seed: int) -> Iterator[Frames]:
     """The canvases of one game for two, in order."""
-    policy = GeneratorPolicy(Stack.load().start)
+    policy = GeneratorPolicy(Stack.load().generator)
     policy.reset(stream_keys(seed, 1))
     while env.agents:
         yield from env.render()

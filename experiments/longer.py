@@ -10,14 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from .compare import Config as Comparison
 from .compare import prepare
 from .jobs import run_jobs
-from .methods import with_rate
 from .results import write_results
 from .rows import contrast_row, curve_rows, method_row, run_row
 from .runs import work
@@ -41,8 +40,8 @@ class Config:
     """Whose exam, recipes and validation it takes."""
     out: Path | None = None
     """Folder of results.json and the jobs; runs/longer-METHOD by default."""
-    weights: Path | None = None
-    """Folder with the pretrained parts; by default the shipped ones."""
+    stack: Annotated[str, tyro.conf.arg(aliases=["--weights"])] = "tiny"
+    """The stack of models."""
 
     @property
     def command(self) -> str:
@@ -54,13 +53,13 @@ class Config:
 
 def run(config: Config) -> None:
     """Train, examine, print the curve and the difference, write results.json. ValueError for an unknown method."""
-    setup = prepare(Comparison(config.preset, seeds=config.seeds, device="cpu", weights=config.weights))
+    setup = prepare(Comparison(config.preset, seeds=config.seeds, device="cpu", stack=config.stack))
     plans = setup.preset.plans()
     if config.method not in plans:
         raise ValueError(f"no method {config.method!r}: choose from {', '.join(plans)}")
     plan, exam = replace(plans[config.method], updates=config.updates), replace(setup.preset.exam, slice_prompts=0)
     if config.rate is not None:
-        plan = with_rate(plan, config.rate)
+        plan = replace(plan, recipe=plan.recipe.with_learning_rate(config.rate))
     jobs = [setup.job(f"{row}-{seed}", row, seed, exam=exam) for row in ("truth", "start") for seed in setup.seeds]
     jobs += [
         setup.job(f"{config.method}-{seed}", config.method, seed, exam=exam, plan=plan, points=config.points, cost=9.0)

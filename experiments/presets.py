@@ -5,45 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..agents.finetune_recipes import FINETUNE, rate
-from ..distill.causal_init import CausalInitConfig
-from ..distill.trainer import DistillConfig
-from ..training.learner import LearnerConfig
-from .evaluate import Exam
-from .methods import METHODS, Plan, Recipe, chain, with_batch
+from ..agents.finetune_recipes import FINETUNE
+from ..distill.recipes import CONTINUED, DISTILL
+from ..training.recipe import Recipe
+from ..training.sequence import Sequence, Stage
+from .evaluate import REFERENCES, Exam
 
-SLOW_DECAY = (0.0, 0.999)
+METHODS = {
+    "continued": "starting recipe continued",
+    "dmd": "DMD",
+    "stream-r1": "Stream-R1",
+    "policy": "policy gradient",
+    "forward": "forward process (NFT)",
+    "reward": "reward gradient",
+    "raven": "policy gradient, whole clip",
+    "dmd+forward": "DMD, then forward process",
+    "stream-r1+reward": "Stream-R1, then reward gradient",
+}
+"""Rows that train the starting student; a name with a + is a sequence of others."""
+LABELS = REFERENCES | METHODS
 SEQUENCES = tuple(name for name in METHODS if "+" in name)
 ALONE = tuple(name for name in METHODS if name not in SEQUENCES)
 
 
-def distillation(rate: float, weighted: bool) -> DistillConfig:
-    """DMD with a critic at five times the generator's rate; weighted: by reliability and perplexity, as Stream-R1 is.
-
-    The critic begins as the teacher and must first learn what the student makes, in little time.
-    """
-    return DistillConfig(
-        generator=LearnerConfig(learning_rate=rate, betas=SLOW_DECAY, clip=10.0),
-        critic=LearnerConfig(learning_rate=5 * rate, betas=SLOW_DECAY, clip=10.0),
-        critic_updates=6,
-        critic_rollouts=1,
-        reliability=weighted,
-        perplexity=weighted,
-    )
+RECIPES: dict[str, Recipe] = {**DISTILL, **FINETUNE, "raven": FINETUNE["raven"].with_learning_rate(1.7e-5)}
+"""Every method's recipe, at the rate that the search of the committed standard run chose; later ones look around it. A
+sequence has none."""
 
 
-def recipes() -> dict[str, Recipe]:
-    """Every method's recipe, at the rate that the search of the committed standard run chose; later ones look around
-    it. A sequence has none."""
-    return {
-        "continued": CausalInitConfig(learner=LearnerConfig(learning_rate=1e-4), batch=24),
-        "dmd": distillation(1.1e-5, weighted=False),
-        "stream-r1": distillation(1.1e-5, weighted=True),
-        "policy": FINETUNE["policy"],
-        "forward": FINETUNE["forward"],
-        "reward": FINETUNE["reward"],
-        "raven": replace(FINETUNE["raven"], learner=rate(1.7e-5)),
-    }
+def chain(name: str, plans: Mapping[str, Stage]) -> Stage:
+    """The sequence that `name` spells: half of the updates of each of its two parts (rounded up), at their rates."""
+    stages = tuple(replace(plans[part], updates=(plans[part].updates + 1) // 2) for part in name.split("+"))
+    return Stage(Sequence(stages), sum(stage.updates for stage in stages))
 
 
 @dataclass(frozen=True)
@@ -77,11 +70,12 @@ class Preset:
     sequences: tuple[str, ...] = ()
     """Methods in turn, such as "dmd+forward": half of the updates of each part."""
 
-    def plans(self) -> dict[str, Plan]:
-        """One plan per method, sequences last."""
-        known = recipes()
-        plans = {name: Plan(known[name], updates, self.pool) for name, updates in self.updates.items()}
-        plans = {name: with_batch(plan, self.batch) if self.batch else plan for name, plan in plans.items()}
+    def plans(self) -> dict[str, Stage]:
+        """One recipe and its updates per method, sequences last."""
+        known = {**RECIPES, "continued": replace(CONTINUED, pool=self.pool)}
+        plans = {name: Stage(known[name], updates) for name, updates in self.updates.items()}
+        if self.batch:
+            plans = {name: replace(plan, recipe=plan.recipe.with_batch(self.batch)) for name, plan in plans.items()}
         return plans | {name: chain(name, plans) for name in self.sequences}
 
 

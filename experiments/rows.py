@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .evaluate import AXES, Exam, texts_of
-from .methods import LABELS, METHODS
+from .presets import LABELS, METHODS
 from .stats import mean_interval, paired_difference, sign_test
 from .tables import Row
 

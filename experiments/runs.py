@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..envs.stack import Stack, StackSpec
 from ..models.generator import Generator
-from ..models.tiny import WEIGHTS
 from ..rewards.windows import clip_reward
 from ..training.learner import NonFiniteError
 from ..training.loop import fit
-from .evaluate import Exam, Grades, System, examine
+from ..training.sequence import Stage
+from .evaluate import Exam, Grades, System, as_system, exam_prompts, examine, reference, reward_scores
 from .jobs import Result
-from .methods import Plan, Stack, rates_of, trainer_of, with_seed
 from .slices import examine_slices
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,15 +37,14 @@ class Task:
     """None where only the validation counts (a search for a learning rate)."""
     validation: Exam
     """What the learning curve is measured on."""
-    plan: Plan | None = None
-    """None for REFERENCES."""
+    plan: Stage | None = None
+    """Recipe and updates; None for REFERENCES."""
     points: int = 4
     """Points of the learning curve after its first, at least 1."""
     shown: int = 0
     """Prompts whose clips are kept for the report."""
-    weights: str = ""
-    """Folder of the pretrained stack; empty: the shipped one."""
-    device: str = "cpu"
+    stack: StackSpec = StackSpec()
+    """What the student belongs to."""
     made_from: str = ""
     """`fingerprint`: code and weights."""
 
@@ -57,11 +55,11 @@ def work(task: Task) -> Result:
     A training that diverges stops at its last finite weights, which are examined; `diverged` is the update that failed.
     A try of a learning rate that diverges ends with an oracle total of 0.
     """
-    stack = _stack(task.weights, task.device)
+    stack = task.stack.load()
     if task.plan is None:
         return _measured(stack, task)
     student = stack.student()
-    trainer = trainer_of(stack, with_seed(task.plan, task.seed), student)
+    trainer = task.plan.recipe.with_seed(task.seed).trainer(stack, student)
     curve, log = [_validate(stack, task, student) | {"update": 0}], []
 
     def note(measured: Mapping[str, float], update: int) -> None:
@@ -82,10 +80,9 @@ def work(task: Task) -> Result:
         curve.append(_validate(stack, task, student) | {"update": updates})
     groups: dict[str, dict[str, Tensor]] = {}
     result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts), "diverged": diverged}
-    rates = rates_of(task.plan)
-    result["learning_rate"] = rates[0] if len(rates) == 1 else None
+    result["learning_rate"] = task.plan.recipe.learning_rate
     if task.exam is not None:
-        system = stack.as_system(student)
+        system = as_system(stack, student)
         grades = examine(system, task.exam, task.seed, device=stack.device)
         result |= plain(grades) | _sliced(stack, system, task.exam, task.seed)
         groups = {"weights": student.model.state_dict(), **_media(grades, task)}
@@ -95,7 +92,7 @@ def work(task: Task) -> Result:
 def _measured(stack: Stack, task: Task) -> Result:
     if task.exam is None:
         raise ValueError(f"{task.row} is measured, not trained: give its task an exam")
-    system = stack.system(task.row)
+    system = reference(stack, task.row)
     grades = examine(system, task.exam, task.seed, device=stack.device, long=task.row != "teacher")
     groups = _media(grades, task)
     if task.row == "start" and task.shown:
@@ -113,15 +110,15 @@ def _sliced(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, An
 def _validate(stack: Stack, task: Task, student: Generator) -> dict[str, float]:
     """The oracle's total and the trained reward on the same clips of the validation prompts."""
     exam = task.validation
-    grades = examine(stack.as_system(student), exam, VALIDATION_NOISE, device=stack.device, long=False)
-    reward = stack.scored(stack.reward, exam, grades).reward
+    grades = examine(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False)
+    reward = reward_scores(stack, stack.reward, exam, grades).reward
     return {"oracle": float(grades.scores["total"].mean()), "reward": float(reward.mean())}
 
 
 def _maps(stack: Stack, exam: Exam, grades: Grades, shown: int) -> dict[str, Tensor]:
     """What Stream-R1 would weigh the first clips with."""
     video = grades.video[:shown, 0]
-    prompts = stack.asked(exam, range(0, shown * exam.clips, exam.clips))
+    prompts = exam_prompts(stack, exam, range(0, shown * exam.clips, exam.clips))
     scorer = clip_reward(stack.reward, stack.codec, stack.clock)
     weights = scorer(video, prompts, stack.codec.grid(video.shape[1]), need={"scores", "perplexity"}).perplexity
     assert weights is not None
@@ -150,16 +147,11 @@ def fingerprint(weights: Path) -> str:
         for path in (ROOT / folder).rglob("*.py")
     ]
     code += [ROOT / "noise.py", *(ROOT / "experiments" / "pretrain").glob("*.py")]
-    code += [ROOT / "experiments" / f"{name}.py" for name in ("evaluate", "methods", "runs", "slices")]
+    code += [ROOT / "experiments" / f"{name}.py" for name in ("evaluate", "runs", "slices")]
     digest = hashlib.sha256()
     for path in [*sorted(code), *sorted(weights.glob("*/*.json"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-@lru_cache(maxsize=1)
-def _stack(weights: str, device: str) -> Stack:
-    return Stack.load(weights or WEIGHTS, device)
 
 
 def _numbers(values: Tensor) -> list[float]:

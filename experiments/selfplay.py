@@ -21,6 +21,7 @@ from ..agents.league.league import LeagueConfig
 from ..agents.league.match import Showing
 from ..checkpoint import sha256_file
 from ..envs.judge import Judge
+from ..envs.stack import Stack
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
 from .evaluate import Exam
 from .jobs import Job, Result, one_thread, run_jobs
@@ -28,7 +29,6 @@ from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
 from .league.runs import ARMS, PANEL_SEES, RULES, SEEN, UNSEEN, Common, LeagueTask, PanelTask, ScorersTask, Size, work
 from .league.tables import COLUMNS, all_rows, report
-from .methods import grammar_of
 from .pretrain.footage import footage, job_names
 from .results import command_line, write_results
 from .runs import fingerprint
@@ -159,7 +159,7 @@ def _clips(size: Size) -> dict[str, dict[str, int]]:
 
 
 def _leagues(preset: Preset, seeds: Sequence[int], common: Common, out: Path) -> list[Job]:
-    exam = Exam(preset.size.prompts, 2, long_prompts=0, grammar=grammar_of(Path(common.weights or WEIGHTS)))
+    exam = Exam(preset.size.prompts, 2, long_prompts=0, grammar=Stack.load(common.weights or "tiny").grammar)
     panel = tuple(str(out / "jobs" / f"panel-{number}") for number in range(preset.size.panel))
     return [
         Job(

@@ -123,7 +123,7 @@ def stack(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "```python" in text])
 def test_python_runs(name, stack, monkeypatch):
     from reelgym.envs import presets
-    from reelgym.experiments.methods import Stack
+    from reelgym.envs.stack import Stack
 
     monkeypatch.setitem(presets.PRESETS, "tiny", stack)
     load = Stack.load

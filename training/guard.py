@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError
 from ..envs.prompt_source import Draw
+from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, StreamState, Transition, generate_chunk, prediction
 from ..models.prompts import PromptBatch
@@ -264,6 +265,12 @@ class Guard:
         assert self.best is not None
         self.generator.model.load_state_dict(self.weights)
         self.why = f"{self._charge}; the weights of update {self.best.update} are back"
+
+
+def guard_of(stack: Stack, config: GuardConfig, student: Generator) -> Guard:
+    """A guard of a stack's student, with the stack's two rewards, on validation prompts."""
+    prompts = stack.prompts("validation")
+    return Guard(config, student, stack.codec, stack.clock, stack.reward, stack.heldout, prompts)
 
 
 def charge(now: Look, best: Look, below: bool, broken: list[str]) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...envs.worlds.clips import Clips, make_clips
 from ...envs.worlds.grammar import COLOURS, Clause
 from ...envs.worlds.scene import RGB
 from ...models.codec import FrameCodec
 from ...models.prompts import PromptBatch, WordEncoder
 from ...models.tiny import WEIGHTS, load_encoder, load_tiny
 from ...rewards.stream_reward import StreamReward
-from ..pretrain.data import Clips, make_clips
 
 GRAMMAR = "plain"
 

@@ -27,16 +27,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...agents.credit import Credit
-from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.forward_process import ForwardProcess
 from ...agents.reward_gradient import RewardGradient
 from ...checkpoint import load_checkpoint
+from ...envs.stack import Stack
 from ...models.tiny import WEIGHTS
 from ...models.wan import CausalWan
 from ...training.learner import Learner
 from ..jobs import Job, Result, one_thread, run_jobs
-from ..methods import Stack
 from ..results import command_line, write_results
 from ..runs import fingerprint
 from ..tables import Column, Row, markdown_table, number
@@ -155,7 +155,7 @@ def work(task: Task) -> Result:
     """The truth's job keeps the gradient itself; the others, of every update, its length along the truth and in all."""
     stack = _stack(task.weights)
     student, recipe = stack.student(), task.recipe
-    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
+    trainer = recipe.trainer(stack, student)
     trainer.learner = still = Still(trainer.learner)
     while trainer.counts.chunks < task.chunks:
         trainer.update()

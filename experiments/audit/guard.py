@@ -22,17 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE, rate
 from ...agents.reward_gradient import RewardGradient
+from ...envs.stack import Stack
 from ...models.generator import Generator
 from ...models.tiny import WEIGHTS
 from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
-from ...training.guard import GuardConfig
+from ...training.guard import GuardConfig, guard_of
 from ...training.loop import fit
-from ..evaluate import Exam, Grades, examine
+from ..evaluate import Exam, Grades, as_system, examine, reward_scores
 from ..jobs import Job, Result, one_thread, run_jobs
-from ..methods import Stack, grammar_of
 from ..results import command_line, write_results
 from ..runs import VALIDATION_NOISE, fingerprint
 from ..stats import mean_interval, paired_difference
@@ -138,7 +138,7 @@ def run(config: Config) -> None:
 def attempts(config: Config, seeds: Sequence[int]) -> list[Job]:
     """The start once for every seed, and every case without and with the guard."""
     folder = config.weights or WEIGHTS
-    grammar = grammar_of(folder)
+    grammar = Stack.load(folder).grammar
     exam = Exam(prompts=config.prompts, clips=2, long_prompts=0, grammar=grammar)
     validation = Exam(prompts=config.validation, clips=1, long_prompts=0, split="validation", grammar=grammar)
     code = fingerprint(folder) + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
@@ -160,9 +160,9 @@ def work(attempt: Attempt) -> Result:
     if attempt.end == "start":
         return {}, examined(stack, student, attempt)
     recipe = replace(bait.recipe, learner=rate(attempt.rate), seed=attempt.seed)
-    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
+    trainer = recipe.trainer(stack, student)
     watched = attempt.end == "with"
-    guard = stack.guard(attempt.guard if watched else replace(attempt.guard, patience=10**9), student)
+    guard = guard_of(stack, attempt.guard if watched else replace(attempt.guard, patience=10**9), student)
     curve: list[Row] = []
 
     def note(measured: Mapping[str, float], update: int) -> None:
@@ -170,7 +170,7 @@ def work(attempt: Attempt) -> Result:
             curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **_looked(measured)})
 
     def judged() -> dict[str, float]:
-        found = examine(stack.as_system(student), attempt.validation, VALIDATION_NOISE, long=False)
+        found = examine(as_system(stack, student), attempt.validation, VALIDATION_NOISE, long=False)
         return {"oracle": float(found.scores["total"].mean())}
 
     def looked() -> dict[str, float]:
@@ -191,13 +191,13 @@ def work(attempt: Attempt) -> Result:
 
 def baited(stack: Stack, bait: Bait) -> Stack:
     """The stack with the part of its reward that a case climbs."""
-    return replace(stack, reward=StreamReward(stack.reward.model, RewardSettings(axes=bait.axes or None)))
+    return stack.with_parts(reward=StreamReward(stack.reward.model, RewardSettings(axes=bait.axes or None)))
 
 
 def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
     """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
-    grades = examine(stack.as_system(student), attempt.exam, attempt.seed, long=False)
-    models = stack.reward.model, stack.heldout().model
+    grades = examine(as_system(stack, student), attempt.exam, attempt.seed, long=False)
+    models = stack.reward.model, stack.heldout.model
     whole, heldout = (rewarded(stack, model, grades, attempt.exam) for model in models)
     found = {**grades.scores, "diversity": grades.diversity, "heldout": heldout.mean(1)}
     found |= dict(zip((f"reward {axis}" for axis in AXES), whole.unbind(1), strict=True))
@@ -206,7 +206,7 @@ def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, An
 
 def rewarded(stack: Stack, model: RewardModel, grades: Grades, exam: Exam) -> Tensor:
     """z-scores of the exam's clips by a reward model, mean over those of a prompt: [P, A], in the order of AXES."""
-    scores = stack.scored(StreamReward(model, RewardSettings(axes=AXES)), exam, grades).scores
+    scores = reward_scores(stack, StreamReward(model, RewardSettings(axes=AXES)), exam, grades).scores
     return scores.unflatten(0, (exam.prompts, exam.clips)).mean(1)
 
 

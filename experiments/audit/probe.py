@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...envs.draw import enlarge, overlay
 from ...envs.worlds.camera import blurred
+from ...envs.worlds.clips import FRAMES_PER_CHUNK
 from ...envs.worlds.exploits import ground
 from ...envs.worlds.scene import SIDE
 from ...models.prompts import PromptBatch
@@ -27,7 +28,6 @@ from ...rewards.perplexity import temporal_weight
 from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..jobs import one_thread
 from ..plots import film_strip, png
-from ..pretrain.data import FRAMES_PER_CHUNK
 from ..pretrain.reward_measure import VISIBLE, changed
 from ..results import command_line, pick_device, write_results
 from ..tables import Column, markdown_table, number

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, Clips
 from ...envs.worlds.exploits import EXPLOITS
 from ...envs.worlds.grammar import Clause
 from ...envs.worlds.oracle import judge
@@ -26,7 +27,6 @@ from ...rewards.reliability import BalanceConfig, BalanceState, balance
 from ...rewards.stream_reward import RewardSignal, StreamReward
 from ...rewards.windows import Clock, clip_prompts, clip_reward
 from ..jobs import one_thread
-from ..pretrain.data import CHUNKS, FRAMES_PER_CHUNK, Clips
 from ..pretrain.reward_measure import changed
 from ..results import command_line, pick_device, write_results
 from ..tables import Column, markdown_table, number

@@ -13,14 +13,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
 from ...envs.detect_bank import Source
+from ...envs.stack import Stack
 from ...envs.worlds.grammar import GRAMMARS, Script, sample_scripts
-from ...models.tiny import WEIGHTS
 from ...training.loop import fit
 from ..jobs import Result
-from ..methods import Stack
 from ..pretrain.footage import REAL, clips_of
 
 SCRIPTED = ("flicker", "jitter", "hue_drift", "swap", "teleport", "growing_blur", "texture_noise", "shrink", "blank")
@@ -103,7 +101,7 @@ def sampler_of(stack: Stack, family: str) -> Sampler:
     if not updates:
         return lambda scripts, seed: clips_of(stack, family, scripts, seed, visible=True)
     recipe, student = FINETUNE["reward"], stack.student()
-    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
+    trainer = recipe.trainer(stack, student)
     fit(trainer, updates)
     source = Source(student, stack.codec, stack.encoder, stack.grammar)
     return lambda scripts, seed: source(scripts, stack.clock.chunks, seed)
@@ -111,4 +109,4 @@ def sampler_of(stack: Stack, family: str) -> Sampler:
 
 @lru_cache(maxsize=1)
 def _stack(weights: str) -> Stack:
-    return Stack.load(weights or WEIGHTS)
+    return Stack.load(weights or "tiny")

@@ -14,13 +14,13 @@ from torch import Tensor
 from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.rollout import GeneratorPolicy, rollout
+from ...envs.stack import Stack
 from ...envs.stream_gen import StreamGenVectorEnv
 from ...models.codec import Codec, Grid
 from ...models.generator import stream
 from ...models.prompts import PromptBatch
 from ...noise import stream_keys
 from ...rewards.stream_reward import RewardSignal
-from ..methods import Stack
 from .turns import in_turns
 
 GROUP = 8
@@ -92,14 +92,14 @@ def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> d
 
 def _works(stack: Stack, envs: int, seed: int, latents: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
     """What is timed, one clip of every stream each; `latents` keeps what the generator made, twice."""
-    device, policy = stack.device, GeneratorPolicy(stack.start)
+    device, policy = stack.device, GeneratorPolicy(stack.generator)
     embeds, texts = stack.prompts()(envs, seed)
     embeds, keys = embeds.to(device), stream_keys(seed, envs, device)
     full = _env(stack, stack.codec, stack.reward, envs)
     hollow = _env(stack, NoCodec(stack.codec, device), NoReward(), envs)
 
     def bare() -> None:
-        latents["bare"] = stream(stack.start, embeds, keys)
+        latents["bare"] = stream(stack.generator, embeds, keys)
 
     def generator() -> None:
         latents["generator"] = rollout(hollow, policy, keys, texts).latents
@@ -124,4 +124,4 @@ def _trainer(stack: Stack, envs: int, seed: int) -> FineTune:
     """The policy gradient's recipe, on groups of up to GROUP clips of one prompt."""
     group = next(size for size in range(min(GROUP, envs), 0, -1) if envs % size == 0)
     recipe = replace(FINETUNE["policy"], prompts=envs // group, group=group, seed=seed)
-    return FineTune(recipe, stack.student(), stack.env(envs), stack.prompts())
+    return recipe.trainer(stack, stack.student())

@@ -14,8 +14,8 @@ import gymnasium
 import torch
 
 from ...envs.registration import KINDS, register_envs
+from ...envs.stack import Stack
 from ..jobs import on_threads
-from ..methods import Stack
 from ..results import command_line, pick_device, write_results
 from ..tables import Column, Row, markdown_table, number, rows_of
 from .chunks import chunk_row

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ...agents.finetune import FineTuneConfig
+from ...envs.stack import Stack
 from ...models.tiny import WEIGHTS
 from ..evaluate import Exam, texts_of
 from ..jobs import Job, Result, one_thread, run_jobs
-from ..methods import grammar_of
 from ..results import command_line, write_results
 from ..runs import fingerprint
 from .rl_runs import BASELINES, SETTINGS, ReferenceTask, RunTask, ladder, with_rate, work
@@ -168,7 +168,7 @@ def _seeds(config: Config) -> list[int]:
 
 def _common(config: Config) -> Mapping[str, Any]:
     """What every job needs."""
-    grammar = grammar_of(config.weights or WEIGHTS)
+    grammar = Stack.load(config.weights or WEIGHTS).grammar
     exam = Exam(config.exam_prompts, CLIPS, long_prompts=0, scripts_seed=0, grammar=grammar)
     look = apart(Exam(config.prompts, CLIPS, long_prompts=0, scripts_seed=2, batch=48, grammar=grammar), exam)
     weights = "" if config.weights is None else str(config.weights)

@@ -9,14 +9,12 @@ from functools import lru_cache
 from typing import Any
 
 from ...agents.credit import Credit
-from ...agents.finetune import FineTune, FineTuneConfig
+from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE
-from ...checkpoint import has_checkpoint
-from ...models.tiny import WEIGHTS
+from ...envs.stack import Stack
 from ...training.learner import NonFiniteError
-from ..evaluate import Exam, System, examine
+from ..evaluate import Exam, System, as_system, examine, reference, reward_scores
 from ..jobs import Result
-from ..methods import Stack
 
 LOOK_NOISE = 1_000_004
 """Of every look: the same for all runs, so that they are paired."""
@@ -117,7 +115,7 @@ def work(task: ReferenceTask | RunTask) -> Result:
 
 def _measured(task: ReferenceTask) -> dict[str, Any]:
     stack = _stack(task.weights, task.device)
-    system = stack.system(task.row)
+    system = reference(stack, task.row)
     exams = [_sat(stack, system, task.exam, seed) for seed in task.seeds]
     return {"looks": [looked(stack, system, task.look)], "exams": exams}
 
@@ -126,8 +124,8 @@ def _trained(task: RunTask) -> dict[str, Any]:
     """A run that diverges keeps its last finite weights; it is not looked at again, and sits the exam with them."""
     stack, recipe = _stack(task.weights, task.device), replace(task.recipe, seed=task.seed)
     student = stack.student()
-    trainer = FineTune(recipe, student, stack.env(recipe.prompts * recipe.group), stack.prompts())
-    system, counts = stack.as_system(student), trainer.counts
+    trainer = recipe.trainer(stack, student)
+    system, counts = as_system(stack, student), trainer.counts
     rungs = [task.chunks] if task.exam is None else ladder(task.chunks)
     looks, diverged = list[dict[str, Any]](), False
     while rungs and not arrival(looks, task.goal) and not diverged:
@@ -150,11 +148,11 @@ def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
     grades = examine(system, exam, LOOK_NOISE, device=stack.device, long=False)
     axes = {"oracle": "total", "vq": "VQ", "mq": "MQ", "ta": "TA"}
     found: dict[str, float | None] = {name: float(grades.scores[axis].mean()) for name, axis in axes.items()}
-    heldout = stack.heldout() if has_checkpoint(stack.folder / "heldout") else None
+    heldout = stack.heldout if stack.has("heldout") else None
     return found | {
         "diversity": float(grades.diversity.mean()),
-        "reward": float(stack.scored(stack.reward, exam, grades).reward.mean()),
-        "heldout": None if heldout is None else float(stack.scored(heldout, exam, grades).reward.mean()),
+        "reward": float(reward_scores(stack, stack.reward, exam, grades).reward.mean()),
+        "heldout": None if heldout is None else float(reward_scores(stack, heldout, exam, grades).reward.mean()),
     }
 
 
@@ -165,4 +163,4 @@ def _sat(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, list[
 
 @lru_cache(maxsize=1)
 def _stack(weights: str, device: str) -> Stack:
-    return Stack.load(weights or WEIGHTS, device)
+    return Stack.load(weights or "tiny", device)

@@ -22,11 +22,11 @@ from ...agents.league.ratings import rated
 from ...checkpoint import load_checkpoint
 from ...envs.judge import Judge
 from ...envs.self_play import GameRules
+from ...envs.stack import Stack
 from ...envs.stream_detect import FAKE
 from ...models.detector import ClipDetector
-from ..evaluate import examine
+from ..evaluate import as_system, examine
 from ..jobs import Result
-from ..methods import Stack
 from ..runs import plain
 from ..stats import auc, calibration_error, tpr_at
 
@@ -110,7 +110,7 @@ def generator_report(
         auc(_numpy(listen(judge.detector, real))[:, -1], _numpy(listen(judge.detector, showing))[:, -1])
         for judge in judges
     ]
-    grades = examine(stack.as_system(league.generator_named(name)), task.exam, task.seed, long=False)
+    grades = examine(as_system(stack, league.generator_named(name)), task.exam, task.seed, long=False)
     quality = showing.quality[:, -1]
     some = (grades.video[: task.shown, 0].clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).contiguous()
     return {

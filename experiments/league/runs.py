@@ -26,6 +26,7 @@ from ...envs.detect_bank import HELD_OUT, Source
 from ...envs.judge import Judge
 from ...envs.prompt_source import world_prompts
 from ...envs.self_play import GameRules, SelfPlayGame
+from ...envs.stack import Stack
 from ...envs.stream_gen import StreamGenVectorEnv
 from ...envs.worlds.grammar import GRAMMARS, sample_scripts
 from ...models.classifiers import NetworkDetector
@@ -40,7 +41,6 @@ from ...training.loop import fit
 from ...training.state import plain
 from ..evaluate import Exam
 from ..jobs import Result
-from ..methods import Stack
 from . import measure
 
 ALONE = (0.0, 1.0, 0.0)
@@ -287,4 +287,4 @@ def _nothing(scripts: Any, seed: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _stack(weights: str) -> Stack:
-    return Stack.load(weights or WEIGHTS)
+    return Stack.load(weights or "tiny")

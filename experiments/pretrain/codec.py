@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...envs.worlds.clips import Clips, make_clips
 from ...envs.worlds.scene import BACKGROUND
 from ...models.codec import FrameCodec
 from ...models.tiny import build_codec
-from .data import Clips, make_clips
 from .loop import Schedule, pretrain
 from .measure import fraction
 

@@ -18,12 +18,12 @@ from tqdm import tqdm
 from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
 from ...envs.self_play import stored
 from ...envs.worlds.camera import CAMERAS, shoot
+from ...envs.worlds.clips import FRAMES_PER_CHUNK
 from ...envs.worlds.scene import FPS, SIDE
 from ...models.calibration import Calibration
 from ...models.detector import ClipDetector
 from ...training.learner import LearnerConfig
 from ...training.loop import fit
-from .data import FRAMES_PER_CHUNK
 from .detector_measure import mixed, quality_of, trajectory_quality
 from .footage import FAMILIES, REAL, footage
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, make_clips
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.grammar import GRAMMARS, Clause, Grammar
 from ...envs.worlds.render import render
 from ...envs.worlds.scene import Scene
 from ...models.prompts import WordEncoder
-from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
 from .flaws import PIXEL_FLAWS, SCENE_FLAWS, cut, stumble, wobble, wrong_pace
 
 WRONG = 0.2

@@ -16,14 +16,15 @@ from torch import Tensor
 from ...checkpoint import sha256_file
 from ...envs.detect_bank import HELD_OUT, SHOWN, STRENGTH, VISIBLE, Source, scripted
 from ...envs.self_play import coded
+from ...envs.stack import Stack
+from ...envs.worlds.clips import scenes
 from ...envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts
 from ...envs.worlds.render import render
 from ...models.sampler import step_sigmas
 from ...models.tiny import CHUNKS, SAMPLER_SHIFT, STEPS
 from ...noise import stream_keys
+from ..evaluate import reference
 from ..jobs import Job, Result, run_jobs
-from ..methods import Stack
-from .data import scenes
 
 REAL = "real"
 STUDENTS = {"student": STEPS, "student-2": 2, "student-1": 1}
@@ -92,11 +93,11 @@ def clips_of(stack: Stack, family: str, scripts: Sequence[Script], seed: int, *,
     visible: leave out fakes that show nothing."""
     if family in STUDENTS:
         sigmas = step_sigmas(STUDENTS[family], SAMPLER_SHIFT)
-        return Source(replace(stack.start, sigmas=sigmas), stack.codec, stack.encoder)(scripts, CHUNKS, seed)
+        return Source(replace(stack.generator, sigmas=sigmas), stack.codec, stack.encoder)(scripts, CHUNKS, seed)
     if family == "teacher":
         clauses, keys = [chunk_clauses(script, CHUNKS) for script in scripts], stream_keys(seed, len(scripts))
         rows = torch.arange(len(scripts)).split(AT_ONCE)
-        return torch.cat([stack.system("teacher")([clauses[r] for r in at.tolist()], keys[at]) for at in rows])
+        return torch.cat([reference(stack, "teacher")([clauses[r] for r in at.tolist()], keys[at]) for at in rows])
     scene, _ = scenes(list(scripts), seed)
     video = render(scene)
     if family != REAL:

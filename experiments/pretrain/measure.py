@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...envs.worlds.clips import FRAMES_PER_CHUNK, Clips, clause_bank, make_clips, prompt_index
 from ...envs.worlds.oracle import judge
 from ...models.codec import FrameCodec
 from ...models.prompts import WordEncoder
-from .data import FRAMES_PER_CHUNK, Clips, clause_bank, make_clips, prompt_index
 
 AXES = ("VQ", "MQ", "TA", "physics", "total")
 

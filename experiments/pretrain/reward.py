@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...envs.worlds.clips import CHUNKS, word_encoder
 from ...envs.worlds.fakes import FAKES
 from ...models.codec import FrameCodec
 from ...models.reward_net import TinyReward, bradley_terry_with_ties, smooth_minimum
 from ...models.wan import CausalWan
-from .data import CHUNKS
 from .flawed import Batch, FlawedClips
 from .loop import Schedule, pretrain
 from .retouched import gamed, repainted
 from .reward_measure import UNSEEN, oracle_agreement, unseen_accuracy
-from .teacher import word_encoder
 
 TIE = 0.05
 """Worths closer than this tie."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, make_clips
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.oracle import judge
 from ...models.codec import FrameCodec
@@ -13,7 +14,6 @@ from ...models.tiny import build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
 from ...rewards.windows import Clock, WindowedModel, clip_prompts
-from .data import CHUNKS, FRAMES_PER_CHUNK, make_clips
 
 UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
 """Families of fakes, one for each axis, that are left out of the reward's training."""

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from ...distill.causal_init import CausalInitConfig, causal_loss
+from ...envs.worlds.clips import LatentClips, encode_clips, make_clips, word_encoder
 from ...models.codec import FrameCodec
 from ...models.generator import stream
 from ...models.sampler import step_sigmas
 from ...models.tiny import SAMPLER_SHIFT, STEPS, build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
-from .data import make_clips
 from .loop import Schedule, logged, pretrain
 from .measure import held_out_clips, quality
-from .teacher import LatentClips, encode_clips, word_encoder
 
 
 @dataclass(frozen=True)

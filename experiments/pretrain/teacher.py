@@ -6,13 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...envs.worlds.grammar import GRAMMARS
+from ...envs.worlds.clips import encode_clips, make_clips, word_encoder
 from ...models.codec import FrameCodec
-from ...models.prompts import WordEncoder
 from ...models.sampler import renoise, sample_teacher, shifted, sloped
-from ...models.tiny import TEACHER_SAMPLING, TEXT_LEN, build_wan
+from ...models.tiny import TEACHER_SAMPLING, build_wan
 from ...models.wan import CausalWan
-from .data import Clips, clause_bank, make_clips, prompt_index
 from .loop import Schedule, pretrain
 from .measure import held_out_clips, quality
 
@@ -48,35 +46,6 @@ class TeacherRecipe:
         default_factory=lambda: Schedule(steps=6000, batch=32, learning_rate=1.5e-3, ema=0.999, matrix_rate=0.015)
     )
     """Training length."""
-
-
-@dataclass(frozen=True)
-class LatentClips:
-    """Encoded clips. latents: [N, F, C, h, w]; prompts: [N, chunks], rows of embeds [M, L, D], whose first is null."""
-
-    latents: Tensor
-    prompts: Tensor
-    embeds: Tensor
-
-    def draw(self, count: int, generator: torch.Generator, drop: float = 0.0) -> tuple[Tensor, Tensor]:
-        """`count` random clips: latents and prompts [count, chunks, L, D], a share `drop` under the null prompt."""
-        rows = torch.randint(self.latents.shape[0], (count,), generator=generator)
-        kept = (torch.rand(count, generator=generator) >= drop).long()
-        return self.latents[rows], self.embeds[self.prompts[rows] * kept[:, None]]
-
-
-def word_encoder(grammar: str) -> WordEncoder:
-    """The prompt encoder of a sub-grammar."""
-    return WordEncoder(GRAMMARS[grammar].vocabulary(), TEXT_LEN)
-
-
-@torch.no_grad()
-def encode_clips(codec: FrameCodec, clips: Clips, encoder: WordEncoder) -> LatentClips:
-    """Encode a pool once."""
-    bank = clause_bank(encoder, clips.clauses)
-    parts = torch.arange(clips.video.shape[0]).split(64)
-    latents = torch.cat([codec.encode(clips.frames(rows)) for rows in parts])
-    return LatentClips(latents, prompt_index(bank, clips.clauses), bank.embeds)
 
 
 def train_teacher(recipe: TeacherRecipe, codec: FrameCodec, out: Path) -> tuple[CausalWan, dict[str, float]]:

@@ -9,7 +9,7 @@ import torch
 from reelgym.checkpoint import CheckpointError
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig, causal_loss, chunk_levels, forcing_loss
 from reelgym.distill.directions import clip_levels, dmd_direction
-from reelgym.distill.trainer import DMD, STREAM_R1, Distill, flow_loss, score_direction, self_forcing
+from reelgym.distill.trainer import Distill, DistillConfig, flow_loss, score_direction, self_forcing
 from reelgym.models.generator import StreamState, generate_chunk, stream
 from reelgym.models.sampler import renoise, shifted
 from reelgym.noise import normal, stream_keys, uniform
@@ -20,6 +20,8 @@ from reelgym.training.loop import fit
 
 LEARNER = LearnerConfig(learning_rate=1e-3, betas=(0.0, 0.999), clip=10.0, ema=0.5)
 SMALL = {"batch": 3, "critic_updates": 2, "generator": LEARNER, "critic": LEARNER}
+
+DMD, STREAM_R1 = DistillConfig(), DistillConfig(reliability=True, perplexity=True)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import torch
 from reelgym.agents.finetune import FineTune
 from reelgym.agents.finetune_recipes import FINETUNE
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig
-from reelgym.distill.trainer import DMD, STREAM_R1, Distill
+from reelgym.distill.recipes import DISTILL
+from reelgym.distill.trainer import Distill
 
 ORACLES = ("oracle", "oracle_fit", "oracle_law", "oracle_measure")
 
@@ -31,9 +32,16 @@ def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward
         return torch.randn(batch, 12, 4, 4, 4), prompts(batch, step)[0]
 
     trainers = {
-        "dmd": lambda: Distill(DMD, generator, make_wan(1), prompts, torch.zeros(8, 18)),
+        "dmd": lambda: Distill(DISTILL["dmd"], generator, make_wan(1), prompts, torch.zeros(8, 18)),
         "stream-r1": lambda: Distill(
-            STREAM_R1, generator, make_wan(1), prompts, torch.zeros(8, 18), codec=codec, reward=reward, clock=clock
+            DISTILL["stream-r1"],
+            generator,
+            make_wan(1),
+            prompts,
+            torch.zeros(8, 18),
+            codec=codec,
+            reward=reward,
+            clock=clock,
         ),
         "starting recipe": lambda: CausalInit(CausalInitConfig(batch=2), generator, clips),
     }

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reelgym.agents.detection import DetectionConfig
+from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.grammar import GRAMMARS, sample_scripts
 from reelgym.experiments import cli
 from reelgym.experiments.bench import adaptation, adaptation_tables
@@ -15,7 +16,6 @@ from reelgym.experiments.bench.adaptation import Config, core_seconds
 from reelgym.experiments.bench.adaptation_clips import FAMILIES, ClipsTask, sampler_of
 from reelgym.experiments.bench.adaptation_runs import METHODS, ORDERS, Order, Plan, Reel, rungs, work
 from reelgym.experiments.bench.adaptation_tables import arrival, goal_of, report, table_rows
-from reelgym.experiments.methods import Stack
 from reelgym.experiments.readme import filled
 from reelgym.models.detector import ClipDetector
 from reelgym.models.tiny import save_tiny

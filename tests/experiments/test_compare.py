@@ -6,22 +6,13 @@ import pytest
 import torch
 
 from reelgym.checkpoint import load_checkpoint
+from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import compare, longer, runs
 from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
+from reelgym.experiments.evaluate import REFERENCES
 from reelgym.experiments.jobs import stored
-from reelgym.experiments.methods import (
-    METHODS,
-    REFERENCES,
-    Stack,
-    chain,
-    rates_of,
-    trainer_of,
-    with_batch,
-    with_rate,
-    with_seed,
-)
-from reelgym.experiments.presets import ALONE, PRESETS, SEQUENCES
+from reelgym.experiments.presets import ALONE, METHODS, PRESETS, SEQUENCES, chain
 from reelgym.experiments.rows import curve_rows, table_rows
 from reelgym.experiments.runs import work
 from reelgym.training.learner import NonFiniteError
@@ -38,7 +29,7 @@ def kill_at(job):
 
 
 def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeypatch, capsys):
-    config = Config("smoke", out=tmp_path, weights=weights, workers=1, device="cpu")
+    config = Config("smoke", out=tmp_path, stack=str(weights), workers=1, device="cpu")
     monkeypatch.setattr(compare, "fingerprint", lambda weights: "one state of the code")
     monkeypatch.setattr(compare, "work", kill_at("policy"))
     with pytest.raises(KeyboardInterrupt):
@@ -86,7 +77,7 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
 
 
 def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeypatch):
-    config = Config("smoke", out=tmp_path, weights=weights, device="cpu")
+    config = Config("smoke", out=tmp_path, stack=str(weights), device="cpu")
     jobs = {job.name: job.digest for job in reference_jobs(prepare(config))}
     more = {job.name: job.digest for job in reference_jobs(prepare(replace(config, seeds=2)))}
     assert jobs.items() <= more.items() and len(more) == 2 * len(jobs)
@@ -102,7 +93,7 @@ def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeyp
 
 def test_every_method_gets_the_same_search(weights, monkeypatch):
     monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], search=(0.5, 2.0)))
-    setup = prepare(Config("smoke", weights=weights, device="cpu"))
+    setup = prepare(Config("smoke", stack=str(weights), device="cpu"))
     plans = setup.preset.plans()
     tries = search_jobs(setup, plans)
     assert {row: sum(job.config.row == row for job in tries) for row in ALONE} == dict.fromkeys(ALONE, 2)
@@ -112,21 +103,14 @@ def test_every_method_gets_the_same_search(weights, monkeypatch):
     ends = {}
     for number, job in enumerate(tries):
         curve = [{"oracle": 0.9}, {"oracle": number}]
-        ends[job.name] = ({}, {"curve": curve, "learning_rate": rates_of(job.config.plan)[0]})
+        ends[job.name] = ({}, {"curve": curve, "learning_rate": job.config.plan.recipe.learning_rate})
     found = winners(plans, tries, ends)
-    doubled = {name: [2 * rate for rate in rates_of(plan)] for name, plan in plans.items()}
-    assert {name: list(rates_of(plan)) for name, plan in found.items()} == doubled
-    assert rates_of(found["stream-r1+reward"]) == (*rates_of(found["stream-r1"]), *rates_of(found["reward"]))
+    for name in ALONE:
+        assert found[name].recipe.learning_rate == 2 * plans[name].recipe.learning_rate
+    rates = [stage.recipe.learning_rate for stage in found["stream-r1+reward"].recipe.stages]
+    assert rates == [found[name].recipe.learning_rate for name in ("stream-r1", "reward")]
     assert found["dmd"].recipe.critic.learning_rate == pytest.approx(2 * plans["dmd"].recipe.critic.learning_rate)
     assert winners(plans, [], {}) == plans
-
-
-def test_no_folder_means_the_shipped_weights(weights, monkeypatch):
-    monkeypatch.setattr(runs, "WEIGHTS", weights)
-    runs._stack.cache_clear()
-    stack = runs._stack("", "cpu")
-    assert stack.grammar == Stack.load(weights).grammar == "plain"
-    runs._stack.cache_clear()
 
 
 def test_presets_have_whole_plans_and_test_scripts_are_test_scripts():
@@ -136,22 +120,23 @@ def test_presets_have_whole_plans_and_test_scripts_are_test_scripts():
         assert preset.exam.split == "test" and preset.validation.split == "validation"
         assert preset.seeds >= 2 or name == "smoke"
         for name in ALONE:
-            assert name not in plans or rates_of(with_rate(plans[name], 0.5)) == (0.5,)
+            assert name not in plans or plans[name].recipe.with_learning_rate(0.5).learning_rate == 0.5
     with pytest.raises(ValueError, match="of its parts"):
-        with_rate(plans["dmd+forward"], 0.5)
+        plans["dmd+forward"].recipe.with_learning_rate(0.5)
 
 
 def test_a_sequence_has_the_budget_of_one_method():
     plans = PRESETS["standard"].plans()
     for name in SEQUENCES:
-        first, second = plans[name].recipe.parts
+        first, second = plans[name].recipe.stages
         one, other = (plans[part] for part in name.split("+"))
         assert (first.recipe, second.recipe) == (one.recipe, other.recipe)
         assert [2 * first.updates - one.updates, 2 * second.updates - other.updates] in ([0, 0], [1, 0])
         assert plans[name].updates == first.updates + second.updates
-    seeded, smaller = with_seed(plans["dmd+forward"], 7), with_batch(plans["dmd+forward"], 1)
-    assert [part.recipe.seed for part in seeded.recipe.parts] == [7, 7]
-    assert smaller.recipe.parts[0].recipe.batch == smaller.recipe.parts[1].recipe.prompts == 1
+    recipe = plans["dmd+forward"].recipe
+    assert [stage.recipe.seed for stage in recipe.with_seed(7).stages] == [7, 7]
+    smaller = recipe.with_batch(1).stages
+    assert smaller[0].recipe.batch == smaller[1].recipe.prompts == 1
 
 
 def test_the_second_part_starts_from_what_the_first_left_and_goes_on_after_a_checkpoint(weights):
@@ -160,7 +145,7 @@ def test_the_second_part_starts_from_what_the_first_left_and_goes_on_after_a_che
 
     def begin():
         student = stack.student()
-        return student, trainer_of(stack, plan, student)
+        return student, plan.recipe.trainer(stack, student)
 
     def copied(state):
         return {group: {key: value.clone() for key, value in found.items()} for group, found in state[0].items()}
@@ -168,7 +153,7 @@ def test_the_second_part_starts_from_what_the_first_left_and_goes_on_after_a_che
     student, trainer = begin()
     fit(trainer, 2)
     left = {name: value.clone() for name, value in student.model.state_dict().items()}
-    assert any(not torch.equal(left[name], value) for name, value in stack.start.model.state_dict().items())
+    assert any(not torch.equal(left[name], value) for name, value in stack.generator.model.state_dict().items())
     fit(trainer, 3)
     frozen = trainer.trainer.reference.state_dict()
     assert all(torch.equal(frozen[name], value) for name, value in left.items())
@@ -189,9 +174,9 @@ def test_the_second_part_starts_from_what_the_first_left_and_goes_on_after_a_che
 def test_wrong_arguments_are_refused(weights):
     for wrong in ({"seeds": 0}, {"workers": -1}):
         with pytest.raises(ValueError, match="at least 1"):
-            prepare(Config("smoke", weights=weights, device="cpu", **wrong))
-    with pytest.raises(ValueError, match="no student weights"):
-        prepare(Config("smoke", weights=weights / "nowhere", device="cpu"))
+            prepare(Config("smoke", stack=str(weights), device="cpu", **wrong))
+    with pytest.raises(ValueError, match="neither a folder"):
+        prepare(Config("smoke", stack=str(weights / "nowhere"), device="cpu"))
 
 
 def test_rows_by_hand():
@@ -228,7 +213,7 @@ def test_rows_by_hand():
 
 
 def test_a_curve_begins_at_the_start_and_ends_at_the_last_update(weights):
-    setup = prepare(Config("smoke", weights=weights, device="cpu"))
+    setup = prepare(Config("smoke", stack=str(weights), device="cpu"))
     plan = replace(setup.preset.plans()["continued"], updates=5)
     job = setup.job("try", "continued", 0, exam=None, plan=plan, points=2)
     groups, result = work(job.config)
@@ -241,7 +226,7 @@ def test_a_try_that_diverges_loses_and_a_run_that_diverges_counts_as_it_stood(we
         raise NonFiniteError("the gradient norm is inf: lower the learning rate")
 
     monkeypatch.setattr(runs, "fit", diverge)
-    setup = prepare(Config("smoke", weights=weights, device="cpu"))
+    setup = prepare(Config("smoke", stack=str(weights), device="cpu"))
     plan = setup.preset.plans()["continued"]
     lost = work(setup.job("try", "continued", 0, exam=None, plan=plan).config)[1]
     assert lost["curve"][-1] == {**lost["curve"][0], "update": 1, "oracle": 0.0}
@@ -252,7 +237,7 @@ def test_a_try_that_diverges_loses_and_a_run_that_diverges_counts_as_it_stood(we
 
 
 def test_one_method_for_longer(weights, tmp_path, capsys):
-    config = longer.Config("dmd", updates=2, seeds=1, points=2, preset="smoke", out=tmp_path, weights=weights)
+    config = longer.Config("dmd", updates=2, seeds=1, points=2, preset="smoke", out=tmp_path, stack=str(weights))
     longer.run(config)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["update"] for row in rows if row["kind"] == "curve"] == [0, 1, 2]

@@ -6,6 +6,7 @@ from reelgym.experiments.evaluate import Coded, Exam, Student, Teacher, World, e
 from reelgym.models.generator import Generator, stream
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.sampler import TeacherSampling
+from reelgym.models.streaming import StreamingGenerator
 from reelgym.models.wan import CausalWan
 from reelgym.noise import normal, stream_keys
 
@@ -39,7 +40,7 @@ def model(encoder):
 
 @pytest.fixture(scope="module")
 def student(model, encoder):
-    return Student(Generator(model, (1.0, 0.5), (3, 8, 8), 3), HalfSize(), encoder)
+    return Student(StreamingGenerator(Generator(model, (1.0, 0.5), (3, 8, 8), 3), HalfSize(), encoder, 8.0, (16, 16)))
 
 
 def test_the_world_passes_and_a_coarse_codec_does_not():
@@ -75,11 +76,11 @@ def test_the_student_streams_with_the_prompt_of_each_chunk(student, encoder):
     embeds = encode_clauses(encoder, clauses)
     assert embeds.shape[:2] == (1, 16)
     assert torch.equal(embeds[0, 5], encoder.encode([str(script[1])])[0])
-    expected = student.codec.decode(stream(student.generator, embeds, keys))
+    expected = student.pipeline.codec.decode(stream(student.pipeline.generator, embeds, keys))
     assert torch.equal(student(clauses, keys), expected)
 
 
-def test_the_teacher_starts_from_the_student_s_noise(model, encoder):
+def test_the_teacher_starts_from_the_student_s_noise(student):
     calls = []
 
     class Watched(torch.nn.Module):
@@ -89,7 +90,7 @@ def test_the_teacher_starts_from_the_student_s_noise(model, encoder):
             calls.append(x)
             return torch.zeros_like(x)
 
-    teacher = Teacher(Watched(), HalfSize(), encoder, (3, 8, 8), TeacherSampling(steps=2, guidance=1.0, shift=1.0))
+    teacher = Teacher(Watched(), student.pipeline, TeacherSampling(steps=2, guidance=1.0, shift=1.0))
     script = EXAM.long_scripts()[0]
     keys = stream_keys(1, 1)
     video = teacher([script], keys)

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from reelgym.agents.finetune_recipes import RECIPES
 from reelgym.checkpoint import sha256_file
+from reelgym.distill.recipes import DISTILL
 from reelgym.experiments import cli
-from reelgym.experiments.finetune import Config, recipe_of
+from reelgym.experiments.finetune import Config
+from reelgym.experiments.train_student import changed
 from reelgym.models.tiny import load_manifest, load_tiny, save_tiny
 
 SIZE = ["--every", "1", "--validation", "2", "--device", "cpu"]
 
 
 def finetune(stack, out, *more):
-    return cli.main(["finetune", "reward", "--weights", str(stack), "--out", str(out), *SIZE, *more])
+    return cli.main(["finetune", "reward", "--stack", str(stack), "--out", str(out), *SIZE, *more])
 
 
 def test_to_a_student_that_streams(stack, tmp_path, capsys):
@@ -30,7 +33,7 @@ def test_to_a_student_that_streams(stack, tmp_path, capsys):
     assert (start["weights"], tuned["weights"]) == ("start", "fine-tuned")
     assert (spent["kept"], spent["updates"], spent["chunks"]) == (2, 2, 32)
     assert written["config"]["recipe"]["prompts"] == manifest["recipe"]["prompts"] == 4
-    assert written["command"].startswith("reelgym finetune reward --updates 2")
+    assert written["command"].startswith("reelgym finetune reward --") and "--updates 2" in written["command"]
     clip, student = tmp_path / "clip.mp4", tmp_path / "at" / "student"
     prompt = ["generate", "a red circle rests", "--weights", str(stack), "--out", str(clip)]
     assert cli.main([*prompt, "--student", str(student)]) == 0 and clip.exists()
@@ -66,8 +69,10 @@ def test_the_cache_that_it_trains_with_is_kept_and_held_to(stack, tmp_path, caps
 
 
 def test_recipes_can_be_changed_and_wrong_ones_are_told(stack, tmp_path, capsys):
-    recipe = recipe_of(Config("forward", learning_rate=1e-5, group=4, seed=3))
+    recipe = changed(RECIPES["forward"], Config("forward", learning_rate=1e-5, seed=3), group=4)
     assert (recipe.learner.learning_rate, recipe.group, recipe.prompts, recipe.seed) == (1e-5, 4, 2, 3)
     assert finetune(stack, tmp_path, "--updates", "0") == 1 and "at least 1" in capsys.readouterr().err
     with pytest.raises(ValueError, match="at least 1"):
-        recipe_of(Config("forward", group=0))
+        changed(RECIPES["forward"], Config("forward"), group=0)
+    with pytest.raises(ValueError, match="no group to change"):
+        changed(DISTILL["dmd"], Config("dmd"), group=2)

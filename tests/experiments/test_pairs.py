@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from reelgym.envs.worlds.clips import make_clips
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.experiments.cli import main
 from reelgym.experiments.pretrain import pairs as trainer
 from reelgym.experiments.pretrain import pairs_accuracy as measures
 from reelgym.experiments.pretrain import pairs_data as data
-from reelgym.experiments.pretrain.data import make_clips
 from reelgym.models.reward_net import TinyReward
 from reelgym.models.tiny import build_reward, load_encoder, load_manifest, load_tiny
 from reelgym.video import read_video, write_video

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from reelgym.checkpoint import CheckpointError
+from reelgym.envs.worlds.clips import make_clips, word_encoder
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.grammar import GRAMMARS, parse
 from reelgym.experiments.pretrain import flawed
 from reelgym.experiments.pretrain import reward as rewards
 from reelgym.experiments.pretrain import student as students
 from reelgym.experiments.pretrain import teacher as teachers
-from reelgym.experiments.pretrain.data import make_clips
 from reelgym.experiments.pretrain.flaws import PIXEL_FLAWS
 from reelgym.experiments.pretrain.loop import Pretraining, Schedule, pretrain
 from reelgym.experiments.pretrain.retouched import gamed
@@ -114,7 +114,7 @@ def test_pair_loss_prefers_the_better_clip():
 
 def flawed_clips(clean):
     seen = [name for name in FAKES if name not in rewards.UNSEEN.values()]
-    encoder = teachers.word_encoder("plain")
+    encoder = word_encoder("plain")
     return flawed.FlawedClips(encoder, clips=16, grammar="plain", split="train", seed=20, clean=clean, fakes=seen)
 
 

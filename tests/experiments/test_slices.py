@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from reelgym.envs.worlds.slices import SLICES
-from reelgym.experiments.evaluate import AXES, Coded, Exam, Student, World
-from reelgym.experiments.methods import REFERENCES
+from reelgym.experiments.evaluate import AXES, REFERENCES, Coded, Exam, Student, World
 from reelgym.experiments.rows import slice_rows
 from reelgym.experiments.slices import examine_slices
 from reelgym.models.generator import Generator
 from reelgym.models.prompts import WordEncoder
+from reelgym.models.streaming import StreamingGenerator
 
 EXAM = Exam(slice_prompts=2, batch=8)
 
@@ -80,7 +80,9 @@ def test_a_student_sees_the_given_chunk_alone():
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24, "num_layers": 1, "freq_dim": 16}
     channels = {"in_channels": 3, "out_channels": 3, "text_dim": encoder.dim, "patch_size": (1, 2, 2)}
     model = CausalWan(WanTransformer3DModel(**sizes, **channels), frames_per_chunk=3, text_len=16).eval()
-    student = Student(Generator(model, (1.0, 0.5), (3, 8, 8), 3), HalfSize(), encoder)
+    student = Student(
+        StreamingGenerator(Generator(model, (1.0, 0.5), (3, 8, 8), 3), HalfSize(), encoder, 8.0, (16, 16))
+    )
     rows, keys, video = [parse("a red circle rests") * 4], torch.tensor([5]), torch.rand(1, 12, 3, 32, 32)
     made = student.carry_on(video, 3, rows, keys)
     late = student.carry_on(torch.cat((video[:, :3], 1 - video[:, 3:]), 1), 3, rows, keys)

@@ -1,14 +1,16 @@
-"""Clips of the world for pretraining: scripts, rendered video and prompts, all functions of a seed."""
+"""Clips of the world to train on: scripts, rendered video, prompts and latents, all functions of a seed."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts
-from ...envs.worlds.render import render
-from ...envs.worlds.scene import Scene, roll
+from ...models.codec import Codec
 from ...models.prompts import PromptBank, WordEncoder
+from ...models.tiny import TEXT_LEN
+from .grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts
+from .render import render
+from .scene import Scene, roll
 
 CHUNKS = 4
 FRAMES_PER_CHUNK = 3
@@ -57,3 +59,32 @@ def prompt_index(bank: PromptBank, clauses: list[tuple[Clause, ...]]) -> Tensor:
 def clause_bank(encoder: WordEncoder, clauses: list[tuple[Clause, ...]]) -> PromptBank:
     """A bank that holds every clause of these clips, once."""
     return PromptBank.build(encoder, sorted({str(clause) for row in clauses for clause in row}))
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """Encoded clips. latents: [N, F, C, h, w]; prompts: [N, chunks], rows of embeds [M, L, D], whose first is null."""
+
+    latents: Tensor
+    prompts: Tensor
+    embeds: Tensor
+
+    def draw(self, count: int, generator: torch.Generator, drop: float = 0.0) -> tuple[Tensor, Tensor]:
+        """`count` random clips: latents and prompts [count, chunks, L, D], a share `drop` under the null prompt."""
+        rows = torch.randint(self.latents.shape[0], (count,), generator=generator)
+        kept = (torch.rand(count, generator=generator) >= drop).long()
+        return self.latents[rows], self.embeds[self.prompts[rows] * kept[:, None]]
+
+
+def word_encoder(grammar: str) -> WordEncoder:
+    """The prompt encoder of a sub-grammar."""
+    return WordEncoder(GRAMMARS[grammar].vocabulary(), TEXT_LEN)
+
+
+@torch.no_grad()
+def encode_clips(codec: Codec, clips: Clips, encoder: WordEncoder) -> LatentClips:
+    """Encode a pool once."""
+    bank = clause_bank(encoder, clips.clauses)
+    parts = torch.arange(clips.video.shape[0]).split(64)
+    latents = torch.cat([codec.encode(clips.frames(rows)) for rows in parts])
+    return LatentClips(latents, prompt_index(bank, clips.clauses), bank.embeds)

@@ -1,0 +1,29 @@
+"""`reelgym distill RECIPE`: distillation of a student from its teacher, watched by a guard, resumable at any update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ..distill.recipes import DISTILL
+from ..training.recipe import find_recipe
+from .train_student import TrainOptions, changed, train_student
+
+
+@dataclass(frozen=True)
+class Config(TrainOptions):
+    """How to distil; a run that was killed goes on from its last update."""
+
+    recipe: Annotated[str, tyro.conf.Positional]
+    """dmd: distribution matching. stream-r1: weighed by reliability and perplexity. continued: the starting recipe goes
+    on. Or your own: an import path, such as my_package.recipes:mine, or the name that an installed package gives it."""
+    batch: int | None = None
+    """Clips an update, if not the recipe's own."""
+
+
+def run(config: Config) -> None:
+    """Train, watch, save; print what the oracle found before and after."""
+    recipe = changed(find_recipe(config.recipe, DISTILL), config, batch=config.batch)
+    train_student("distill", config.recipe, recipe, config)

@@ -1,0 +1,32 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..envs.stack import StackSpec
+from .results import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """Which models, and where they run."""
+
+    stack: Annotated[str, tyro.conf.arg(aliases=["--weights"])] = "tiny"
+    """The stack of models: a name (tiny is shipped), a folder of parts that `reelgym train` made, a stack.toml, or an
+    import path module:name."""
+    reward: str = ""
+    """A reward in place of the stack's: an import path module:name, or the name that an installed package gives it."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    @property
+    def spec(self) -> StackSpec:
+        """What jobs load; ValueError for a device that is not there."""
+        place = Path(self.stack)
+        stack = str(place.resolve()) if self.stack != "tiny" and place.exists() else self.stack
+        return StackSpec(stack, self.reward, str(pick_device(self.device)))

@@ -1,0 +1,187 @@
+"""What `reelgym finetune` and `reelgym distill` share: a student trained by a recipe, watched by a guard, resumable at
+any update."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, write_json
+from ..envs.stack import Stack
+from ..models.generator import Generator
+from ..models.tiny import load_manifest, save_tiny
+from ..training.guard import Guard, GuardConfig, guard_of
+from ..training.loop import Trainer, fit
+from ..training.recipe import Recipe
+from .evaluate import Exam, as_system, examine
+from .jobs import one_thread
+from .options import StackOptions
+from .results import command_line, write_results
+from .runs import VALIDATION_NOISE
+from .stream_options import cache_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(StackOptions):
+    """How to train a student; a run that was killed goes on from its last update."""
+
+    updates: int = 20
+    """Updates of the generator, all in all."""
+    learning_rate: float | None = None
+    """If not the recipe's own."""
+    guard: bool = True
+    """Stop, and put the best weights back, where a held-out reward falls or a bound breaks (docs/guard.md)."""
+    guard_kl: float = GuardConfig.kl
+    """Most KL from the start that the guard puts up with, per latent element; 0 asks for none."""
+    sink_frames: int | None = None
+    """Cache that the student trains and streams with, its own by default: first latent frames, which stay for good."""
+    window_frames: int | None = None
+    """Cache: latent frames that a chunk sees in all, itself included. Below 12, a clip's length, training evicts."""
+    eviction: Literal["drop", "ema"] | None = None
+    """Cache: forget the oldest frames, or blend them into the sink."""
+    every: int = 4
+    """Updates between looks of guard and oracle."""
+    validation: int = 24
+    """Validation prompts that the oracle judges."""
+    seed: int = 0
+    """Of prompts and noise."""
+    out: Path | None = None
+    """Folder for the checkpoint, the trained student, TensorBoard events and results.json; by default
+    runs/COMMAND-RECIPE."""
+
+
+def changed(recipe: Recipe, options: TrainOptions, **sizes: int | None) -> Recipe:
+    """The recipe with the seed, rate and sizes (fields of it, such as prompts) that the options ask for."""
+    recipe = recipe.with_seed(options.seed)
+    if options.learning_rate is not None:
+        recipe = recipe.with_learning_rate(options.learning_rate)
+    asked = {name: value for name, value in sizes.items() if value is not None}
+    config: Any = recipe
+    there = [field.name for field in fields(config)] if is_dataclass(config) else []
+    if missing := sorted(set(asked) - set(there)):
+        raise ValueError(f"the recipe {type(recipe).__name__} has no {', '.join(missing)} to change")
+    return replace(config, **asked) if asked else recipe
+
+
+def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions) -> None:
+    """Train, watch, save; print what the oracle found before and after. name: what the recipe is called."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    if options.updates < 1 or options.every < 1:
+        raise ValueError("--updates and --every must be at least 1")
+    out = options.out or Path("runs") / f"{command}-{name.replace(':', '.')}"
+    stack = options.spec.load()
+    stack = stack.with_cache(cache_of(options, stack.generator.model.cache_config))
+    student = stack.student()
+    trainer = recipe.trainer(stack, student)
+    watched = GuardConfig(every=options.every, kl=options.guard_kl, seed=options.seed)
+    guard = guard_of(stack, watched, student) if options.guard else None
+    settle_start(out, stack, options)
+    done = updates_in(out / "checkpoint")
+    if done:
+        print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
+    with one_thread(), SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None) as writer:
+        before = judged(stack, stack.generator, options)
+        with tqdm(total=options.updates, desc=f"{command} {name}", unit="update", file=sys.stderr) as bar:
+
+            def note(measured: Mapping[str, float], update: int) -> None:
+                spent = {"spent/chunks": trainer.counts.chunks, "spent/seconds": trainer.counts.seconds}
+                for key, value in {**measured, **spent}.items():
+                    writer.add_scalar(key, value, update)
+                bar.update(update - bar.n)
+
+            if not done:
+                note(before, 0)
+            fit(
+                trainer,
+                options.updates,
+                log=note,
+                evaluate=lambda: judged(stack, student, options),
+                evaluate_every=options.every,
+                checkpoint=out / "checkpoint",
+                checkpoint_every=1,
+                guard=guard,
+            )
+        after = judged(stack, student, options)
+        ends = (("start", before), ("fine-tuned" if command == "finetune" else "distilled", after))
+        rows: list[dict[str, Any]] = [{"kind": "end", "weights": which, **row} for which, row in ends]
+        told = {"kept": kept_updates(trainer, guard), "guard": None if guard is None else guard.why}
+        rows.append({"kind": "spent", **asdict(trainer.counts), **told})
+        settings = asdict(options) | {"recipe": as_config(recipe)}
+        line = command_line(["reelgym", command, name], options)
+        write_results(out, line, [options.seed], settings, rows, stack.device)
+    save_student(out / "student", stack, student, recipe, kept_updates(trainer, guard), after, guard)
+    print(f"oracle on validation prompts: {before['oracle']:.4f} before, {after['oracle']:.4f} after", end="")
+    print(f" {trainer.counts.updates} updates and {trainer.counts.chunks:,} chunks")
+    if guard is not None and guard.why:
+        print(f"the guard: {guard.why}")
+    print(f"student: {out / 'student'}")
+
+
+def as_config(recipe: Any) -> dict[str, Any]:
+    """A recipe's settings as JSON holds them; one that is no dataclass tells its name alone."""
+    return asdict(recipe) if hasattr(recipe, "__dataclass_fields__") else {"recipe": repr(recipe)}
+
+
+def judged(stack: Stack, student: Generator, options: TrainOptions) -> dict[str, float]:
+    """Means of the oracle over validation prompts, which trains nothing and stops nothing."""
+    exam = Exam(options.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar)
+    scores = examine(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False).scores
+    return {"oracle": float(scores["total"].mean())} | {
+        f"oracle/{axis}": float(scores[axis].mean()) for axis in ("VQ", "MQ", "TA")
+    }
+
+
+def updates_in(checkpoint: Path) -> int:
+    """Updates that a checkpoint of `fit` holds; 0 where there is none."""
+    return int(load_checkpoint(checkpoint)[1]["counts"]["updates"]) if has_checkpoint(checkpoint) else 0
+
+
+def settle_start(out: Path, stack: Stack, options: TrainOptions) -> None:
+    """Note down which weights, cache and reward a run starts from, or hold them against the note; CheckpointError where
+    they differ."""
+    note = out / "start.json"
+    made: dict[str, Any] = {**stack.weights(), "cache": asdict(stack.generator.model.cache_config)}
+    made |= {"own reward": options.reward} if options.reward else {}
+    if has_checkpoint(out / "checkpoint") and note.exists() and json.loads(note.read_text()) != made:
+        raise CheckpointError(
+            f"{out} holds a run from other weights than those of {stack.folder}, or another cache or reward: give "
+            "another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(note, made)
+
+
+def kept_updates(trainer: Trainer, guard: Guard | None) -> int:
+    """Updates behind the weights that the trainer ended with: fewer than were made where the guard put some back."""
+    if guard is None or guard.best is None or not guard.why:
+        return trainer.counts.updates
+    return guard.best.update
+
+
+def save_student(
+    folder: Path,
+    stack: Stack,
+    student: Generator,
+    recipe: Recipe,
+    steps: int,
+    quality: Mapping[str, float] | None = None,
+    guard: Guard | None = None,
+) -> None:
+    """Write a generator, once a student of the stack, to a folder that `reelgym generate --student` reads.
+
+    steps: updates behind its weights. quality: what was measured of it. guard: who watched. The words that the student
+    reads are the start's.
+    """
+    start = load_manifest("student", stack.places["student"])
+    kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
+    told: dict[str, Any] = {"part": "student", "recipe": {**as_config(recipe), "grammar": stack.grammar}}
+    told |= {"seed": recipe.seed, "steps": steps, "made_from": stack.weights()["student"]}
+    told |= {"quality": dict(quality or {}), "guard": None if guard is None else guard.why}
+    save_tiny(folder, student.model, kept | told)
