@@ -21,7 +21,7 @@ from ...models.generator import stream
 from ...models.prompts import PromptBatch
 from ...noise import stream_keys
 from ...rewards.stream_reward import RewardSignal
-from .turns import in_turns
+from .timing import interleaved_timings
 
 GROUP = 8
 TARGET = 0.95
@@ -80,9 +80,9 @@ def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> d
     if train and envs > 1:
         works["training"] = _trainer(stack, envs, seed).update
     if rounds > 1 or device.type == "cuda":  # else a clip takes so long that what happens once does not matter
-        in_turns(list(works.values()), 1, device)
-    seconds = in_turns([works["bare"], works["generator"]], 2 * rounds, device)
-    seconds += in_turns(list(works.values())[2:], rounds, device)
+        interleaved_timings(list(works.values()), 1, device)
+    seconds = interleaved_timings([works["bare"], works["generator"]], 2 * rounds, device)
+    seconds += interleaved_timings(list(works.values())[2:], rounds, device)
     chunks = envs * stack.clock.chunks
     speed = {name: chunks / min(one) for name, one in zip(works, seconds, strict=True)}
     row: dict[str, Any] = {"kind": "chunks", "envs": envs, "rounds": rounds, "training": None, **speed}

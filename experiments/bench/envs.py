@@ -15,12 +15,13 @@ import torch
 
 from ...envs.registration import KINDS, register_envs
 from ...envs.stack import Stack
+from ..console import publish, sections
 from ..jobs import on_threads
-from ..results import command_line, pick_device, write_results
-from ..tables import Column, Row, markdown_table, number, rows_of
+from ..results import pick_device
+from ..tables import Column, Row, number, rows_of
 from .chunks import chunk_row
 from .overhead import overhead_rows
-from .turns import seconds_of
+from .timing import timed
 
 BLOCK = 4
 """Steps that are timed together: as many as a tiny clip has chunks."""
@@ -114,28 +115,20 @@ def run(config: Config) -> None:
             rows += [step_row(name, envs, config, device) for name in KINDS for envs in config.envs]
         if "overhead" in config.parts:
             rows += overhead_rows(config.many, config.steps, config.rounds, device)
-        command = command_line(["reelgym", "bench", "envs"], config)
-        written = write_results(config.out, command, [config.seed], config, rows, device)
-    print(f"{report(rows)}\n\nresults: {written}")
+        publish(["reelgym", "bench", "envs"], config, [config.seed], rows, report(rows), device)
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The tables as Markdown."""
-    results = {"rows": rows}
-    chunks, steps, overhead = (rows_of(results, kind) for kind in ("chunks", "steps", "overhead"))
-    parts = []
-    if chunks:
-        end_to_end = "End to end, chunks a second. Latents are decoded and every window is scored."
-        bare = "The generator only, chunks a second. Nothing is decoded and nothing is scored."
-        parts += [end_to_end, markdown_table(CHUNK_COLUMNS, chunks), bare, markdown_table(BARE_COLUMNS, chunks)]
-    if steps:
-        parts += ["Every id with random actions.", markdown_table(STEP_COLUMNS, steps)]
-    if overhead:
-        said = f"A transition that does nothing, with 1 and with {overhead[0]['envs']} environments (many)."
-        ours = overhead[0]["us_many"]
-        timed = [{**row, "times": row["us_many"] / ours if row["us_many"] and ours else None} for row in overhead]
-        parts += [said, markdown_table(OVERHEAD_COLUMNS, timed)]
-    return "\n\n".join(parts)
+    chunks, steps, overhead = (rows_of({"rows": rows}, kind) for kind in ("chunks", "steps", "overhead"))
+    many, ours = (overhead[0]["envs"], overhead[0]["us_many"]) if overhead else (0, None)
+    compared = [{**row, "times": row["us_many"] / ours if row["us_many"] and ours else None} for row in overhead]
+    return sections(
+        ("End to end, chunks a second. Latents are decoded and every window is scored.", CHUNK_COLUMNS, chunks),
+        ("The generator only, chunks a second. Nothing is decoded and nothing is scored.", BARE_COLUMNS, chunks),
+        ("Every id with random actions.", STEP_COLUMNS, steps),
+        (f"A transition that does nothing, with 1 and with {many} environments (many).", OVERHEAD_COLUMNS, compared),
+    )
 
 
 def step_row(name: str, envs: int, config: Config, device: torch.device) -> Row:
@@ -151,7 +144,7 @@ def step_row(name: str, envs: int, config: Config, device: torch.device) -> Row:
 
     blocks, seconds = 0, 0.0
     while not blocks or seconds < config.seconds:
-        seconds += seconds_of(block, device)
+        seconds += timed(block, device)
         blocks += 1
     vector.close()
     a_step = seconds / (blocks * BLOCK)

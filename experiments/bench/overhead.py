@@ -5,7 +5,6 @@ observation is the counter's frame, 3x32x32 bytes out of a table of 256. Ours ga
 tensor every step. A rival's single environment hands out a view of its frame, and its vector copies.
 """
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from ...envs.vector import TensorVectorEnv
-from .turns import in_turns
+from .timing import median_timings
 
 SHAPE = (3, 32, 32)
 FRAMES = np.random.default_rng(0).integers(256, size=(256, *SHAPE), dtype=np.uint8)
@@ -212,9 +211,8 @@ def measured(
             _steps(env, subject, num_envs, count, device)
             for (subject, env), count in zip(opened.items(), counts, strict=True)
         ]
-        in_turns(works, 1, device)
-        seconds = in_turns(works, rounds, device)
-    micros = [1e6 * statistics.median(one) / count for one, count in zip(seconds, counts, strict=True)]
+        seconds = median_timings(works, rounds, device)
+    micros = [1e6 * one / count for one, count in zip(seconds, counts, strict=True)]
     named = dict(zip((subject.name for subject in opened), micros, strict=True))
     return {subject.name: named.get(subject.name) for subject in subjects}
 

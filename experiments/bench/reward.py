@@ -6,9 +6,7 @@ batch, one forward pass, and the backward passes on its graph. Same model, same 
 """
 
 import copy
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...envs.stack import Stack
 from ...models.codec import Grid
 from ...models.prompts import PromptBatch
-from ...models.tiny import load_encoder, load_tiny
 from ...rewards.microbatch import activation_bytes
 from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
+from ..console import publish
 from ..jobs import on_threads
-from ..results import command_line, pick_device, write_results
+from ..results import pick_device
 from ..tables import Column, markdown_table, number
+from .timing import median_timings
 
 NEED = frozenset({"scores", "perplexity"})
 TOWERS = {"tiny": ("encoder",), "qwen": ("backbone.visual",)}
@@ -94,9 +94,7 @@ def run(config: Config) -> None:
         for name in config.models:
             subject = tiny_subject(config, device) if name == "tiny" else qwen_subject(config, device)
             rows += [measured(subject, count, config.repeats) for count in config.batches]
-        command = command_line(["reelgym", "bench", "reward"], config)
-        written = write_results(config.out, command, [config.seed], config, rows, device)
-    print(f"{report(rows)}\nresults: {written}")
+        publish(["reelgym", "bench", "reward"], config, [config.seed], rows, report(rows), device)
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -122,8 +120,7 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
 
     difference = float((weights(ours) - sequential()).abs().max())
     runs = (sequential, lambda: weights(ours), lambda: weights(bounded))
-    seconds = [[seconds_of(run) for run in runs] for _ in range(repeats)]
-    theirs, here, within = (1000 * statistics.median(column) for column in zip(*seconds, strict=True))
+    theirs, here, within = (1000 * median for median in median_timings(runs, repeats, video.device, warm_up=0))
     return {
         "kind": "speed",
         "model": subject.name,
@@ -151,15 +148,6 @@ def kept_bytes(model: RewardModel, video: Tensor, prompts: PromptBatch) -> int:
     """What a forward pass keeps for the backward passes."""
     leaf = video.detach().clone().requires_grad_()
     return activation_bytes(lambda: model.score(leaf, prompts), model)
-
-
-def seconds_of(work: Callable[[], Tensor]) -> float:
-    """Wall-clock seconds of one call, the device waited for."""
-    started = time.perf_counter()
-    found = work()
-    if found.is_cuda:
-        torch.cuda.synchronize(found.device)
-    return time.perf_counter() - started
 
 
 def recomputing(model: RewardModel, towers: Sequence[str]) -> RewardModel:
@@ -190,10 +178,10 @@ def tiny_subject(config: Config, device: torch.device) -> Subject:
     """The shipped reward on random clips of the environment's window."""
     count, frames = max(config.batches), 6
     video = torch.rand(count, frames, 3, 32, 32, generator=torch.Generator().manual_seed(config.seed))
-    embeds = load_encoder("reward").encode([PROMPT] * count)
-    prompts = PromptBatch((PROMPT,) * count, embeds.to(device))
+    stack = Stack.load("tiny", device)
+    prompts = PromptBatch((PROMPT,) * count, stack.encoder.encode([PROMPT] * count).to(device))
     grid = Grid(torch.arange(frames), 8, 8)
-    return Subject("tiny", load_tiny("reward", device=device), video.to(device), prompts, grid, TOWERS["tiny"])
+    return Subject("tiny", stack.reward.model, video.to(device), prompts, grid, TOWERS["tiny"])
 
 
 def qwen_subject(config: Config, device: torch.device) -> Subject:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from ...models.stream_files import StreamSettings
 from ...models.streaming import StreamingGenerator
+from ..console import progress, publish, sections
 from ..jobs import on_threads
-from ..results import command_line, pick_device, write_results
+from ..results import pick_device
 from ..stream_options import parse_size
-from ..tables import Column, Row, markdown_table, number, rows_of
+from ..tables import Column, Row, number, rows_of
 from . import streaming_runs as runs
 from .random_wan import random_wan
 
@@ -127,17 +127,15 @@ def run(config: Config) -> None:
     with on_threads(config.threads):
         made = load(config, device)
         rows: list[Row] = [dict(runs.describe(made))]
-        with tqdm(desc="timing", unit=" steps", disable=None) as bar:
+        with progress(None, "timing", " steps") as bar:
 
-            def progress(what: str) -> None:
+            def done(what: str) -> None:
                 bar.set_postfix_str(what)
                 bar.update()
 
             for part in config.parts:
-                rows += _measure(part, made, config, progress)
-        command = command_line(["reelgym", "bench", "streaming"], config)
-        written = write_results(config.out, command, [config.seed], config, rows, device)
-    print(f"{report(rows)}\n\nresults: {written}")
+                rows += _measure(part, made, config, done)
+        publish(["reelgym", "bench", "streaming"], config, [config.seed], rows, report(rows), device)
 
 
 def load(config: Config, device: torch.device) -> StreamingGenerator:
@@ -170,39 +168,36 @@ def _check(config: Config) -> None:
         raise ValueError("rounds, latents and batches are counted from 1")
 
 
-def _measure(part: Part, made: StreamingGenerator, config: Config, progress: runs.Progress) -> list[Row]:
+def _measure(part: Part, made: StreamingGenerator, config: Config, done: runs.Done) -> list[Row]:
     rounds, seed = config.rounds, config.seed
     if part == "position":
-        return runs.position_rows(made, config.chunks, rounds, seed, config.policies, progress)
+        return runs.position_rows(made, config.chunks, rounds, seed, config.policies, done)
     if part == "recompute":
-        return runs.recompute_rows(made, config.latents, config.streams, max(1, rounds // 3), seed, progress)
+        return runs.recompute_rows(made, config.latents, config.streams, max(1, rounds // 3), seed, done)
     if part == "batch":
-        return runs.batch_rows(made, config.batches, max(1, rounds // 3), seed, progress)
+        return runs.batch_rows(made, config.batches, max(1, rounds // 3), seed, done)
     if part == "first":
-        return [runs.first_row(made, rounds, seed, progress)]
+        return [runs.first_row(made, rounds, seed, done)]
     mode = config.mode or ("reduce-overhead" if made.device.type == "cuda" else None)
-    return [runs.compile_row(made, mode, rounds, seed, progress)]
+    return [runs.compile_row(made, mode, rounds, seed, done)]
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The tables as Markdown."""
     results = {"rows": rows}
     (model,) = rows_of(results, "model")
-    parts = [
+    what = (
         f"{model['parameters'] / 1e6:,.1f} million parameters, {model['width']}x{model['height']} pixels, "
         f"{model['dtype']}, {model['steps']} steps, chunks of {model['frames_per_chunk']} latent frames, window "
         f"{model['window']} and sink {model['sink']} as it ships."
-    ]
+    )
     shown = rows_of(results, "position")
-    if shown:
-        head = f"Chunk {shown[0]['late']} against chunk {shown[0]['early']}, one stream."
-        parts += [head, markdown_table(POSITION_COLUMNS, shown)]
-    for kind, columns, head in (
-        ("recompute", RECOMPUTE_COLUMNS, "Against full recomputation."),
-        ("batch", BATCH_COLUMNS, "Several streams at once, window full."),
-        ("first", FIRST_COLUMNS, "Time to the first frames."),
-        ("compile", COMPILE_COLUMNS, "With torch.compile, one stream."),
-    ):
-        found = rows_of(results, kind)
-        parts += [head, markdown_table(columns, found)] if found else []
-    return "\n\n".join(parts)
+    cuts = f"Chunk {shown[0]['late']} against chunk {shown[0]['early']}, one stream." if shown else ""
+    tables = sections(
+        (cuts, POSITION_COLUMNS, shown),
+        ("Against full recomputation.", RECOMPUTE_COLUMNS, rows_of(results, "recompute")),
+        ("Several streams at once, window full.", BATCH_COLUMNS, rows_of(results, "batch")),
+        ("Time to the first frames.", FIRST_COLUMNS, rows_of(results, "first")),
+        ("With torch.compile, one stream.", COMPILE_COLUMNS, rows_of(results, "compile")),
+    )
+    return f"{what}\n\n{tables}" if tables else what

@@ -19,9 +19,10 @@ from ...models.sampler import renoise, x0_from_v
 from ...models.streaming import StreamingGenerator
 from ...noise import normal, stream_keys
 from ..tables import Row
-from .turns import in_turns, seconds_of
+from .timing import Work, median_timings, timed
 
 PROMPT = "a red circle moves left"
+Done = Callable[[str], object]
 FLAT, FASTER = 1.1, 5.0
 """Targets: latency of a late chunk over an early one, at most; full recomputation over the cache, at least."""
 
@@ -41,7 +42,7 @@ def policies(shipped: CacheConfig, frames_per_chunk: int) -> dict[str, CacheConf
 
 @torch.no_grad()
 def position_rows(
-    made: StreamingGenerator, cuts: tuple[int, int], rounds: int, seed: int, names: Sequence[str], progress: Progress
+    made: StreamingGenerator, cuts: tuple[int, int], rounds: int, seed: int, names: Sequence[str], done: Done
 ) -> list[Row]:
     """The cost of the chunk after each of two lengths of the past, per policy: denoising, and with its decoding."""
     rows = []
@@ -57,11 +58,10 @@ def position_rows(
             if chunk + 1 in cuts:
                 states.append(state)
                 decodes.append(decode)
-            progress(name)
+            done(name)
         works = [_chunk(parts.generator, state, embeds) for state in states]
         works += [_decoding(parts, latents, decode) for decode in decodes]
-        in_turns(works, 1, device)
-        early, late, *decoding = [statistics.median(found) for found in in_turns(works, rounds, device)]
+        early, late, *decoding = median_timings(works, rounds, device)
         kept = [_bytes(state.cache) for state in states]
         row: Row = {"kind": "position", "policy": name, "early": cuts[0], "late": cuts[1], "rounds": rounds}
         row |= {"early_ms": 1e3 * early, "late_ms": 1e3 * late, "ratio": late / early, "target_ratio": FLAT}
@@ -72,7 +72,7 @@ def position_rows(
 
 @torch.no_grad()
 def recompute_rows(
-    made: StreamingGenerator, latents: int, streams: Sequence[int], rounds: int, seed: int, progress: Progress
+    made: StreamingGenerator, latents: int, streams: Sequence[int], rounds: int, seed: int, done: Done
 ) -> list[Row]:
     """A clip of so many latent frames with the cache, and by computing all frames so far anew in every step."""
     rows, device = [], made.device
@@ -82,9 +82,8 @@ def recompute_rows(
         embeds, keys, chunks = made.encode([PROMPT] * batch), stream_keys(seed, batch, device), latents // size
         scripts = embeds[:, None].expand(-1, chunks, -1, -1)
         works = [partial(stream, generator, scripts, keys), partial(recomputed, generator, keys, embeds, chunks)]
-        in_turns(works, 1, device)
-        ours, theirs = [statistics.median(times) for times in in_turns(works, rounds, device)]
-        progress(f"chunks of {size}")
+        ours, theirs = median_timings(works, rounds, device)
+        done(f"chunks of {size}")
         row: Row = {
             "kind": "recompute",
             "frames_per_chunk": size,
@@ -121,49 +120,42 @@ def token_ratio(chunks: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def batch_rows(
-    made: StreamingGenerator, batches: Sequence[int], rounds: int, seed: int, progress: Progress
-) -> list[Row]:
+def batch_rows(made: StreamingGenerator, batches: Sequence[int], rounds: int, seed: int, done: Done) -> list[Row]:
     """Throughput of the next chunk with a full window, for several streams at once."""
     rows = []
     for batch in batches:
         parts, embeds, state, latents, decode = _warm(made, batch, seed)
         works = [_chunk(parts.generator, state, embeds), _decoding(parts, latents, decode)]
-        in_turns(works, 1, made.device)
-        denoise, decoding = [statistics.median(found) for found in in_turns(works, rounds, made.device)]
+        denoise, decoding = median_timings(works, rounds, made.device)
         frames = parts.codec.decode_stream(latents, decode)[0].shape[1]
         row: Row = {"kind": "batch", "streams": batch, "rounds": rounds, "denoise_ms": 1e3 * denoise}
         row |= {"denoise_fps": batch * frames / denoise, "decode_ms": 1e3 * decoding}
         rows.append(row | {"fps": batch * frames / (denoise + decoding), "shown_fps": made.fps})
-        progress(f"{batch} streams")
+        done(f"{batch} streams")
     return rows
 
 
-def first_row(made: StreamingGenerator, rounds: int, seed: int, progress: Progress) -> Row:
+def first_row(made: StreamingGenerator, rounds: int, seed: int, done: Done) -> Row:
     """From a prompt to the first decoded frames, all loaded and warm: the prompt encoded, a chunk made and decoded."""
-    found = [seconds_of(lambda: next(made.open(PROMPT, seed)), made.device) for _ in range(rounds + 1)]
-    progress("time to first frame")
+    found = [timed(lambda: next(made.open(PROMPT, seed)), made.device) for _ in range(rounds + 1)]
+    done("time to first frame")
     return {"kind": "first", "cold_ms": 1e3 * found[0], "ms": 1e3 * statistics.median(found[1:]), "rounds": rounds}
 
 
 @torch.no_grad()
-def compile_row(made: StreamingGenerator, mode: str | None, rounds: int, seed: int, progress: Progress) -> Row:
+def compile_row(made: StreamingGenerator, mode: str | None, rounds: int, seed: int, done: Done) -> Row:
     """The next chunk with a full window, eager and compiled, in turns; and how long it took until all was compiled."""
     compiled = replace(made, generator=replace(made.generator, model=copy.deepcopy(made.generator.model)))
     compiled.compile(mode)
     _, embeds, state, _, _ = _warm(made, 1, seed)
-    warm_up = seconds_of(lambda: _warm(compiled, 1, seed), made.device)
+    warm_up = timed(lambda: _warm(compiled, 1, seed), made.device)
     works = [_chunk(one.generator, state, embeds) for one in (made, compiled)]
-    in_turns(works, 2, made.device)
-    eager, fast = [statistics.median(found) for found in in_turns(works, rounds, made.device)]
+    eager, fast = median_timings(works, rounds, made.device, warm_up=2)
     first, second = (generate_chunk(one.generator, state, embeds)[0] for one in (made, compiled))
-    progress("torch.compile")
+    done("torch.compile")
     row: Row = {"kind": "compile", "mode": mode or "default", "eager_ms": 1e3 * eager, "compiled_ms": 1e3 * fast}
     row |= {"ratio": eager / fast, "warm_up_s": warm_up, "rounds": rounds}
     return row | {"difference": float((first - second).abs().max())}
-
-
-Progress = Callable[[str], object]
 
 
 def _warm(
@@ -180,11 +172,11 @@ def _warm(
     return made, embeds, state, latents, decode
 
 
-def _chunk(generator: Generator, state: StreamState, embeds: Tensor) -> Callable[[], object]:
+def _chunk(generator: Generator, state: StreamState, embeds: Tensor) -> Work:
     return lambda: generate_chunk(generator, state, embeds)
 
 
-def _decoding(made: StreamingGenerator, latents: Tensor, decode: Any) -> Callable[[], object]:
+def _decoding(made: StreamingGenerator, latents: Tensor, decode: Any) -> Work:
     return lambda: made.codec.decode_stream(latents, decode)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from reelgym.envs import presets
 from reelgym.envs.registration import KINDS
+from reelgym.envs.stack import STACKS
 from reelgym.experiments import cli
 from reelgym.experiments.bench import envs
 from reelgym.experiments.bench.chunks import NoCodec, NoReward
@@ -18,6 +19,7 @@ CPU = torch.device("cpu")
 
 def test_bench_envs_end_to_end(capsys, tmp_path, stack, monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "tiny", Path(stack))
+    monkeypatch.setitem(STACKS, "tiny", Path(stack))
     size = ["--envs", "2", "--rounds", "1", "--seconds", "0", "--steps", "20", "--many", "2"]
     assert cli.main(["bench", "envs", *size, "--device", "cpu", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
