@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from ..checkpoint import save_checkpoint
 from ..envs.stack import StackSpec
+from ..training.recipe import find_recipe
 from ..training.sequence import Sequence as RecipeSequence
 from ..training.sequence import Stage
 from .evaluate import REFERENCES
 from .events import write_events
 from .jobs import Job, Result, one_thread, run_jobs
 from .options import StackOptions
-from .presets import LABELS, PRESETS, Preset, chain
+from .presets import PRESETS, RECIPES, Preset, chain, label_of
 from .report import load_media, read_results, summary_text, write_picture, write_report
 from .results import write_results
 from .rows import clip_rows, curve_rows, table_rows
@@ -35,6 +36,9 @@ class Config(StackOptions):
 
     preset: Literal["quick", "standard", "smoke"] = "quick"
     """quick: a look, in minutes. standard: evidence, in less than an hour. smoke: only shows that everything runs."""
+    add: tuple[str, ...] = ()
+    """Recipes of your own beside those of the preset: module:name=UPDATES, or the name that an installed package gives
+    them; UPDATES within the preset's seconds on your machine."""
     seed: int = 0
     """The first of the seeds."""
     seeds: int | None = None
@@ -54,6 +58,7 @@ class Config(StackOptions):
             "reward": self.reward,
         }
         options = [f"--{name} {value}" for name, value in named.items() if value]
+        options += ["--add", *self.add] if self.add else []
         return " ".join(["reelgym compare --preset", self.preset, *options])
 
 
@@ -73,13 +78,13 @@ class Setup:
         """A job of this comparison."""
         fixed = {"stack": self.stack, "made_from": self.made_from}
         settings = {"validation": self.preset.validation, **fixed, **task}
-        return Job(name, Task(row, seed, **settings), cost)
+        return Job(name.replace(":", "."), Task(row, seed, **settings), cost)
 
 
 def run(config: Config) -> None:
     """Search, train, examine, report; prints the tables and where the report is."""
     setup = prepare(config)
-    plans = setup.preset.plans()
+    plans = setup.preset.plans() | own_plans(config.add)
     tries, references = search_jobs(setup, plans), reference_jobs(setup)
     total = len(tries) + len(references) + len(plans) * len(setup.seeds)
     with tqdm(total=total, desc=f"compare {config.preset}", unit="job", file=sys.stderr) as bar:
@@ -110,6 +115,17 @@ def prepare(config: Config) -> Setup:
         config.spec,
         fingerprint(stack.folder),
     )
+
+
+def own_plans(added: Sequence[str]) -> dict[str, Stage]:
+    """Recipes that a user adds, by the name they were asked for; ValueError for a line that is not NAME=UPDATES."""
+    plans = {}
+    for line in added:
+        name, _, updates = line.rpartition("=")
+        if not name or not updates.isdigit() or int(updates) < 1:
+            raise ValueError(f"--add {line}: write module:name=UPDATES, such as my_package.recipes:best_of_n=20")
+        plans[name] = Stage(find_recipe(name, RECIPES), int(updates))
+    return plans
 
 
 def search_jobs(setup: Setup, plans: Mapping[str, Stage]) -> list[Job]:
@@ -178,7 +194,10 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Stage], results: M
     """Write results.json, media, TensorBoard events and report.html; print the tables."""
     out, preset = setup.out, setup.preset
     found = {name: result for name, (_, result) in results.items()}
-    runs = {name: [{"seed": seed, **found[f"{name}-{seed}"]} for seed in setup.seeds] for name in (*REFERENCES, *plans)}
+    runs = {
+        name: [{"seed": seed, **found[f"{name}-{seed}".replace(":", ".")]} for seed in setup.seeds]
+        for name in (*REFERENCES, *plans)
+    }
     rows = table_rows(runs)
     rows += [row for name in plans for one in runs[name] for row in curve_rows(name, one)]
     rows += [_search_row(name, result) for name, result in found.items() if name.startswith("search-")]
@@ -227,7 +246,7 @@ def notes(setup: Setup, plans: Mapping[str, Stage]) -> list[str]:
 def sequence_notes(plans: Mapping[str, Stage]) -> list[str]:
     """How the sequences share the budget; nothing where there are none."""
     shares = [
-        f"{LABELS[name]} {' + '.join(str(stage.updates) for stage in plan.recipe.stages)}"
+        f"{label_of(name)} {' + '.join(str(stage.updates) for stage in plan.recipe.stages)}"
         for name, plan in plans.items()
         if isinstance(plan.recipe, RecipeSequence)
     ]

@@ -24,6 +24,13 @@ METHODS = {
 }
 """Rows that train the starting student; a name with a + is a sequence of others."""
 LABELS = REFERENCES | METHODS
+
+
+def label_of(name: str) -> str:
+    """What a row is called in tables; a recipe of one's own by its import path."""
+    return LABELS.get(name, name)
+
+
 SEQUENCES = tuple(name for name in METHODS if "+" in name)
 ALONE = tuple(name for name in METHODS if name not in SEQUENCES)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import AXES, Exam, texts_of
-from .presets import LABELS, METHODS
+from .evaluate import AXES, REFERENCES, Exam, texts_of
+from .presets import METHODS, label_of
 from .stats import mean_interval, paired_difference, sign_test
 from .tables import Row
 
@@ -43,15 +43,16 @@ def questions(runs: Runs) -> list[tuple[str, str]]:
 
     The last is chosen by the scores themselves, which makes a difference look surer than it is.
     """
-    trained = sorted((name for name in runs if name in METHODS), key=lambda name: -scores(runs[name]).mean())
-    asked = dict.fromkeys((*DECLARED, *DESCRIBED, *pairwise(trained[:2])))
+    trained = sorted((name for name in runs if name not in REFERENCES), key=lambda name: -scores(runs[name]).mean())
+    added = [(name, "start") for name in runs if name not in REFERENCES | METHODS]
+    asked = dict.fromkeys((*DECLARED, *DESCRIBED, *added, *pairwise(trained[:2])))
     return [(ours, theirs) for ours, theirs in asked if ours in runs and theirs in runs]
 
 
 def method_row(name: str, results: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]]) -> Row:
     """Means over seeds and prompts, the total with its interval, diversity relative to the world's."""
     total = mean_interval(scores(results))
-    row: Row = {"kind": "method", "method": name, "label": LABELS[name], "seeds": len(results)}
+    row: Row = {"kind": "method", "method": name, "label": label_of(name), "seeds": len(results)}
     row |= {axis.lower(): float(scores(results, axis).mean()) for axis in AXES}
     row |= {"low": total.low, "high": total.high}
     row |= {"late": _mean(results, "late"), "drift": _mean(results, "drift")}
@@ -75,14 +76,14 @@ def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
     a, b = scores(runs[ours]), scores(runs[theirs])
     difference = paired_difference(a, b)
     declared = (ours, theirs) in DECLARED
-    against = "start" if theirs == "start" else LABELS[theirs]
+    against = "start" if theirs == "start" else label_of(theirs)
     own, other = _mean(runs[ours], "diversity"), _mean(runs[theirs], "diversity")
     return {
         "kind": "contrast",
         "ours": ours,
         "theirs": theirs,
-        "label": f"{LABELS[ours]} - {against}" + (" *" if declared else ""),
-        "question": f"{LABELS[ours]} above {'the start' if theirs == 'start' else against}:",
+        "label": f"{label_of(ours)} - {against}" + (" *" if declared else ""),
+        "question": f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:",
         "declared": declared,
         "difference": difference.mean,
         "low": difference.low,
@@ -99,7 +100,7 @@ def slice_rows(name: str, results: Sequence[Mapping[str, Any]]) -> list[Row]:
     for edge in results[0].get("slices", ()):
         found = [result["slices"][edge] for result in results]
         total = mean_interval([score["total"] for score in found])
-        row: Row = {"kind": "slice", "method": name, "label": LABELS[name], "slice": edge, "seeds": len(results)}
+        row: Row = {"kind": "slice", "method": name, "label": label_of(name), "slice": edge, "seeds": len(results)}
         row |= {"prompts": len(found[0]["total"])}
         row |= {axis.lower(): float(np.mean([score[axis] for score in found])) for axis in AXES}
         rows.append(row | {"low": total.low, "high": total.high})
