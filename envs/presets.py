@@ -14,7 +14,7 @@ from ..models.tiny import WEIGHTS, build_generator, load_encoder, load_manifest,
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY
 from .detect_bank import Bank, Source, build_bank
-from .judge import Judge
+from .game_rules import ThresholdPolicy
 from .prompt_source import slice_prompts, world_prompts
 from .stream_denoise import SIGMAS
 from .worlds.slices import slice_named
@@ -100,7 +100,7 @@ def self_play_generator_parts(preset: str | Path = "tiny", **given: Any) -> dict
     parts = self_play_parts(preset, **given)
     if "opponent" not in parts:
         rival = load_tiny("rival", stack_folder(preset) / "rival", parts["device"]).requires_grad_(False)
-        parts["opponent"] = Judge(rival)
+        parts["opponent"] = ThresholdPolicy(rival)
     return parts
 
 

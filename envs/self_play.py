@@ -20,6 +20,7 @@ from ..models.codec import Codec
 from ..noise import normal, stream_keys, uniform
 from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
+from .game_rules import GameRules
 from .prompt_source import ScriptPrompts
 from .stream_detect import FAKE, REAL, WAIT
 from .worlds.camera import CAMERAS, Lens, lens_of, shoot_through
@@ -37,48 +38,13 @@ COIN, LENS, GRAIN = range(2**20, 2**20 + 3)
 
 
 @dataclass(frozen=True)
-class GameRules:
-    """What the players see and pay."""
-
-    wait_cost: float = 0.02
-    """Of one more chunk, once one was seen; a verdict is worth 1 or -1."""
-    floor: float = -1.0
-    """Mean reward of a clip's windows below which the generator earns nothing above 0."""
-    window: int = 2
-    """Chunks that the detector observes, the newest last."""
-    pool: int = 2
-    """Side of the squares of pixels that the detector's observation averages."""
-    camera: str = "night"
-    """Of the world; real and generated clips pass through the same."""
-    share: float = 0.5
-    """Of streams that are real."""
-
-    def __post_init__(self) -> None:
-        if self.wait_cost < 0 or min(self.window, self.pool) < 1 or not 0 <= self.share <= 1:
-            raise ValueError(f"wait_cost is at least 0, window and pool at least 1, share within [0, 1]: {self}")
-        if self.camera not in CAMERAS:
-            raise ValueError(f"unknown camera {self.camera!r}; use one of: {', '.join(CAMERAS)}")
-
-    def pay(self, real: Tensor, verdict: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """What verdicts [N], REAL or FAKE, pay generator and detector, waiting apart.
-
-        real: bool [N]. quality: [N], mean reward of the windows shown.
-        """
-        fake = verdict == FAKE
-        detector = torch.where(fake != real, 1.0, -1.0)
-        generator = torch.where(fake, -1.0, 1.0)
-        generator = torch.where(quality < self.floor, generator.clamp_max(0.0), generator)
-        return torch.where(real, 0.0, generator), detector
-
-
-@dataclass(frozen=True)
 class GameState:
     """Where N streams stand; nothing in it is ever written in place.
 
     clips: what the generator made.   real: bool [N], nature's choice.   truth: [N, n, f, 3, H, W], the true clips.
     lens: of the camera, a row a stream.   film: what the detector has been shown, [N, k * f, 3, H, W].   step: moves
-    made, 0 to n + 1.   verdict: int64 [N], WAIT while it is out.   over: bool [N].   quality: [N], the generator's
-    windows so far.   keys: int64 [N].
+    made, 0 to n + 1.   verdict: int64 [N], WAIT while it is out.   quality: [N], the generator's windows so far.
+    keys: int64 [N].
     """
 
     clips: ClipState
@@ -88,9 +54,13 @@ class GameState:
     film: Tensor
     step: int
     verdict: Tensor
-    over: Tensor
     quality: Tensor
     keys: Tensor
+
+    @property
+    def over(self) -> Tensor:
+        """Which streams were judged, bool [N]."""
+        return self.verdict != WAIT
 
     def take(self, rows: Tensor) -> GameState:
         """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
@@ -163,8 +133,12 @@ class SelfPlayGame:
     def state(self, state: GameState) -> None:
         self._state, self.num_envs = state, len(state.keys)
 
-    def reset(self, seed: int, scripts: list[str] | None = None) -> dict[str, Any]:
-        """Begin N streams, of `scripts` or of scripts drawn; everything follows from the seed. Returns observations."""
+    def reset(self, seed: int, scripts: list[str] | None = None, num_envs: int | None = None) -> dict[str, Any]:
+        """Begin N streams, of `scripts` or of scripts drawn; everything follows from the seed. Returns observations.
+
+        num_envs: N where it is another than before.
+        """
+        self.num_envs = num_envs or self.num_envs
         keys = stream_keys(seed, self.num_envs, self.device)
         drawn = scripts or list(self.prompts.sample(self.num_envs, seed))
         clips = self.clips.begin(self.num_envs, np.random.default_rng(seed), drawn)
@@ -177,7 +151,7 @@ class SelfPlayGame:
             came = f"true clips are {list(truth.shape)}"
             raise ValueError(f"{came}, the generator's {[self.num_envs, self.clock.clip_frames, 3, *self.clips.image]}")
         truth = truth.unflatten(1, (self.clock.chunks, self.frames))
-        self._state = GameState(clips, real, truth, lens, film, 0, none.long(), none.bool(), none, keys)
+        self._state = GameState(clips, real, truth, lens, film, 0, none.long(), none, keys)
         return self.observe()
 
     def step(self, actions: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
@@ -187,18 +161,16 @@ class SelfPlayGame:
             raise gymnasium.error.ResetNeeded("the game has ended: call reset()")
         chunk, said = self._checked(actions)
         last = state.step == self.clock.chunks
-        judged = ~state.over & ((said != WAIT) | last)
-        verdict = torch.where(said == FAKE, FAKE, REAL)
-        waited = 0.0 if last or state.step == 0 else rules.wait_cost
-        made, right = rules.pay(state.real, verdict, state.quality / max(state.step, 1))
-        detector = torch.where(judged, right, -waited * (~state.over).float())
-        generator = torch.where(judged, made, 0.0)
-        verdict = torch.where(judged, verdict, state.verdict)
-        state = replace(state, verdict=verdict, over=state.over | judged, step=state.step + 1)
+        shown = torch.full_like(said, state.step)
+        came = rules.outcome(state.real, said, shown, state.quality / max(state.step, 1), self.clock.chunks)
+        rewards = {GENERATOR: came.generator, DETECTOR: came.detector}
+        rewards = {player: reward.masked_fill(state.over, 0.0) for player, reward in rewards.items()}
+        verdict = torch.where(state.over, state.verdict, came.verdict)
+        state = replace(state, verdict=verdict, step=state.step + 1)
         if not last:
             state = self._shown(state, chunk)
         self._state = state
-        return self.observe(), {GENERATOR: generator, DETECTOR: detector}, state.over
+        return self.observe(), rewards, state.over
 
     def _checked(self, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The actions of both on the device; InvalidAction where they do not fit. Values: looked at on a CPU only."""

@@ -21,9 +21,10 @@ from ..noise import fold, uniform
 from ..rewards.windows import TINY, Clock
 from .clips import Reward
 from .draw import View, to_pixels
+from .game_rules import GameRules
 from .prompt_source import ScriptPrompts
-from .self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame, Truth
-from .stream_detect import FAKE, REAL, UNTOLD, WAIT, WORDS
+from .self_play import DETECTOR, GENERATOR, SelfPlayGame, Truth
+from .stream_detect import UNTOLD, WAIT, WORDS
 from .vector import TensorVectorEnv
 
 
@@ -38,7 +39,7 @@ class Unscored:
 
 
 @dataclass(frozen=True)
-class Reel:
+class Episodes:
     """Streams of the game that were played to their end, M of them.
 
     pixels: uint8 [M, w + n, K], the chunks as the detector sees them, after w black ones.   real: bool [M].
@@ -47,59 +48,62 @@ class Reel:
     pixels: Tensor
     real: Tensor
 
-    def take(self, rows: Tensor) -> Reel:
+    def take(self, rows: Tensor) -> Episodes:
         """Those at rows (int64)."""
-        return Reel(self.pixels[rows], self.real[rows])
+        return Episodes(self.pixels[rows], self.real[rows])
 
 
 @dataclass(frozen=True)
-class DealtState:
+class EpisodeBufferState:
     """Where N streams stand; nothing in it is ever written in place.
 
-    reel: N streams, those at play.   seen: int64 [N], chunks shown, 0 to n.   verdict: int64 [N], the newest action.
-    over: bool [N].   keys: int64 [N], what the next streams are drawn with.   stock: M streams played ahead, None
-    before the first are needed.   age: steps since.   seed, played: which stocks are played, and how many were.
+    episodes: N streams, those at play.   seen: int64 [N], chunks shown, 0 to n.   verdict: int64 [N], WAIT while it is
+    out.   keys: int64 [N], what the next streams are drawn with.   buffer: M streams played ahead, None before the
+    first are needed.   age: steps since.   seed, played: which buffers are played, and how many were.
     """
 
-    reel: Reel
+    episodes: Episodes
     seen: Tensor
     verdict: Tensor
-    over: Tensor
     keys: Tensor
     seed: int
-    stock: Reel | None = None
+    buffer: Episodes | None = None
     age: int = 0
     played: int = 0
 
-    def take(self, rows: Tensor) -> DealtState:
+    @property
+    def over(self) -> Tensor:
+        """Which streams were judged, bool [N]."""
+        return self.verdict != WAIT
+
+    def take(self, rows: Tensor) -> EpisodeBufferState:
         """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
         rows = rows.to(self.seen.device)
         return replace(
             self,
-            reel=self.reel.take(rows),
+            episodes=self.episodes.take(rows),
             seen=self.seen[rows],
             verdict=self.verdict[rows],
-            over=self.over[rows],
             keys=self.keys[rows],
         )
 
-    def where(self, mask: Tensor, other: DealtState) -> DealtState:
-        """The rows of `other` where mask [N], these elsewhere; the stock stays."""
-        reel = Reel(
-            torch.where(mask[:, None, None], other.reel.pixels, self.reel.pixels),
-            torch.where(mask, other.reel.real, self.reel.real),
+    def where(self, mask: Tensor, other: EpisodeBufferState) -> EpisodeBufferState:
+        """The rows of `other` where mask [N], these elsewhere; the buffer stays."""
+        episodes = Episodes(
+            torch.where(mask[:, None, None], other.episodes.pixels, self.episodes.pixels),
+            torch.where(mask, other.episodes.real, self.episodes.real),
         )
-        names = ("seen", "verdict", "over", "keys")
+        names = ("seen", "verdict", "keys")
         rows: dict[str, Any] = {name: torch.where(mask, getattr(other, name), getattr(self, name)) for name in names}
-        return replace(self, reel=reel, **rows)
+        return replace(self, episodes=episodes, **rows)
 
 
-class SelfPlayDetectorVectorEnv(TensorVectorEnv[DealtState]):
+class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
     """N streams of SelfPlayGame, each of which ends when its agent, the detector, has decided.
 
     What the generator makes does not depend on the detector. So `opponent` plays whole clips ahead, many at once, and
-    the streams are dealt out: a reset plays N; where rows are to go on one by one, a stock of M clips is played, from
-    which each row draws by its own key, and after `lasts` steps another stock in its place.
+    the streams are dealt out: a reset plays N; where rows are to go on one by one, a buffer of M clips is played, from
+    which each row draws by its own key, and after `lasts` steps another buffer in its place.
 
     Observation [N, K]: one flat Box of the last w chunks as the detector sees them, and how many were shown; see
     `layout`. Action [N]: 0 wait, 1 it is real, 2 it is made. Reward [N]: the game's, to the detector: 1 for a right
@@ -115,7 +119,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[DealtState]):
         codec, prompts, truth, rules, clock: see SelfPlayGame.
         opponent: what makes the clips that are not real.
         clips: M.
-        lasts: steps that a stock serves; None: (n + 1) * M / N, as long as M episodes of full length take. Agents that
+        lasts: steps that a buffer serves; None: (n + 1) * M / N, as long as M episodes of full length take. Agents that
             decide earlier meet some clips again; from M / N down they meet none twice but by chance.
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
 
@@ -160,34 +164,33 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[DealtState]):
         super().__init__(num_envs, observed, Discrete(3), device=device, **others)
 
     @torch.no_grad()
-    def play(self, count: int, seed: int, scripts: list[str] | None = None) -> Reel:
+    def play(self, count: int, seed: int, scripts: list[str] | None = None) -> Episodes:
         """So many streams of the game to their end, with the opponent and a detector that only waits."""
         game = self.game
-        game.num_envs = count
-        game.reset(seed, scripts)
+        game.reset(seed, scripts, count)
         embeds = torch.stack([batch.embeds for batch in game.state.clips.prompts], 1)
         latents = stream(self.opponent, embeds, game.state.keys)
         waits, chunks = torch.full((count,), WAIT, device=self.device), []
         for chunk in latents.split(self.clock.frames_per_chunk, 1):
             game.step({GENERATOR: chunk, DETECTOR: waits})
             chunks.append((game.newest() * 255).round().to(torch.uint8).flatten(1))
-        return Reel(pad(torch.stack(chunks, 1), (0, 0, self.rules.window, 0)), game.state.real)
+        return Episodes(pad(torch.stack(chunks, 1), (0, 0, self.rules.window, 0)), game.state.real)
 
-    def _rows(self, state: DealtState) -> int:
+    def _rows(self, state: EpisodeBufferState) -> int:
         return len(state.seen)
 
-    def _ended(self, state: DealtState) -> Tensor:
+    def _ended(self, state: EpisodeBufferState) -> Tensor:
         return state.over
 
-    def _opened(self, reel: Reel, keys: Tensor, seed: int) -> DealtState:
+    def _opened(self, episodes: Episodes, keys: Tensor, seed: int) -> EpisodeBufferState:
         zeros = torch.zeros_like(keys)
-        return DealtState(reel, zeros, zeros, zeros.bool(), keys, seed)
+        return EpisodeBufferState(episodes, zeros, zeros, keys, seed)
 
-    def _begin(self, options: dict[str, Any]) -> DealtState:
+    def _begin(self, options: dict[str, Any]) -> EpisodeBufferState:
         seed = int(self.np_random.integers(2**31))
         return self._opened(self.play(self.num_envs, seed, options.get("scripts")), self._keys({}), seed)
 
-    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> DealtState:
+    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> EpisodeBufferState:
         if self._state is None and not bool(mask.all()):
             raise gymnasium.error.ResetNeeded("the first reset begins every row: leave out reset_mask")
         if self._state is None or bool(mask.all()):
@@ -196,51 +199,47 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[DealtState]):
             return self._dealt(self._state, mask, self._keys({}))
         return self._state.where(mask, self._begin(options))
 
-    def _renew(self, state: DealtState, ended: Tensor) -> DealtState:
+    def _renew(self, state: EpisodeBufferState, ended: Tensor) -> EpisodeBufferState:
         return self._dealt(state, ended, fold(state.keys, 1))
 
-    def _dealt(self, state: DealtState, begun: Tensor, keys: Tensor) -> DealtState:
-        """The state with streams of the stock where begun [N], drawn with keys [N]."""
-        state = self._stocked(state)
-        assert state.stock is not None
-        drawn = (uniform(keys, 0, 0, (1,))[:, 0] * len(state.stock.real)).long()
-        return state.where(begun, self._opened(state.stock.take(drawn), keys, state.seed))
+    def _dealt(self, state: EpisodeBufferState, begun: Tensor, keys: Tensor) -> EpisodeBufferState:
+        """The state with streams of the buffer where begun [N], drawn with keys [N]."""
+        state = self._refilled(state)
+        assert state.buffer is not None
+        drawn = (uniform(keys, 0, 0, (1,))[:, 0] * len(state.buffer.real)).long()
+        return state.where(begun, self._opened(state.buffer.take(drawn), keys, state.seed))
 
-    def _stocked(self, state: DealtState) -> DealtState:
-        """The state with a stock that is not used up."""
+    def _refilled(self, state: EpisodeBufferState) -> EpisodeBufferState:
+        """The state with a buffer that is not used up."""
         moves = self.clock.chunks + 1
         lasts = self.lasts or max(1, moves * self.clips // self.num_envs)
-        if state.stock is not None and state.age < lasts:
+        if state.buffer is not None and state.age < lasts:
             return state
         seed = int(fold(torch.tensor([state.seed]), state.played + 1)) % 2**31
-        return replace(state, stock=self.play(self.clips, seed), age=0, played=state.played + 1)
+        return replace(state, buffer=self.play(self.clips, seed), age=0, played=state.played + 1)
 
-    def _advance(self, state: DealtState, actions: Tensor) -> tuple[DealtState, Tensor, Tensor]:
-        waits, last = actions == WAIT, state.seen == self.clock.chunks
-        verdict = torch.where((actions == FAKE) != state.reel.real, 1.0, -1.0)
-        waited = torch.where(state.seen == 0, 0.0, -self.rules.wait_cost)
-        reward, over = torch.where(waits & ~last, waited, verdict), ~waits | last
-        said = torch.where(waits & last, REAL, actions)
-        said = torch.where(state.over, state.verdict, said)
-        ended = over | state.over
-        after = replace(state, seen=state.seen + (~ended).long(), verdict=said, over=ended, age=state.age + 1)
-        return after, reward.masked_fill(state.over, 0.0), ended
+    def _advance(self, state: EpisodeBufferState, actions: Tensor) -> tuple[EpisodeBufferState, Tensor, Tensor]:
+        unscored = torch.zeros(len(actions), device=self.device)
+        came = self.rules.outcome(state.episodes.real, actions, state.seen, unscored, self.clock.chunks)
+        after = replace(state, verdict=torch.where(state.over, state.verdict, came.verdict), age=state.age + 1)
+        after = replace(after, seen=state.seen + (~after.over).long())
+        return after, came.detector.masked_fill(state.over, 0.0), after.over
 
-    def _observe(self, state: DealtState) -> Tensor:
+    def _observe(self, state: EpisodeBufferState) -> Tensor:
         shown = state.seen[:, None] + torch.arange(self.rules.window, device=self.device)
         rows = torch.arange(len(state.seen), device=self.device)
-        pixels = state.reel.pixels[rows[:, None], shown].flatten(1) / 255
+        pixels = state.episodes.pixels[rows[:, None], shown].flatten(1) / 255
         position = torch.arange(self.clock.chunks + 1, device=self.device) == state.seen[:, None]
         return torch.cat((pixels, position.float()), 1)
 
-    def _view(self, state: DealtState) -> View:
+    def _view(self, state: EpisodeBufferState) -> View:
         clip = self._observe(state)[:, self.layout["clip"]].unflatten(1, self.clip_shape)
-        columns = (state.seen, state.verdict, state.over, state.reel.real)
+        columns = (state.seen, state.verdict, state.over, state.episodes.real)
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
         said = [f"chunk {seen} of {self.clock.chunks}{WORDS[verdict]}" for seen, verdict, *_ in rows]
         told = [("it is real" if real else "it is made") if over else "" for *_, over, real in rows]
         return View({"newest chunk": to_pixels(clip[:, -self.game.frames :])}, notes=(said, told))
 
-    def _info(self, state: DealtState) -> dict[str, Any]:
-        label = torch.where(state.over, (~state.reel.real).long(), UNTOLD)
+    def _info(self, state: EpisodeBufferState) -> dict[str, Any]:
+        label = torch.where(state.over, (~state.episodes.real).long(), UNTOLD)
         return {"label": label, "_label": state.over.clone()}

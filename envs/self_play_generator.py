@@ -17,9 +17,9 @@ from ..models.detector import DetectorState
 from ..rewards.windows import TINY, Clock
 from .clips import Reward
 from .draw import View
-from .judge import Judge, checked
+from .game_rules import GameRules, ThresholdPolicy, checked
 from .prompt_source import ScriptPrompts
-from .self_play import DETECTOR, GENERATOR, GameRules, GameState, SelfPlayGame, Truth
+from .self_play import DETECTOR, GENERATOR, GameState, SelfPlayGame, Truth
 from .stream_detect import WAIT, WORDS
 from .vector import TensorVectorEnv
 
@@ -67,7 +67,7 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         codec: Codec,
         reward: Reward,
         prompts: ScriptPrompts,
-        opponent: Judge,
+        opponent: ThresholdPolicy,
         *,
         truth: Truth | None = None,
         rules: GameRules | None = None,
@@ -89,8 +89,7 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         return len(state.said)
 
     def _begin(self, options: dict[str, Any]) -> PlayState:
-        self.game.num_envs = self.num_envs
-        self.game.reset(int(self.np_random.integers(2**31)), options.get("scripts"))
+        self.game.reset(int(self.np_random.integers(2**31)), options.get("scripts"), self.num_envs)
         waits = torch.full((self.num_envs,), WAIT, device=self.device)
         return PlayState(self.game.state, self.opponent.detector.open(self.num_envs, self.device), waits)
 
@@ -103,7 +102,7 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         _, rewards, _ = game.step({GENERATOR: actions, DETECTOR: state.said})
         logit, memory = self.opponent.detector.watch(game.newest(), state.memory)
         logit = checked(logit, self.num_envs, self.check)
-        said, reward = self.opponent.say(logit, last), rewards[GENERATOR]
+        said, reward = self.opponent.act(logit, last), rewards[GENERATOR]
         if last:
             _, rewards, _ = game.step({GENERATOR: torch.zeros_like(actions), DETECTOR: said})
             reward = reward + rewards[GENERATOR]

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..agents.league.league import LeagueConfig
-from ..agents.league.match import Showing
+from ..agents.league.match import RecordedClips
 from ..checkpoint import sha256_file
-from ..envs.judge import Judge
+from ..envs.game_rules import ThresholdPolicy
 from ..envs.stack import Stack
 from ..models.tiny import WEIGHTS, load_manifest, save_tiny
 from .evaluate import Exam
@@ -178,7 +178,7 @@ def _across(results: Mapping[str, Result], arms: Sequence[str], seeds: Sequence[
     for seed in seeds:
         groups = [results[f"{arm}-{seed}"][0] for arm in arms]
         showings = [_showing(one["showing"]) for one in groups]
-        judges = [Judge(detector_of(one["detector"]), LeagueConfig.confidence) for one in groups]
+        judges = [ThresholdPolicy(detector_of(one["detector"]), LeagueConfig.confidence) for one in groups]
         tables.append(across(showings, judges, RULES))
     mean = np.mean(tables, axis=0)
     return [
@@ -188,8 +188,8 @@ def _across(results: Mapping[str, Result], arms: Sequence[str], seeds: Sequence[
     ]
 
 
-def _showing(group: dict[str, Tensor]) -> Showing:
-    return Showing(group["film"], torch.zeros(len(group["film"]), dtype=torch.bool), group["quality"])
+def _showing(group: dict[str, Tensor]) -> RecordedClips:
+    return RecordedClips(group["film"], torch.zeros(len(group["film"]), dtype=torch.bool), group["quality"])
 
 
 def _keep(results: Mapping[str, Result], arms: Sequence[str], seeds: Sequence[int], out: Path) -> None:

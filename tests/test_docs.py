@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from reelgym.checkpoint import save_checkpoint
-from reelgym.envs.judge import Judge
+from reelgym.envs.game_rules import ThresholdPolicy
 from reelgym.envs.registration import KINDS
 from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
@@ -86,7 +86,7 @@ def test_links_lead_somewhere():
 def test_every_environment_has_a_page_with_its_spaces(name):
     page = "self_play" if KINDS[name].startswith("self_play") else KINDS[name]
     text = PAGES[f"docs/envs/{page}.md"]
-    given = {"stream_detect": {"clips": 2}, "self_play_generator": {"opponent": Judge(ClipDetector())}}
+    given = {"stream_detect": {"clips": 2}, "self_play_generator": {"opponent": ThresholdPolicy(ClipDetector())}}
     env = gymnasium.make(name, **given.get(KINDS[name], {}))
     heads = "Description, Action Space, Observation Space, Rewards, Starting State, Episode End, Arguments, "
     heads += "Version History, Example"

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError
-from ...envs.judge import Judge
+from ...envs.game_rules import Outcome, ThresholdPolicy
 from ...envs.self_play import SelfPlayGame
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
@@ -25,7 +25,7 @@ from ...training.learner import Groups
 from ...training.state import plain
 from ..detection import Detection, FakePool
 from ..finetune import FineTune
-from .match import Outcome, Showing, settle, show
+from .match import RecordedClips, record, resolve_match
 from .payoffs import Payoffs, priorities
 from .reward import OpponentReward
 
@@ -97,8 +97,8 @@ class League:
 
     config. generator: the trainer of the one that learns, in an environment whose reward is `reward`. detector: the
     trainer of the other; the families of its pool that are there at the start stay in play. game: the streams of a
-    match; it is handed in with every stream made (`made_alone`). make_clips: the clips from which a
-    detector learns. judges, showings: scripted anchors of both sides, by name; they are met, and never trained.
+    match, all of them made (`share=0`). make_clips: the clips from which a detector learns. policies, recordings:
+    scripted anchors of both sides, by name; they are met, and never trained.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class League:
         reward: OpponentReward,
         game: SelfPlayGame,
         make_clips: MakeClips,
-        judges: Mapping[str, Judge] | None = None,
-        showings: Mapping[str, Showing] | None = None,
+        policies: Mapping[str, ThresholdPolicy] | None = None,
+        recordings: Mapping[str, RecordedClips] | None = None,
     ) -> None:
         self.config, self.generator, self.detector, self.reward = config, generator, detector, reward
-        self.game, self.make_clips, self.judges = game, make_clips, dict(judges or {})
+        self.game, self.make_clips, self.policies = game, make_clips, dict(policies or {})
         self.begun_with = tuple(detector.fakes.families)
-        self.showings: dict[str, Showing] = dict(showings or {})
-        self.members: dict[str, Member] = {name: Member("detector", "anchor") for name in self.judges}
-        self.members |= {name: Member("generator", "anchor") for name in self.showings}
+        self.recordings: dict[str, RecordedClips] = dict(recordings or {})
+        self.members: dict[str, Member] = {name: Member("detector", "anchor") for name in self.policies}
+        self.members |= {name: Member("generator", "anchor") for name in self.recordings}
         self.payoffs, self.rounds = Payoffs(), 0
         self.paused: dict[Side, int] = {"generator": 0, "detector": 0}
         self._keep("generator-0", "past", self.generator.generator.model)
@@ -167,21 +167,21 @@ class League:
 
     def meet(self, generator: str, detector: str) -> Outcome:
         """One match of two by their names, on the league's own streams."""
-        return settle(self.showing(generator), self.judge(detector), self.game.rules)
+        return resolve_match(self.recorded(generator), self.player(detector), self.game.rules)
 
-    def showing(self, name: str) -> Showing:
+    def recorded(self, name: str) -> RecordedClips:
         """What a generator shows on the league's own streams; it is made once."""
-        if name not in self.showings:
-            self.showings[name] = self.show(self.generator_named(name))
-        return self.showings[name]
+        if name not in self.recordings:
+            self.recordings[name] = self.record(self.generator_named(name))
+        return self.recordings[name]
 
-    def show(self, generator: Generator) -> Showing:
+    def record(self, generator: Generator) -> RecordedClips:
         """What any generator shows on the league's own streams: the same prompts, noise and lenses for all."""
-        return show(self.game, generator, self.config.seed)
+        return record(self.game, generator, self.config.seed)
 
-    def judge(self, name: str) -> Judge:
+    def player(self, name: str) -> ThresholdPolicy:
         """A detector as a player."""
-        return self.judges.get(name) or Judge(self.detector_named(name), self.config.confidence)
+        return self.policies.get(name) or ThresholdPolicy(self.detector_named(name), self.config.confidence)
 
     def generator_named(self, name: str) -> Generator:
         """A frozen copy."""
@@ -254,7 +254,7 @@ class League:
             parts = {name.removeprefix(prefix): part for name, part in groups.items() if name.startswith(prefix)}
             trainer.load_state(parts, meta[side])
         self.detector.fakes.families = {name: groups["fakes"][name] for name in meta["fakes"]}
-        self.showings = {name: self.showings[name] for name in self.names("generator", "anchor")}
+        self.recordings = {name: self.recordings[name] for name in self.names("generator", "anchor")}
         self.members = {name: member for name, member in self.members.items() if member.role == "anchor"}
         for name, told in meta["members"].items():
             self.members[name] = Member(told["side"], told["role"], groups[f"member-{name}"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from ...envs.self_play import GameRules
+from ...envs.game_rules import GameRules
 from ...envs.worlds.camera import CAMERAS, exposed, lens_of
 from ...models.detector import ClipDetector
 from ...models.prompts import PromptBatch

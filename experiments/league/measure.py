@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...agents.league.league import SIDES, League
-from ...agents.league.match import Showing, film, listen, settle
+from ...agents.league.match import RecordedClips, apply_camera, detector_logits, resolve_match
 from ...agents.league.payoffs import contested, intransitive
 from ...agents.league.ratings import rated
 from ...checkpoint import load_checkpoint
-from ...envs.judge import Judge
-from ...envs.self_play import GameRules
+from ...envs.game_rules import GameRules, ThresholdPolicy
 from ...envs.stack import Stack
 from ...envs.stream_detect import FAKE
 from ...models.detector import ClipDetector
@@ -46,7 +45,7 @@ def examined(stack: Stack, league: League, task: LeagueTask) -> Result:
     panel = [detector_of(load_checkpoint(folder)[0]["weights"]) for folder in task.panel]
     newest = {side: league.newest(side) for side in SIDES}
     found: dict[str, Any] = {"generators": {}, "newest": newest}
-    found["detectors"] = {"end": looks_of(league.judge(newest["detector"]), shots, league.game.rules)}
+    found["detectors"] = {"end": looks_of(league.player(newest["detector"]), shots, league.game.rules)}
     groups: dict[str, dict[str, Tensor]] = {"media": {}}
     for end, generator in (("start", "generator-0"), ("end", newest["generator"])):
         own, some = generator_report(stack, league, generator, panel, shots["real"], task)
@@ -54,34 +53,34 @@ def examined(stack: Stack, league: League, task: LeagueTask) -> Result:
     found["league"] = standing(league)
     found["responses"] = responses(league, shots["real"], size.response, task.seed)
     groups["detector"] = league.members[newest["detector"]].weights
-    shown = league.showing(newest["generator"])
+    shown = league.recorded(newest["generator"])
     groups["showing"] = {"film": shown.film, "quality": shown.quality}
     return groups, found
 
 
-def filmed(common: Common, rules: GameRules, frames: int) -> dict[str, Showing]:
+def filmed(common: Common, rules: GameRules, frames: int) -> dict[str, RecordedClips]:
     """What nobody learns from, through the game's camera: "real", every family of fakes, and the real clips through
     another camera ("other camera")."""
     from .runs import footage
 
     clips = {family: video for (split, family), video in footage(common).items() if split == "test"}
     shots = {
-        family: film(video.float() / 255, rules, frames, FILM_SEED + place, real=family == "real")
+        family: apply_camera(video.float() / 255, rules, frames, FILM_SEED + place, real=family == "real")
         for place, (family, video) in enumerate(sorted(clips.items()))
     }
     some = clips["real"][: len(clips["real"]) // 4].float() / 255
     again = GameRules(camera=OTHER_CAMERA, pool=rules.pool)
-    return shots | {"other camera": film(some, again, frames, FILM_SEED - 1, real=True)}
+    return shots | {"other camera": apply_camera(some, again, frames, FILM_SEED - 1, real=True)}
 
 
-def looks_of(judge: Judge, shots: Mapping[str, Showing], rules: GameRules) -> dict[str, Any]:
+def looks_of(judge: ThresholdPolicy, shots: Mapping[str, RecordedClips], rules: GameRules) -> dict[str, Any]:
     """How well a detector tells real from made: AUC after every chunk and detections at 1% false alarms by family,
     the real-versus-real floor, false alarms of its verdicts, chunks that they take, and its calibration."""
-    logits = {name: _numpy(listen(judge.detector, showing)) for name, showing in shots.items()}
+    logits = {name: _numpy(detector_logits(judge.detector, showing)) for name, showing in shots.items()}
     real = logits["real"]
     families = [name for name, showing in shots.items() if not showing.real.any()]
     half = len(real) // 2
-    verdicts = settle(shots["real"], judge, rules)
+    verdicts = resolve_match(shots["real"], judge, rules)
     made = np.concatenate([logits[name][:, -1] for name in families])
     balance = real[: len(made), -1]
     probability = 1 / (1 + np.exp(-np.concatenate((balance, made[: len(balance)]))))
@@ -99,15 +98,18 @@ def looks_of(judge: Judge, shots: Mapping[str, Showing], rules: GameRules) -> di
 
 
 def generator_report(
-    stack: Stack, league: League, name: str, panel: Sequence[ClipDetector], real: Showing, task: LeagueTask
+    stack: Stack, league: League, name: str, panel: Sequence[ClipDetector], real: RecordedClips, task: LeagueTask
 ) -> tuple[dict[str, Any], Tensor]:
     """How often the panel is fooled by a generator and how well it tells it from real clips, what the quality reward
     and the oracle say of its clips; and some of them, uint8 [shown, F, H, W, 3]."""
-    showing = league.showing(name)
-    judges = [Judge(detector, league.config.confidence) for detector in panel]
-    won = [settle(showing, judge, league.game.rules) for judge in judges]
+    showing = league.recorded(name)
+    judges = [ThresholdPolicy(detector, league.config.confidence) for detector in panel]
+    won = [resolve_match(showing, judge, league.game.rules) for judge in judges]
     told = [
-        auc(_numpy(listen(judge.detector, real))[:, -1], _numpy(listen(judge.detector, showing))[:, -1])
+        auc(
+            _numpy(detector_logits(judge.detector, real))[:, -1],
+            _numpy(detector_logits(judge.detector, showing))[:, -1],
+        )
         for judge in judges
     ]
     grades = examine(as_system(stack, league.generator_named(name)), task.exam, task.seed, long=False)
@@ -148,36 +150,40 @@ MARGIN = 0.2
 independent rates of 64 streams each, .09 at most."""
 
 
-def responses(league: League, real: Showing, updates: int, seed: int) -> dict[str, float]:
+def responses(league: League, real: RecordedClips, updates: int, seed: int) -> dict[str, float]:
     """What each side gains in the game against the newest opponent by going on against that opponent alone: a lower
     bound of how much it can be exploited."""
     rules = league.game.rules
     generator, detector = (league.newest(side) for side in SIDES)
-    judge, showing = league.judge(detector), league.showing(generator)
+    judge, showing = league.player(detector), league.recorded(generator)
     some = real.take(torch.arange(len(real.real)) < len(showing.real))
-    at_rest = settle(showing, judge, rules).rewards[:, 0].mean()
+    at_rest = resolve_match(showing, judge, rules).returns[:, 0].mean()
     better = league.generator_against([detector], updates, generator, RESPONSE_SEED + seed)
-    improved = settle(league.show(better), judge, rules)
+    improved = resolve_match(league.record(better), judge, rules)
     clips = league.make_clips(league.generator_named(generator), 4 * league.config.clips, RESPONSE_SEED + seed)
-    sharper = Judge(league.detector_against(clips, 10 * updates, detector, RESPONSE_SEED + seed), judge.confidence)
-    wins = settle(showing, judge, rules)
+    sharper = ThresholdPolicy(
+        league.detector_against(clips, 10 * updates, detector, RESPONSE_SEED + seed), judge.confidence
+    )
+    wins = resolve_match(showing, judge, rules)
     return {
-        "generator": float(improved.rewards[:, 0].mean() - at_rest),
+        "generator": float(improved.returns[:, 0].mean() - at_rest),
         "generator_wins": improved.wins / improved.games - wins.wins / wins.games,
         "detector": _earned(sharper, showing, some, rules) - _earned(judge, showing, some, rules),
-        "detector_auc": auc(*(_numpy(listen(sharper.detector, one))[:, -1] for one in (real, showing))),
-        "auc": auc(*(_numpy(listen(judge.detector, one))[:, -1] for one in (real, showing))),
+        "detector_auc": auc(*(_numpy(detector_logits(sharper.detector, one))[:, -1] for one in (real, showing))),
+        "auc": auc(*(_numpy(detector_logits(judge.detector, one))[:, -1] for one in (real, showing))),
     }
 
 
-def _earned(judge: Judge, made: Showing, real: Showing, rules: GameRules) -> float:
+def _earned(judge: ThresholdPolicy, made: RecordedClips, real: RecordedClips, rules: GameRules) -> float:
     """Of a detector, half of whose streams are real."""
-    return float(sum(settle(one, judge, rules).rewards[:, 1].mean() for one in (made, real)) / 2)
+    return float(sum(resolve_match(one, judge, rules).returns[:, 1].mean() for one in (made, real)) / 2)
 
 
-def across(showings: Sequence[Showing], detectors: Sequence[Judge], rules: GameRules) -> NDArray[np.float64]:
+def across(
+    showings: Sequence[RecordedClips], detectors: Sequence[ThresholdPolicy], rules: GameRules
+) -> NDArray[np.float64]:
     """Share of streams that every generator wins against every detector [G, D]."""
-    table = [[settle(showing, judge, rules) for judge in detectors] for showing in showings]
+    table = [[resolve_match(showing, judge, rules) for judge in detectors] for showing in showings]
     return np.array([[one.wins / one.games for one in row] for row in table])
 
 

@@ -19,13 +19,13 @@ from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
 from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.league.league import League, LeagueConfig
-from ...agents.league.match import film, made_alone
+from ...agents.league.match import apply_camera
 from ...agents.league.reward import OpponentReward
 from ...checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from ...envs.detect_bank import HELD_OUT, Source
-from ...envs.judge import Judge
+from ...envs.game_rules import GameRules, ThresholdPolicy
 from ...envs.prompt_source import world_prompts
-from ...envs.self_play import GameRules, SelfPlayGame
+from ...envs.self_play import SelfPlayGame
 from ...envs.stack import Stack
 from ...envs.stream_gen import StreamGenVectorEnv
 from ...envs.worlds.grammar import GRAMMARS, sample_scripts
@@ -167,13 +167,16 @@ def scorers(task: ScorersTask) -> Result:
     """JSON: what `measure.looks_of` finds of each by name, and of the shipped rival as "start"."""
     clips, frames = footage(task.common), TINY.frames_per_chunk
     some = slice(0, task.common.size.fakes)
-    shots = [film(_clips(clips, family)[some], RULES, frames, 1, real=False) for family in ("real", *SEEN)]
+    shots = [apply_camera(_clips(clips, family)[some], RULES, frames, 1, real=False) for family in ("real", *SEEN)]
     real, *made = (shot.film.flatten(1, 2) / 255 for shot in shots)
     features = rival(task.common).features
     fitted = {"d3": D3.fit(features, real), "restrav": ReStraV.fit(features, real, torch.cat(made)[: len(real)])}
     seen = measure.filmed(task.common, RULES, frames)
-    judges = {name: Judge(NetworkDetector(one, TINY.clip_frames, ClipDetector().size)) for name, one in fitted.items()}
-    judges["start"] = Judge(rival(task.common))
+    judges = {
+        name: ThresholdPolicy(NetworkDetector(one, TINY.clip_frames, ClipDetector().size))
+        for name, one in fitted.items()
+    }
+    judges["start"] = ThresholdPolicy(rival(task.common))
     return {}, {name: measure.looks_of(judge, seen, RULES) for name, judge in judges.items()}
 
 
@@ -216,10 +219,16 @@ def build(stack: Stack, task: LeagueTask) -> League:
     detector = Detection(replace(LEARNS, seed=task.seed), first, drawn(clips["train", "real"]), fakes)
     prompts = world_prompts(stack.encoder, stack.clock.chunks, stack.grammar, "validation")
     game = SelfPlayGame(
-        size.streams, stack.codec, stack.reward, prompts, truth=_nothing, rules=made_alone(RULES), clock=stack.clock
+        size.streams,
+        stack.codec,
+        stack.reward,
+        prompts,
+        truth=_nothing,
+        rules=replace(RULES, share=0.0),
+        clock=stack.clock,
     )
-    shown = film(_clips(clips, "scripted", "validation")[: size.streams], RULES, frames, 0, real=False)
-    real = film(_clips(clips, "real")[: size.fakes], RULES, frames, 1, real=True).film.flatten(1, 2) / 255
+    shown = apply_camera(_clips(clips, "scripted", "validation")[: size.streams], RULES, frames, 0, real=False)
+    real = apply_camera(_clips(clips, "real")[: size.fakes], RULES, frames, 1, real=True).film.flatten(1, 2) / 255
     d3 = NetworkDetector(D3.fit(rival(task.common).features, real, D3_ALARMS), stack.clock.clip_frames, first.size)
     config = LeagueConfig(
         generator_updates=size.generator_updates,
@@ -235,8 +244,8 @@ def build(stack: Stack, task: LeagueTask) -> League:
         judged,
         game,
         clip_maker(stack),
-        judges={"d3": Judge(d3, PATIENT)},
-        showings={"scripted": shown},
+        policies={"d3": ThresholdPolicy(d3, PATIENT)},
+        recordings={"scripted": shown},
     )
 
 

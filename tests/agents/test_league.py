@@ -10,14 +10,14 @@ import torch
 from reelgym.agents.detection import Detection, DetectionConfig, FakePool
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.league.league import League, LeagueConfig
-from reelgym.agents.league.match import film, listen, made_alone, settle, show
+from reelgym.agents.league.match import apply_camera, detector_logits, record, resolve_match
 from reelgym.agents.league.payoffs import Payoffs, contested, intransitive, priorities
 from reelgym.agents.league.ratings import rated
 from reelgym.agents.league.reward import OpponentReward
 from reelgym.agents.rollout import GeneratorPolicy
 from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from reelgym.envs.judge import Judge
-from reelgym.envs.self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame
+from reelgym.envs.game_rules import GameRules, ThresholdPolicy
+from reelgym.envs.self_play import DETECTOR, GENERATOR, SelfPlayGame
 from reelgym.envs.stream_detect import REAL
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.models.detector import ClipDetector
@@ -94,7 +94,7 @@ def make(generator, codec, reward, prompts, clock):
             lambda n, step: truth([""] * n, step),
             fakes,
         )
-        game = SelfPlayGame(8, codec, reward, prompts, truth=truth, clock=clock, rules=made_alone(GameRules()))
+        game = SelfPlayGame(8, codec, reward, prompts, truth=truth, clock=clock, rules=GameRules(share=0.0))
         trainer = FineTune(recipe, own, env, prompts)
         return League(config, trainer, detection, judged, game, make_clips)
 
@@ -134,9 +134,9 @@ def test_a_showing_settles_as_the_game_does(make):
     league = make()
     game = league.game
     game.rules = GameRules(wait_cost=0.1, floor=0.0)
-    judge = Judge(league.detector_named("detector-0"), confidence=0.01)
-    showing = show(game, league.generator.generator, 3)
-    found = settle(showing, judge, game.rules)
+    judge = ThresholdPolicy(league.detector_named("detector-0"), confidence=0.01)
+    showing = record(game, league.generator.generator, 3)
+    found = resolve_match(showing, judge, game.rules)
     seen = game.reset(3)
     policy = GeneratorPolicy(league.generator.generator)
     policy.reset(game.state.keys)
@@ -149,8 +149,8 @@ def test_a_showing_settles_as_the_game_does(make):
             if over.all():
                 break
             logit, memory = judge.detector.watch(game.newest(), memory)
-        said = judge.say(logit, move + 1 == game.clock.chunks)
-    assert torch.equal(found.verdict, game.state.verdict) and torch.allclose(found.rewards, total)
+        said = judge.act(logit, move + 1 == game.clock.chunks)
+    assert torch.equal(found.verdict, game.state.verdict) and torch.allclose(found.returns, total)
     assert torch.equal(found.real, game.state.real) and 0 < found.games < 8
     assert found.wins == int((~game.state.real & (game.state.verdict == REAL)).sum())
 
@@ -170,16 +170,16 @@ class Says:
 
 def test_filmed_clips_and_those_who_judge_them(make):
     rules = GameRules()
-    showing = film(torch.rand(6, 6, 3, 8, 8), rules, 3, 0, real=True)
+    showing = apply_camera(torch.rand(6, 6, 3, 8, 8), rules, 3, 0, real=True)
     assert showing.film.shape == (6, 2, 3, 3, 4, 4) and showing.film.dtype == torch.uint8 and showing.real.all()
-    wrong = settle(showing, Judge(Says(9.0)), rules)
-    assert (wrong.rewards == torch.tensor([0.0, -1.0])).all() and (wrong.shown == 1).all() and wrong.games == 0
-    late = settle(showing, Judge(Says(-0.5)), rules)
-    assert torch.allclose(late.rewards[:, 1], torch.tensor(1 - rules.wait_cost)) and (late.shown == 2).all()
+    wrong = resolve_match(showing, ThresholdPolicy(Says(9.0)), rules)
+    assert (wrong.returns == torch.tensor([0.0, -1.0])).all() and (wrong.shown == 1).all() and wrong.games == 0
+    late = resolve_match(showing, ThresholdPolicy(Says(-0.5)), rules)
+    assert torch.allclose(late.returns[:, 1], torch.tensor(1 - rules.wait_cost)) and (late.shown == 2).all()
     with pytest.raises(ValueError, match="not finite"):
-        listen(Says(float("nan")), showing)
+        detector_logits(Says(float("nan")), showing)
     with pytest.raises(ValueError, match=r"returned \[6, 1\] for 6 streams"):
-        listen(Says(torch.zeros(6, 1)), showing)
+        detector_logits(Says(torch.zeros(6, 1)), showing)
 
 
 def test_a_side_that_runs_away_pauses_and_a_frozen_one_stays(make):

@@ -6,7 +6,7 @@ import torch
 import reelgym  # noqa: F401
 from reelgym.envs.clips import Clips
 from reelgym.envs.draw import MARGIN, View, all_canvases, font, newest_canvases, to_pixels, wrapped
-from reelgym.envs.judge import Judge
+from reelgym.envs.game_rules import ThresholdPolicy
 from reelgym.envs.registration import KINDS
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.models.codec import Grid
@@ -73,7 +73,7 @@ def test_pixels_are_rounded():
 def test_every_environment_is_drawn_with_one_size_and_no_step_changes(name):
     given = {
         "stream_detect": {"clips": 4, "generated": 0.0},
-        "self_play_generator": {"opponent": Judge(ClipDetector())},
+        "self_play_generator": {"opponent": ThresholdPolicy(ClipDetector())},
         "self_play_detector": {"clips": 2},
     }.get(KINDS[name], {})
     env = gymnasium.make_vec(name, num_envs=2, render_mode="rgb_array", autoreset_mode="Disabled", **given)

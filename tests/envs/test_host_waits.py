@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reelgym.envs.detect_bank import build_bank
-from reelgym.envs.judge import Judge
+from reelgym.envs.game_rules import ThresholdPolicy
 from reelgym.envs.registration import KINDS, register_envs
 from reelgym.models.detector import ClipDetector
 
@@ -32,7 +32,7 @@ def make(name, device):
     register_envs()
     parts = {
         "reelgym/StreamDetect-v0": {"bank": build_bank(8)},
-        "reelgym/SelfPlayGenerator-v0": {"chunks": 2, "opponent": Judge(ClipDetector().to(device))},
+        "reelgym/SelfPlayGenerator-v0": {"chunks": 2, "opponent": ThresholdPolicy(ClipDetector().to(device))},
         "reelgym/SelfPlayDetector-v0": {"chunks": 2, "clips": 4, "lasts": 2},
     }.get(name, {"chunks": 2})
     env = gymnasium.make_vec(name, num_envs=3, device=device, **parts)

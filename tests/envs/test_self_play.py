@@ -8,8 +8,9 @@ import pytest
 import torch
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
+from reelgym.envs.game_rules import GameRules
 from reelgym.envs.parallel import SelfPlayEnv
-from reelgym.envs.self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame
+from reelgym.envs.self_play import DETECTOR, GENERATOR, SelfPlayGame
 from reelgym.envs.stream_detect import FAKE, REAL, WAIT
 
 

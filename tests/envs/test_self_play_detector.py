@@ -9,7 +9,8 @@ import torch
 from stable_baselines3 import PPO
 
 from reelgym.envs.adapters.sb3 import SB3VecEnv
-from reelgym.envs.self_play import DETECTOR, GENERATOR, GameRules, SelfPlayGame
+from reelgym.envs.game_rules import GameRules
+from reelgym.envs.self_play import DETECTOR, GENERATOR, SelfPlayGame
 from reelgym.envs.self_play_detector import SelfPlayDetectorVectorEnv
 from reelgym.envs.stream_detect import FAKE, REAL, WAIT
 from reelgym.models.generator import stream
@@ -42,7 +43,7 @@ def test_it_pays_and_shows_what_the_game_does(make, codec, reward, prompts, cloc
     seen, _ = env.reset(seed=4)
     game = SelfPlayGame(32, codec, reward, prompts, truth=world, rules=rules, clock=clock)
     theirs = game.reset(env.state.seed)
-    assert torch.equal(game.state.real, env.state.reel.real) and 4 < game.state.real.sum() < 28
+    assert torch.equal(game.state.real, env.state.episodes.real) and 4 < game.state.real.sum() < 28
     latents = stream(generator, torch.stack([b.embeds for b in game.state.clips.prompts], 1), game.state.keys)
     blank = torch.zeros_like(latents[:, :3])
     over = torch.zeros(32, dtype=torch.bool)
@@ -65,7 +66,7 @@ def test_rewards_by_hand(make):
     env.reset(seed=0)
     rewards = torch.stack([env.step(torch.full((6,), WAIT))[1] for _ in range(CHUNKS + 1)])
     assert (rewards[0] == 0).all() and torch.allclose(rewards[1:CHUNKS], torch.tensor(-0.02))
-    assert torch.equal(rewards[CHUNKS], torch.where(env.state.reel.real, 1.0, -1.0))
+    assert torch.equal(rewards[CHUNKS], torch.where(env.state.episodes.real, 1.0, -1.0))
     with pytest.raises(gymnasium.error.ResetNeeded, match="an episode has ended"):
         env.step(torch.full((6,), WAIT))
 
@@ -73,12 +74,12 @@ def test_rewards_by_hand(make):
 def test_rows_end_alone_and_go_on_with_other_clips(make):
     env = make(3, clips=4)
     first, _ = env.reset(seed=0)
-    before = env.state.reel
+    before = env.state.episodes
     seen, _, ended, _, info = env.step(torch.tensor([WAIT, FAKE, WAIT]))
     assert ended.tolist() == [False, True, False] and env.state.seen.tolist() == [1, 0, 1]
-    assert torch.equal(env.state.reel.pixels[[0, 2]], before.pixels[[0, 2]])
-    assert not torch.equal(env.state.reel.pixels[1], before.pixels[1])
-    assert any(torch.equal(env.state.reel.pixels[1], clip) for clip in env.state.stock.pixels)
+    assert torch.equal(env.state.episodes.pixels[[0, 2]], before.pixels[[0, 2]])
+    assert not torch.equal(env.state.episodes.pixels[1], before.pixels[1])
+    assert any(torch.equal(env.state.episodes.pixels[1], clip) for clip in env.state.buffer.pixels)
     assert info["final_info"]["label"][1] == int(not before.real[1]) and info["label"].tolist() == [-1] * 3
     assert torch.equal(seen[1], first[1]) and not torch.equal(seen[0], first[0])
 
@@ -88,7 +89,7 @@ def test_a_stock_serves_so_many_steps(make):
     env.reset(seed=0)
     for said in actions(9, 4):
         env.step(said)
-        stocks.append(env.state.stock)
+        stocks.append(env.state.buffer)
     same = [one is two for one, two in zip(stocks[1:], stocks, strict=False)]
     assert same == [True, True, False, True, True, False, True, True]
     assert env.state.played == 3 and not torch.equal(stocks[0].pixels, stocks[-1].pixels)
@@ -114,8 +115,8 @@ def test_seeds_decide_everything_and_a_fork_goes_on_alike(make):
     assert not torch.equal(runs[0][1], runs[2][1])
     rows, said = torch.tensor([4, 0, 4]), actions(8, 6, 7)
     branch = env.fork(rows)
-    env.state = replace(env.state, stock=None)
-    branch.state = replace(branch.state, stock=None)
+    env.state = replace(env.state, buffer=None)
+    branch.state = replace(branch.state, buffer=None)
     for kept, forked in zip(played(env, said), played(branch, said[:, rows]), strict=True):
         assert torch.equal(kept[:, rows], forked)
 
@@ -126,11 +127,11 @@ def test_a_mask_begins_its_rows(make):
         env.reset(options={"reset_mask": np.array([True, False, True])})
     env.reset(seed=0, options={"scripts": ["a red circle moves left"] * 3})
     env.step(torch.tensor([WAIT, REAL, WAIT]))
-    before = env.state.reel.pixels
+    before = env.state.episodes.pixels
     for options in ({}, {"scripts": ["a blue square moves right"] * 3}):
         env.reset(options={"reset_mask": np.array([False, True, False]), **options})
         assert env.state.seen.tolist() == [1, 0, 1] and not env.state.over.any()
-        assert torch.equal(env.state.reel.pixels[[0, 2]], before[[0, 2]])
+        assert torch.equal(env.state.episodes.pixels[[0, 2]], before[[0, 2]])
 
 
 def test_a_mask_of_all_rows_is_a_reset_by_its_seed(make):
@@ -139,7 +140,7 @@ def test_a_mask_of_all_rows_is_a_reset_by_its_seed(make):
     env.reset(seed=2, options={"reset_mask": whole})
     other = make(3)
     other.reset(seed=2)
-    assert torch.equal(env.state.reel.pixels, other.state.reel.pixels)
+    assert torch.equal(env.state.episodes.pixels, other.state.episodes.pixels)
 
 
 def test_bad_input_is_told(make, generator):

@@ -6,8 +6,7 @@ import gymnasium
 import pytest
 import torch
 
-from reelgym.envs.judge import Judge, checked
-from reelgym.envs.self_play import GameRules
+from reelgym.envs.game_rules import GameRules, ThresholdPolicy, checked
 from reelgym.envs.self_play_generator import SelfPlayGeneratorVectorEnv
 from reelgym.envs.stream_detect import FAKE, REAL, WAIT
 from reelgym.models.detector import ClipDetector, DetectorState
@@ -30,7 +29,7 @@ class Bright:
 def make(codec, reward, prompts, clock):
     def made(count=3, opponent=None, floor=-99.0, share=0.0, **others):
         rules = GameRules(floor=floor, share=share, camera="clean")
-        opponent = opponent or Judge(Bright(), confidence=1.5)
+        opponent = opponent or ThresholdPolicy(Bright(), confidence=1.5)
         return SelfPlayGeneratorVectorEnv(count, codec, reward, prompts, opponent, rules=rules, clock=clock, **others)
 
     return made
@@ -64,7 +63,7 @@ def test_poor_clips_and_real_ones_earn_nothing(make):
 
 def test_it_begins_again_and_a_fork_goes_on_alike(make):
     torch.manual_seed(0)
-    env = make(4, Judge(ClipDetector(8, 4), confidence=0.02))
+    env = make(4, ThresholdPolicy(ClipDetector(8, 4), confidence=0.02))
     seen, info = env.reset(seed=1, options={"scripts": ["a red circle moves left"] * 4})
     assert info["text"].tolist() == ["a red circle moves left"] * 4 and set(seen) == {"latents", "prompt", "position"}
     rows, ends = torch.tensor([3, 1]), 0
@@ -82,7 +81,7 @@ def test_it_begins_again_and_a_fork_goes_on_alike(make):
 
 def test_what_cannot_judge_is_told(make):
     with pytest.raises(ValueError, match=r"the opponent cannot judge chunks of \[3, 3, 4, 4\]"):
-        make(opponent=Judge(ClipDetector(8, 16)))
+        make(opponent=ThresholdPolicy(ClipDetector(8, 16)))
 
     class Wrong(Bright):
         broken = True
@@ -92,9 +91,9 @@ def test_what_cannot_judge_is_told(make):
 
     wrong = Wrong()
     with pytest.raises(ValueError, match="not finite"):
-        make(opponent=Judge(wrong))
+        make(opponent=ThresholdPolicy(wrong))
     wrong.broken = False
-    env = make(opponent=Judge(wrong))
+    env = make(opponent=ThresholdPolicy(wrong))
     env.reset(seed=0)
     wrong.broken = True
     with pytest.raises(ValueError, match="not finite"):
@@ -104,10 +103,10 @@ def test_what_cannot_judge_is_told(make):
 
 
 def test_a_judge_decides_when_it_is_sure():
-    judge = Judge(Bright(), confidence=2.0, bias=1.0)
+    judge = ThresholdPolicy(Bright(), confidence=2.0, bias=1.0)
     logits = torch.tensor([-2.0, 0.5, 2.0, 3.5])
-    assert judge.say(logits, last=False).tolist() == [REAL, WAIT, WAIT, FAKE]
-    assert judge.say(logits, last=True).tolist() == [REAL, REAL, FAKE, FAKE]
+    assert judge.act(logits, last=False).tolist() == [REAL, WAIT, WAIT, FAKE]
+    assert judge.act(logits, last=True).tolist() == [REAL, REAL, FAKE, FAKE]
 
 
 def test_made_by_name(stack):
