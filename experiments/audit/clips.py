@@ -1,50 +1,36 @@
-"""What both audits look at: clips of the world, prompts as the reward reads them, and the reward under audit."""
+"""What both audits look at: true clips of the world, and prompts as the reward reads them."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...envs.stack import Stack
 from ...envs.worlds.clips import Clips, make_clips
 from ...envs.worlds.grammar import COLOURS, Clause
 from ...envs.worlds.scene import RGB
-from ...models.codec import FrameCodec
-from ...models.prompts import PromptBatch, WordEncoder
-from ...models.tiny import WEIGHTS, load_encoder, load_tiny
-from ...rewards.stream_reward import StreamReward
-
-GRAMMAR = "plain"
+from ...models.prompts import PromptBatch
+from ...rewards.windows import clip_prompts
+from ..evaluate import encode_clauses
 
 
-@dataclass(frozen=True)
-class Audited:
-    """The reward under audit, with the codec and the words that it was trained with."""
-
-    reward: StreamReward
-    codec: FrameCodec
-    encoder: WordEncoder
-
-    @classmethod
-    def load(cls, folder: Path | None, device: torch.device) -> Audited:
-        """From a folder with codec and reward, by default the shipped one."""
-        folder = folder or WEIGHTS
-        reward = StreamReward(load_tiny("reward", folder / "reward", device))
-        return cls(reward, load_tiny("codec", folder / "codec", device), load_encoder("reward", folder / "reward"))
-
-    def prompts(self, clauses: list[Clause], device: torch.device) -> PromptBatch:
-        """One prompt a clip."""
-        texts = [str(clause) for clause in clauses]
-        return PromptBatch(tuple(texts), self.encoder.encode(texts).to(device))
+def clip_texts(stack: Stack, clauses: list[Clause]) -> PromptBatch:
+    """One prompt a clip."""
+    texts = [str(clause) for clause in clauses]
+    return PromptBatch(tuple(texts), stack.encoder.encode(texts).to(stack.device))
 
 
-def real_clips(count: int, split: str, seed: int) -> Clips:
+def chunk_texts(stack: Stack, clauses: list[tuple[Clause, ...]]) -> PromptBatch:
+    """The prompts of every chunk of every clip, as `clip_reward` wants them."""
+    texts = [[str(clause) for clause in row] for row in clauses]
+    return clip_prompts(encode_clauses(stack.encoder, clauses).to(stack.device), texts)
+
+
+def real_clips(count: int, split: str, seed: int, grammar: str = "plain") -> Clips:
     """True clips of a split's prompts. ValueError for fewer than one."""
     if count < 1:
         raise ValueError(f"clips must be at least 1, not {count}")
-    return make_clips(count, split=split, seed=seed + 31, grammar=GRAMMAR)
+    return make_clips(count, split=split, seed=seed + 31, grammar=grammar)
 
 
 def colours(clauses: list[Clause]) -> Tensor:

@@ -27,11 +27,12 @@ from ...models.prompts import PromptBatch
 from ...rewards.perplexity import temporal_weight
 from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..jobs import one_thread
+from ..options import StackOptions
 from ..plots import film_strip, png
 from ..pretrain.reward_measure import VISIBLE, changed
-from ..results import command_line, pick_device, write_results
+from ..results import command_line, write_results
 from ..tables import Column, markdown_table, number
-from .clips import Audited, real_clips
+from .clips import clip_texts, real_clips
 
 HALF = SIDE // 2
 FIRST, SECOND, BOTH = slice(0, HALF), slice(HALF, SIDE), slice(0, SIDE)
@@ -50,7 +51,7 @@ Damage = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StackOptions):
     """What is probed."""
 
     clips: int = 256
@@ -61,10 +62,6 @@ class Config:
     """Prompts that the clips are of."""
     seed: int = 0
     """Of clips and noise."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    weights: Path | None = None
-    """Folder with codec and reward; by default the one shipped with the package."""
     out: Path = Path("runs/audit-probe")
     """Folder for results.json and probe.png."""
 
@@ -136,17 +133,16 @@ def run(config: Config) -> None:
     """Probe every damage in every region, print the table, write results.json and probe.png."""
     if not 3 <= config.frames <= 2 * FRAMES_PER_CHUNK:
         raise ValueError(f"frames must be 3 to {2 * FRAMES_PER_CHUNK}, which one prompt holds for, not {config.frames}")
-    device = pick_device(config.device)
-    audited = Audited.load(config.weights, device)
-    clips = real_clips(config.clips, config.split, config.seed)
-    video = clips.frames(torch.arange(config.clips))[:, : config.frames].to(device)
-    prompts = audited.prompts([row[0] for row in clips.clauses], device)
-    vq = StreamReward(audited.reward.model, RewardSettings(axes=("VQ",)))
+    stack = config.spec.load()
+    clips = real_clips(config.clips, config.split, config.seed, stack.grammar)
+    video = clips.frames(torch.arange(config.clips))[:, : config.frames].to(stack.device)
+    prompts = clip_texts(stack, [row[0] for row in clips.clauses])
+    vq = StreamReward(stack.reward.model, RewardSettings(axes=("VQ",)))
     with one_thread():
-        rows = probe(audited.reward, video, prompts, config.seed, "all") + probe(vq, video, prompts, config.seed, "VQ")
-        picture = png(figure(audited.reward, video, prompts))
+        rows = probe(stack.reward, video, prompts, config.seed, "all") + probe(vq, video, prompts, config.seed, "VQ")
+        picture = png(figure(stack.reward, video, prompts))
     command = command_line(["reelgym", "audit", "probe"], config)
-    written = write_results(config.out, command, [config.seed], config, rows, device)
+    written = write_results(config.out, command, [config.seed], config, rows, stack.device)
     (config.out / "probe.png").write_bytes(picture)
     print(f"{report(rows)}\nfigure: {config.out / 'probe.png'}\nresults: {written}")
 

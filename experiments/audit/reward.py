@@ -15,30 +15,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...envs.stack import Stack
 from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, Clips
 from ...envs.worlds.exploits import EXPLOITS
 from ...envs.worlds.grammar import Clause
 from ...envs.worlds.oracle import judge
 from ...models.generator import stream
-from ...models.prompts import PromptBatch
-from ...models.tiny import build_generator, load_tiny
 from ...noise import stream_keys
 from ...rewards.reliability import BalanceConfig, BalanceState, balance
-from ...rewards.stream_reward import RewardSignal, StreamReward
-from ...rewards.windows import Clock, clip_prompts, clip_reward
+from ...rewards.stream_reward import RewardSignal
+from ...rewards.windows import Clock, clip_reward
 from ..jobs import one_thread
+from ..options import StackOptions
 from ..pretrain.reward_measure import changed
-from ..results import command_line, pick_device, write_results
+from ..results import command_line, write_results
 from ..tables import Column, markdown_table, number
 from .ascent import ascend, starts
-from .clips import Audited, colours, real_clips
+from .clips import chunk_texts, colours, real_clips
 
 BAR = 0.95
 BATCH = 32
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StackOptions):
     """What the reward is audited with."""
 
     clips: int = 256
@@ -55,10 +55,6 @@ class Config:
     """Prompts that the clips are of."""
     seed: int = 0
     """Of the clips and of the student's noise."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    weights: Path | None = None
-    """Folder with codec, reward and student; by default the one shipped with the package."""
     out: Path = Path("runs/audit-reward")
     """Folder for results.json."""
 
@@ -99,29 +95,28 @@ COLUMNS = (*EXPLOIT_COLUMNS, *ASCENT_COLUMNS, *BOUND_COLUMNS)
 
 def run(config: Config) -> None:
     """Audit, print the tables and the verdict, write results.json."""
-    device = pick_device(config.device)
-    audited = Audited.load(config.weights, device)
-    clips = real_clips(config.clips, config.split, config.seed)
+    stack = config.spec.load()
+    clips = real_clips(config.clips, config.split, config.seed, stack.grammar)
     with one_thread():
-        rows = exploit_rows(audited, clips, config, device)
-        rows += ascent_rows(audited, clips, config, device)
-        rows += bound_rows(student_scores(audited, clips, config, device))
+        rows = exploit_rows(stack, clips, config)
+        rows += ascent_rows(stack, clips, config)
+        rows += bound_rows(student_scores(stack, clips, config))
     print(report(rows))
     command = command_line(["reelgym", "audit", "reward"], config)
-    print(f"results: {write_results(config.out, command, [config.seed], config, rows, device)}")
+    print(f"results: {write_results(config.out, command, [config.seed], config, rows, stack.device)}")
 
 
-def exploit_rows(audited: Audited, clips: Clips, config: Config, device: torch.device) -> list[dict[str, Any]]:
+def exploit_rows(stack: Stack, clips: Clips, config: Config) -> list[dict[str, Any]]:
     """One row for every exploit and strength."""
     video, rgb = clips.frames(torch.arange(len(clips.clauses))), colours([row[-1] for row in clips.clauses])
-    real = score(audited, video, clips.clauses, device)
+    real = score(stack, video, clips.clauses)
     truth = judge(video, clips.clauses, FRAMES_PER_CHUNK).total
     rows: list[dict[str, Any]] = []
     for name, exploit in EXPLOITS.items():
         for strength in config.strengths:
             gamed = exploit(video, rgb, torch.full((len(video),), strength))
             seen = changed(video, gamed)
-            found = score(audited, gamed, clips.clauses, device)
+            found = score(stack, gamed, clips.clauses)
             oracle = judge(gamed, clips.clauses, FRAMES_PER_CHUNK).total
             axes = [_mean(column[seen]) for column in (found.scores < real.scores).unbind(dim=1)]
             rows.append(
@@ -131,7 +126,7 @@ def exploit_rows(audited: Audited, clips: Clips, config: Config, device: torch.d
                     "trained": "no" if exploit.held_out else "yes",
                     "strength": strength,
                     "pairs": int(seen.sum()),
-                    **dict(zip(audited.reward.axes, axes, strict=True)),
+                    **dict(zip(stack.reward.axes, axes, strict=True)),
                     "below": _mean((found.reward < real.reward)[seen]),
                     "oracle": _mean(oracle[seen]),
                     "truth": _mean(truth[seen]),
@@ -145,16 +140,16 @@ def _mean(values: Tensor) -> float | None:
     return float(values.float().mean()) if len(values) else None
 
 
-def ascent_rows(audited: Audited, clips: Clips, config: Config, device: torch.device) -> list[dict[str, Any]]:
+def ascent_rows(stack: Stack, clips: Clips, config: Config) -> list[dict[str, Any]]:
     """One row for every start and number of steps: reward and oracle before and after ascent on the reward."""
     clauses = clips.clauses[: config.climbers]
-    video = clips.frames(torch.arange(len(clauses))).to(device)
-    reward, prompts = clip_reward(audited.reward, audited.codec, Clock()), prompts_of(audited, clauses, device)
+    video = clips.frames(torch.arange(len(clauses))).to(stack.device)
+    reward, prompts = clip_reward(stack.reward, stack.codec, Clock()), chunk_texts(stack, clauses)
     real = reward(video, prompts).reward
     rows = []
     begun = starts(video, config.seed)
     for steps, (name, start) in itertools.product(config.steps, begun.items()):
-        codec = audited.codec if name == "latents" else None
+        codec = stack.codec if name == "latents" else None
         end = ascend(reward, start, prompts, steps, config.rate, codec)
         before, after = reward(start, prompts).reward, reward(end, prompts).reward
         verdicts = [judge(clip.cpu(), clauses, FRAMES_PER_CHUNK).total.mean() for clip in (start, end)]
@@ -176,14 +171,14 @@ def ascent_rows(audited: Audited, clips: Clips, config: Config, device: torch.de
 
 
 @torch.no_grad()
-def student_scores(audited: Audited, clips: Clips, config: Config, device: torch.device) -> Tensor:
+def student_scores(stack: Stack, clips: Clips, config: Config) -> Tensor:
     """z-scores [B, A] of the student's clips: what reliability weighs in training."""
-    student = load_tiny("student", config.weights and config.weights / "student", device)
-    generator, keys = build_generator(student, audited.codec), stream_keys(config.seed, len(clips.clauses), device)
-    embeds = prompts_of(audited, clips.clauses, device).embeds.unflatten(0, (-1, CHUNKS))
+    keys = stream_keys(config.seed, len(clips.clauses), stack.device)
+    embeds = chunk_texts(stack, clips.clauses).embeds.unflatten(0, (-1, CHUNKS))
     rows = torch.arange(len(embeds)).split(BATCH)
-    video = torch.cat([audited.codec.decode(stream(generator, embeds[part], keys[part])).cpu() for part in rows])
-    return score(audited, video, clips.clauses, device).scores
+    made = (stream(stack.generator, embeds[part], keys[part]) for part in rows)
+    video = torch.cat([stack.codec.decode(latents).cpu() for latents in made])
+    return score(stack, video, clips.clauses).scores
 
 
 def bound_rows(scores: Tensor) -> list[dict[str, Any]]:
@@ -207,20 +202,12 @@ def bound_rows(scores: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def prompts_of(audited: Audited, clauses: list[tuple[Clause, ...]], device: torch.device) -> PromptBatch:
-    """The prompts of every chunk of every clip, as `clip_reward` wants them."""
-    texts = [[str(clause) for clause in row] for row in clauses]
-    embeds = torch.stack([audited.encoder.encode(row) for row in texts]).to(device)
-    return clip_prompts(embeds, texts)
-
-
-def score(audited: Audited, video: Tensor, clauses: list[tuple[Clause, ...]], device: torch.device) -> RewardSignal:
+def score(stack: Stack, video: Tensor, clauses: list[tuple[Clause, ...]]) -> RewardSignal:
     """The environment's return of whole clips, on the CPU."""
-    reward: StreamReward = clip_reward(audited.reward, audited.codec, Clock())
-    prompts = prompts_of(audited, clauses, device)
+    reward, prompts = clip_reward(stack.reward, stack.codec, Clock()), chunk_texts(stack, clauses)
     places = torch.arange(len(prompts.text)).view(len(video), -1)
     parts = [
-        reward(video[rows].to(device), prompts.take(places[rows].flatten()))
+        reward(video[rows].to(stack.device), prompts.take(places[rows].flatten()))
         for rows in torch.arange(len(video)).split(BATCH)
     ]
     return RewardSignal(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("scores", "reward")))
