@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +31,12 @@ class ScriptPrompts:
     """Scripts of a world, encoded; each text is encoded once.
 
     encoder: words to embeddings.   chunks: n, prompts per clip.
-    sample: `sample(count, seed)` -> count scripts ("... ; then ..."), a pure function.
+    sample: `sample(count, seed)` -> count scripts ("... ; then ..."), or rows of n prompts; a pure function.
     """
 
     encoder: WordEncoder
     chunks: int
-    sample: Callable[[int, int], Sequence[str]]
+    sample: Callable[[int, int], Sequence[Any]]
     _known: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, batch: int, step: int) -> tuple[Tensor, Texts]:

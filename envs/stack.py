@@ -27,6 +27,7 @@ from ..rewards.compose import as_reward
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY, Clock
 from .prompt_source import ScriptPrompts, world_prompts
+from .worlds.world import PromptRows, World
 
 STACKS: dict[str, Any] = {"tiny": WEIGHTS}
 """Stacks by name; installed packages add theirs as entry points `reelgym.stacks` (a folder, or a function without
@@ -83,7 +84,7 @@ class Stack:
 
     def with_parts(self, **live: Any) -> Stack:
         """The same stack with these objects as parts (`reward`, `heldout`: see `rewards.compose.as_reward`)."""
-        unknown = sorted(set(live) - {*NETWORKS, "encoder", "grammar", "generator"})
+        unknown = sorted(set(live) - {*NETWORKS, "encoder", "grammar", "generator", "world"})
         if unknown:
             raise ValueError(
                 f"a stack has no {', '.join(unknown)}: its parts are {', '.join(NETWORKS)}, encoder, grammar"
@@ -169,13 +170,21 @@ class Stack:
         """Name of the world's grammar whose words the stack knows."""
         return self._part("grammar")
 
+    @property
+    def world(self) -> World | None:
+        """A world of one's own; None: ShapeStream in the stack's grammar."""
+        return self._part("world") if self.has("world") else None
+
     def student(self) -> Generator:
         """A copy of the starting student, to be trained."""
         return replace(self.generator, model=copy.deepcopy(self.generator.model).requires_grad_(True))
 
     def prompts(self, split: str = "train", *, grammar: str | None = None, clock: Clock | None = None) -> ScriptPrompts:
-        """Scripts of the stack's grammar from a split, one prompt per chunk."""
-        return world_prompts(self.encoder, (clock or self.clock).chunks, grammar or self.grammar, split)
+        """Scripts of the world from a split, one prompt per chunk; grammar: of ShapeStream, if not the stack's."""
+        chunks, world = (clock or self.clock).chunks, self.world
+        if world is not None and grammar is None:
+            return ScriptPrompts(self.encoder, chunks, partial(_drawn, world, chunks, split))
+        return world_prompts(self.encoder, chunks, grammar or self.grammar, split)
 
     def null(self) -> Tensor:
         """The empty prompt [L, D]."""
@@ -190,6 +199,8 @@ class StackSpec:
     """What `Stack.load` takes."""
     reward: str = ""
     """Import path or name of a reward in place of the stack's; empty: the stack's own."""
+    world: str = ""
+    """Import path or name of a world (envs.worlds.world.World) in place of ShapeStream."""
     device: str = "cpu"
 
     def load(self) -> Stack:
@@ -199,17 +210,22 @@ class StackSpec:
     @property
     def plugins(self) -> tuple[str, ...]:
         """Import paths that it names."""
-        return tuple(name for name in (self.stack, self.reward) if ":" in name)
+        return tuple(name for name in (self.stack, self.reward, self.world) if ":" in name)
 
 
 @lru_cache(maxsize=2)
 def _loaded(spec: StackSpec) -> Stack:
-    stack = Stack.load(spec.stack, spec.device)
-    return stack.with_parts(reward=find("rewards", spec.reward, {})) if spec.reward else stack
+    own = {"reward": ("rewards", spec.reward), "world": ("worlds", spec.world)}
+    parts = {name: find(group, path, {}) for name, (group, path) in own.items() if path}
+    return Stack.load(spec.stack, spec.device).with_parts(**parts)
 
 
 def _same(part: Any) -> Any:
     return part
+
+
+def _drawn(world: World, chunks: int, split: str, count: int, seed: int) -> PromptRows:
+    return world.prompts(count, chunks=chunks, split=split, seed=seed)
 
 
 def _from_folder(folder: Path, device: torch.device) -> Stack:

@@ -51,12 +51,8 @@ class Config(StackOptions):
     @property
     def command(self) -> str:
         """What to type for this comparison."""
-        named = {
-            "seed": self.seed,
-            "seeds": self.seeds,
-            "stack": self.stack.removeprefix("tiny"),
-            "reward": self.reward,
-        }
+        named = {"seed": self.seed, "seeds": self.seeds, "stack": self.stack.removeprefix("tiny")}
+        named |= {"reward": self.reward, "world": self.world}
         options = [f"--{name} {value}" for name, value in named.items() if value]
         options += ["--add", *self.add] if self.add else []
         return " ".join(["reelgym compare --preset", self.preset, *options])
@@ -101,8 +97,8 @@ def prepare(config: Config) -> Setup:
     preset = replace(
         preset,
         seeds=preset.seeds if config.seeds is None else config.seeds,
-        exam=replace(preset.exam, grammar=grammar),
-        validation=replace(preset.validation, grammar=grammar),
+        exam=replace(preset.exam, grammar=grammar, world=config.world),
+        validation=replace(preset.validation, grammar=grammar, world=config.world),
     )
     if preset.seeds < 1 or (config.workers or 1) < 1:
         raise ValueError("--seeds and --workers must be at least 1")
@@ -205,7 +201,7 @@ def publish(config: Config, setup: Setup, plans: Mapping[str, Stage], results: M
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
     settings |= {"notes": [*notes(setup, plans), *diverged(runs)], "workers": setup.workers}
     settings |= {"weights": "shipped" if config.stack == "tiny" else config.stack}
-    settings |= {"reward": config.reward} if config.reward else {}
+    settings |= {name: path for name in ("reward", "world") if (path := getattr(config, name))}
     settings |= {"prompts": preset.exam.prompts, "clips": preset.exam.clips, "made_from": setup.made_from}
     rows += clip_rows(preset.exam, preset.shown)
     with one_thread():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sampl
 from ..envs.worlds.oracle import diversity, judge, judge_long
 from ..envs.worlds.render import render
 from ..envs.worlds.scene import roll
+from ..envs.worlds.world import World
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
 from ..models.prompts import PromptBatch
@@ -26,11 +27,12 @@ from ..models.streaming import StreamingGenerator, TextEncoder
 from ..models.tiny import TEACHER_SAMPLING
 from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys
+from ..plugins import find, resolve
 from ..rewards.stream_reward import RewardSignal, StreamReward
 from ..rewards.windows import clip_prompts, clip_reward
 
 Chunks = Sequence[Sequence[Clause]]
-"""B rows of one clause per chunk."""
+"""B rows of one clause per chunk (a world of one's own gives prompts, strings, in their place)."""
 AXES = ("VQ", "MQ", "TA", "physics", "total")
 EXAM = 2**40
 """Folded into an exam's noise, so that no training has met it."""
@@ -62,14 +64,30 @@ class Exam:
     """Which scripts are drawn."""
     batch: int = 32
     """Clips that are made at a time."""
+    world: str = ""
+    """Import path of a world of one's own, whose prompts and judge these are; empty: ShapeStream and its oracle."""
+
+    @property
+    def own_world(self) -> World | None:
+        """The user's, if there is one."""
+        return find("worlds", self.world, {}) if self.world else None
 
     def scripts(self) -> list[Script]:
         """The P scripts of the clips."""
         return self._draw(self.prompts, None)
 
-    def clauses(self) -> list[tuple[Clause, ...]]:
-        """One clause per chunk for each of the P * K clips, K rows of a script together."""
+    def clauses(self) -> Chunks:
+        """One clause per chunk for each of the P * K clips, K rows of a script together; of an own world, prompts."""
+        if world := self.own_world:
+            rows = world.prompts(self.prompts, chunks=self.chunks, split=self.split, seed=self.scripts_seed)
+            return cast(Chunks, [tuple(row) for row in rows for _ in range(self.clips)])
         return [chunk_clauses(script, self.chunks) for script in self.scripts() for _ in range(self.clips)]
+
+    def texts(self) -> list[str]:
+        """The P prompts as one writes them."""
+        if self.world:
+            return [" ; then ".join(dict.fromkeys(map(str, row))) for row in self.clauses()[:: self.clips]]
+        return texts_of(self.scripts())
 
     def long_scripts(self) -> list[Script]:
         """The Q scripts of the long streams, of one clause per clip length."""
@@ -125,13 +143,13 @@ def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str
     keys = fold(stream_keys(seed, 2, device), EXAM)
     short = exam.clauses()
     video, seconds = _make(system, short, _keys_of(keys[:1], len(short)), exam.batch)
-    found = [judge(video[at], short[at], exam.frames_per_chunk) for at in _batches(len(short), exam.batch)]
-    scores = {axis: torch.cat([getattr(part, axis) for part in found]) for axis in AXES}
+    found = [oracle_scores(video[at], short[at], exam) for at in _batches(len(short), exam.batch)]
+    scores = {axis: torch.cat([part[axis] for part in found]) for axis in found[0]}
     groups = video.unflatten(0, (exam.prompts, exam.clips))
     spread = diversity(groups) if exam.clips > 1 else torch.full((exam.prompts,), torch.nan)
     late = drift = torch.empty(0)
     streams = video[:0]
-    if long and exam.long_prompts:
+    if long and exam.long_prompts and not exam.world:
         rows = [chunk_clauses(script, LONG * exam.chunks) for script in exam.long_scripts()]
         streams, _ = _make(system, rows, _keys_of(keys[1:], len(rows)), exam.batch)
         judged = judge_long(streams, rows, exam.frames_per_chunk)
@@ -140,14 +158,31 @@ def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str
     return Grades(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups, streams)
 
 
+def oracle_scores(video: Tensor, rows: Chunks, exam: Exam) -> dict[str, Tensor]:
+    """Per axis [B] what the world's judge thinks of clips [B, F, 3, H, W]; ValueError for one without a total."""
+    world = exam.own_world
+    if world is None:
+        found = judge(video, rows, exam.frames_per_chunk)
+        return {axis: getattr(found, axis) for axis in AXES}
+    scores = dict(resolve(world.judge)(video, rows, exam.frames_per_chunk))
+    if "total" not in scores or any(score.shape != (len(video),) for score in scores.values()):
+        shapes = {axis: list(score.shape) for axis, score in scores.items()}
+        raise ValueError(f"{world.judge} returned {shapes}: expected scores [{len(video)}] by axis, and a total")
+    return {**dict.fromkeys(AXES, scores["total"]), **scores}
+
+
 @dataclass(frozen=True)
-class World:
-    """Ground truth."""
+class GroundTruth:
+    """What the world shows. world: of one's own; None: ShapeStream."""
 
     frames_per_chunk: int
+    world: World | None = None
 
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
         """Every row rolls alone, from a random generator of its own key."""
+        if self.world is not None:
+            rows = [[str(clause) for clause in row] for row in clauses]
+            return self.world.video(rows, self.frames_per_chunk, keys.tolist()).to(keys.device)
         scenes = (
             roll([row], self.frames_per_chunk, torch.Generator().manual_seed(key))
             for row, key in zip(clauses, keys.tolist(), strict=True)
@@ -221,7 +256,7 @@ REFERENCES = {
 
 def reference(stack: Stack, name: str) -> System:
     """One of REFERENCES."""
-    world = World(stack.clock.frames_per_chunk)
+    world = GroundTruth(stack.clock.frames_per_chunk, stack.world)
     systems: dict[str, Callable[[], System]] = {
         "truth": lambda: world,
         "codec": lambda: Coded(stack.codec, world),

@@ -21,6 +21,8 @@ class StackOptions:
     import path module:name."""
     reward: str = ""
     """A reward in place of the stack's: an import path module:name, or the name that an installed package gives it."""
+    world: str = ""
+    """A world in place of ShapeStream: an import path module:name (docs/world.md), or an installed name."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -29,4 +31,4 @@ class StackOptions:
         """What jobs load; ValueError for a device that is not there."""
         place = Path(self.stack)
         stack = str(place.resolve()) if self.stack != "tiny" and place.exists() else self.stack
-        return StackSpec(stack, self.reward, str(pick_device(self.device)))
+        return StackSpec(stack, self.reward, self.world, str(pick_device(self.device)))

@@ -124,8 +124,8 @@ def curve_rows(name: str, result: Mapping[str, Any]) -> list[Row]:
 
 def clip_rows(exam: Exam, shown: int) -> list[Row]:
     """Which prompts the report's pictures belong to."""
-    prompts = texts_of(exam.scripts()[:shown])
-    streams = texts_of(exam.long_scripts()[: (shown + 1) // 2])
+    prompts = exam.texts()[:shown]
+    streams = [] if exam.world else texts_of(exam.long_scripts()[: (shown + 1) // 2])
     pictures = [("clips", prompts), ("long", streams), ("map", prompts)]
     return [{"kind": "clip", "of": of, "prompt": prompt} for of, texts in pictures for prompt in texts]
 

@@ -27,7 +27,7 @@ def examine_slices(
 
     The world gives the first chunk; the oracle looks at all frames and counts those after it.
     """
-    if not exam.slice_prompts or not isinstance(system, Continues):
+    if not exam.slice_prompts or exam.world or not isinstance(system, Continues):
         return {}
     papers = {name: _paper(name, exam, seed) for name in SLICES}
     found = {}

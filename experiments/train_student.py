@@ -131,7 +131,9 @@ def as_config(recipe: Any) -> dict[str, Any]:
 
 def judged(stack: Stack, student: Generator, options: TrainOptions) -> dict[str, float]:
     """Means of the oracle over validation prompts, which trains nothing and stops nothing."""
-    exam = Exam(options.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar)
+    exam = Exam(
+        options.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar, world=options.world
+    )
     scores = examine(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False).scores
     return {"oracle": float(scores["total"].mean())} | {
         f"oracle/{axis}": float(scores[axis].mean()) for axis in ("VQ", "MQ", "TA")
@@ -148,11 +150,11 @@ def settle_start(out: Path, stack: Stack, options: TrainOptions) -> None:
     they differ."""
     note = out / "start.json"
     made: dict[str, Any] = {**stack.weights(), "cache": asdict(stack.generator.model.cache_config)}
-    made |= {"own reward": options.reward} if options.reward else {}
+    made |= {name: path for name in ("reward", "world") if (path := getattr(options, name))}
     if has_checkpoint(out / "checkpoint") and note.exists() and json.loads(note.read_text()) != made:
         raise CheckpointError(
-            f"{out} holds a run from other weights than those of {stack.folder}, or another cache or reward: give "
-            "another --out"
+            f"{out} holds a run from other weights than those of {stack.folder}, or another cache, reward or world: "
+            "give another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, made)

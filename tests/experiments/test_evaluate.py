@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses
-from reelgym.experiments.evaluate import Coded, Exam, Student, Teacher, World, encode_clauses, examine, texts_of
+from reelgym.experiments.evaluate import Coded, Exam, GroundTruth, Student, Teacher, encode_clauses, examine, texts_of
 from reelgym.models.generator import Generator, stream
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.sampler import TeacherSampling
@@ -44,8 +44,8 @@ def student(model, encoder):
 
 
 def test_the_world_passes_and_a_coarse_codec_does_not():
-    truth = examine(World(3), EXAM, seed=0)
-    coarse = examine(Coded(HalfSize(), World(3)), EXAM, seed=0)
+    truth = examine(GroundTruth(3), EXAM, seed=0)
+    coarse = examine(Coded(HalfSize(), GroundTruth(3)), EXAM, seed=0)
     assert truth.scores["total"].mean() > 0.97 and truth.late.mean() > 0.95
     assert coarse.scores["total"].mean() < truth.scores["total"].mean() - 0.1
     assert truth.video.shape == (3, 2, 12, 3, 32, 32) and truth.long_video.shape == (2, 48, 3, 32, 32)
@@ -56,7 +56,7 @@ def test_the_world_passes_and_a_coarse_codec_does_not():
 def test_rows_do_not_depend_on_their_batch(student):
     clauses = [chunk_clauses(script, 4) for script in EXAM.scripts()[:2]]
     keys = stream_keys(3, 2)
-    for system in (World(3), student):
+    for system in (GroundTruth(3), student):
         together = system(clauses, keys)
         alone = torch.cat([system(clauses[i : i + 1], keys[i : i + 1]) for i in range(2)])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)

@@ -22,6 +22,31 @@ def redness(video, prompts):
 
 number = 3
 """
+WORLD = """
+import torch
+
+from reelgym.noise import stream_keys, uniform
+
+
+class Flashes:
+    judge = "mine.world:brightness"
+
+    def prompts(self, count, *, chunks, split, seed):
+        colours = ("red", "blue") if split == "train" else ("green", "cyan")
+        return [[f"a {colours[(row + seed) % 2]} circle rests"] * chunks for row in range(count)]
+
+    def video(self, rows, frames_per_chunk, seeds):
+        size = (len(rows[0]) * frames_per_chunk, 3, 32, 32)
+        return torch.stack([uniform(stream_keys(seed % 1000, 1), 0, 0, size)[0] for seed in seeds])
+
+
+def brightness(video, rows, frames_per_chunk):
+    assert all(row[0].split()[1] in ("green", "cyan") for row in rows)
+    return {"total": video.mean((1, 2, 3, 4)), "VQ": video.amax((1, 2, 3, 4))}
+
+
+flashes = Flashes()
+"""
 
 
 @pytest.fixture
@@ -32,6 +57,7 @@ def package(tmp_path, monkeypatch):
     shutil.copy(ROOT / "docs" / "examples" / "best_of_n.py", folder / "recipes.py")
     (folder / "__init__.py").write_text("")
     (folder / "rewards.py").write_text(REWARDS)
+    (folder / "world.py").write_text(WORLD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
@@ -41,6 +67,7 @@ def package(tmp_path, monkeypatch):
 
 def test_a_recipe_and_a_reward_of_ones_own_train_a_student(package, stack, capsys):
     door = ["mine.recipes:best_of_n", "--stack", str(stack), "--reward", "mine.rewards:redness", *SMALL]
+    door += ["--world", "mine.world:flashes"]
     for command in ("finetune", "distill"):
         assert cli.main([command, *door, "--out", f"runs/{command}"]) == 0, capsys.readouterr().err
         assert "32 chunks" not in capsys.readouterr().out
@@ -49,17 +76,20 @@ def test_a_recipe_and_a_reward_of_ones_own_train_a_student(package, stack, capsy
         assert "mine.recipes:best_of_n" in written["command"] and "--reward mine.rewards:redness" in written["command"]
     again = [word for word in door if word not in ("--reward", "mine.rewards:redness")]
     assert cli.main(["finetune", *again, "--out", "runs/finetune", "--updates", "2"]) == 1
-    assert "another cache or reward" in capsys.readouterr().err
+    assert "another cache, reward or world" in capsys.readouterr().err
 
 
 def test_it_takes_part_in_a_comparison_in_spawned_workers(package, weights, capsys):
     add = ["--add", "mine.recipes:best_of_n=1", "--reward", "mine.rewards:redness", "--stack", str(weights)]
+    add += ["--world", "mine.world:flashes"]
     assert cli.main(["compare", "--preset", "smoke", "--workers", "2", *add, "--out", "runs/c"]) == 0, (
         capsys.readouterr().err
     )
     rows = json.loads(Path("runs/c/results.json").read_text())["rows"]
     (mine,) = [row for row in rows if row["kind"] == "method" and row["method"] == "mine.recipes:best_of_n"]
     assert mine["updates"] == 1 and mine["chunks"] > 0
+    (truth,) = [row for row in rows if row["kind"] == "method" and row["method"] == "truth"]
+    assert 0.45 < truth["total"] < 0.55 and truth["vq"] > 0.9 and "a green circle rests" in str(rows)
     assert any(row["kind"] == "contrast" and row["ours"] == "mine.recipes:best_of_n" for row in rows)
     assert cli.main(["compare", "--preset", "smoke", "--add", "mine.recipes:best_of_n"]) == 1
     assert "write module:name=UPDATES" in capsys.readouterr().err

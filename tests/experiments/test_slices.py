@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reelgym.envs.worlds.slices import SLICES
-from reelgym.experiments.evaluate import AXES, REFERENCES, Coded, Exam, Student, World
+from reelgym.experiments.evaluate import AXES, REFERENCES, Coded, Exam, GroundTruth, Student
 from reelgym.experiments.rows import slice_rows
 from reelgym.experiments.slices import examine_slices
 from reelgym.models.generator import Generator
@@ -38,7 +38,7 @@ class Watched:
 
 
 def test_the_truth_passes_and_a_coarse_codec_does_not():
-    truth, coarse = (examine_slices(system, EXAM, 0) for system in (World(3), Coded(HalfSize(), World(3))))
+    truth, coarse = (examine_slices(system, EXAM, 0) for system in (GroundTruth(3), Coded(HalfSize(), GroundTruth(3))))
     assert list(truth) == list(coarse) == list(SLICES)
     for name in SLICES:
         assert list(truth[name]) == list(AXES) and truth[name]["total"].shape == (2,)
@@ -88,12 +88,12 @@ def test_a_student_sees_the_given_chunk_alone():
     late = student.carry_on(torch.cat((video[:, :3], 1 - video[:, 3:]), 1), 3, rows, keys)
     early = student.carry_on(torch.cat((1 - video[:, :3], video[:, 3:]), 1), 3, rows, keys)
     assert made.shape == video.shape and torch.equal(made, late)
-    assert torch.equal(made[:, :3], Coded(HalfSize(), World(3)).carry_on(video, 3, rows, keys)[:, :3])
+    assert torch.equal(made[:, :3], Coded(HalfSize(), GroundTruth(3)).carry_on(video, 3, rows, keys)[:, :3])
     assert not torch.allclose(made[:, 3:], early[:, 3:])
 
 
 def test_none_where_none_is_asked_and_none_for_what_cannot_go_on():
-    assert examine_slices(World(3), replace(EXAM, slice_prompts=0), 0) == {}
+    assert examine_slices(GroundTruth(3), replace(EXAM, slice_prompts=0), 0) == {}
     assert examine_slices(lambda clauses, keys: torch.zeros(1), EXAM, 0) == {}
 
 
