@@ -208,9 +208,15 @@ class StackSpec:
         return _loaded(self)
 
     @property
-    def plugins(self) -> tuple[str, ...]:
-        """Import paths that it names."""
-        return tuple(name for name in (self.stack, self.reward, self.world) if ":" in name)
+    def depends_on(self) -> list[Path | str]:
+        """What decides, beside these words, what is loaded: the manifests, which hold the digests of the weights, a
+        stack.toml, and the import paths in that."""
+        places = self.load().places.values()
+        manifests = sorted(file for place in places for file in place.glob("*.json"))
+        if not self.stack.endswith(".toml"):
+            return [*manifests]
+        named = tomllib.loads(Path(self.stack).read_text())
+        return [*manifests, Path(self.stack), *named.get("parts", {}).values(), str(named.get("base", ""))]
 
 
 @lru_cache(maxsize=2)

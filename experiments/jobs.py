@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+from .identity import code_of, described, files_of, made_from
 
 Result = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]
 """Groups of tensors, and what JSON holds."""
@@ -40,18 +42,29 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config as JSON holds it."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.config), sort_keys=True, default=str))
+        """The config as JSON holds it, every dataclass with its class."""
+        plain: dict[str, Any] = described(self.config)
         return plain
 
-    @property
-    def digest(self) -> str:
-        """Hash of the settings."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+    def digest(self, work: Work) -> str:
+        """Hash of all that the result depends on: the settings, the code of `work` and of the config's own classes and
+        import paths with all that it imports, and the files that the config's parts name (`depends_on`)."""
+        return _digest(self, made_from(work, *code_of(self.config)))
 
 
-def stored(job: Job, folder: Path) -> Result | None:
-    """The job's result where `folder` holds it, whole and made by the same config; else None."""
+def _digest(job: Job, code: str) -> str:
+    parts = (json.dumps(job.settings, sort_keys=True), code, files_of(job.config))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def digests_of(jobs: Sequence[Job], work: Work) -> dict[str, str]:
+    """`Job.digest` of each by name, with the code read once."""
+    code = cache(lambda modules: made_from(work, *modules))
+    return {job.name: _digest(job, code(frozenset(code_of(job.config)))) for job in jobs}
+
+
+def stored(job: Job, digest: str, folder: Path) -> Result | None:
+    """The job's result where `folder` holds it, whole and with that digest; else None."""
     place = folder / job.name
     if not has_checkpoint(place):
         return None
@@ -59,7 +72,7 @@ def stored(job: Job, folder: Path) -> Result | None:
         groups, meta = load_checkpoint(place)
     except CheckpointError:
         return None
-    return (groups, meta["result"]) if meta.get("digest") == job.digest else None
+    return (groups, meta["result"]) if meta.get("digest") == digest else None
 
 
 def _ignore(*_: object) -> None:
@@ -77,40 +90,49 @@ def run_jobs(
 ) -> dict[str, Result]:
     """Results by name. What `folder` holds already is not redone; a job is written to it as soon as it ends.
 
+    A result is found where its digest is the same (`Job.digest`): an edited plug-in's jobs run again, others do not.
     work: a function of a job's config, importable by name. workers: processes of one torch thread each; with 1 the jobs
     run in this process. done: called with the name of each job that ended or was found. tick: called every second while
     workers work.
     Raises JobError for the first job that fails, after the jobs that were running have ended.
     """
-    results = {job.name: result for job in jobs if (result := stored(job, folder)) is not None}
+    digests = digests_of(jobs, work)
+
+    def found(job: Job) -> Result | None:
+        return stored(job, digests[job.name], folder)
+
+    results = {job.name: result for job in jobs if (result := found(job)) is not None}
     missing = sorted((job for job in jobs if job.name not in results), key=lambda job: -job.cost)
     for name in results:
         done(name)
-    for name in _here(missing, work, folder) if workers <= 1 else _elsewhere(missing, work, folder, workers, tick):
+    orders = [(job, digests[job.name], work, folder) for job in missing]
+    for name in _here(orders) if workers <= 1 else _elsewhere(orders, workers, tick):
         done(name)
     for job in missing:
-        result = stored(job, folder)
+        result = found(job)
         if result is None:
             raise JobError(f"{job.name}: its result in {folder} is gone or damaged; run the command again")
         results[job.name] = result
     return {job.name: results[job.name] for job in jobs}
 
 
-def _here(jobs: Sequence[Job], work: Work, folder: Path) -> Iterator[str]:
+Order = tuple[Job, str, Work, Path]
+"""A job, its digest, who does it, and where its result goes."""
+
+
+def _here(orders: Sequence[Order]) -> Iterator[str]:
     with one_thread():
-        for job in jobs:
+        for order in orders:
             try:
-                yield _do(job, work, folder)
+                yield _do(*order)
             except Exception as error:
-                raise _failure(job, error) from error
+                raise _failure(order[0], error) from error
 
 
-def _elsewhere(
-    jobs: Sequence[Job], work: Work, folder: Path, workers: int, tick: Callable[[], object]
-) -> Iterator[str]:
+def _elsewhere(orders: Sequence[Order], workers: int, tick: Callable[[], object]) -> Iterator[str]:
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, max(1, len(jobs))), mp_context=context, initializer=_settle_worker)
-    pending: dict[Future[str], Job] = {pool.submit(_do, job, work, folder): job for job in jobs}
+    pool = ProcessPoolExecutor(min(workers, max(1, len(orders))), mp_context=context, initializer=_settle_worker)
+    pending: dict[Future[str], Job] = {pool.submit(_do, *order): order[0] for order in orders}
     try:
         while pending:
             tick()
@@ -124,9 +146,9 @@ def _elsewhere(
         pool.shutdown(cancel_futures=True)
 
 
-def _do(job: Job, work: Work, folder: Path) -> str:
+def _do(job: Job, digest: str, work: Work, folder: Path) -> str:
     groups, result = work(job.config)
-    save_checkpoint(folder / job.name, groups, {"digest": job.digest, "config": job.settings, "result": result})
+    save_checkpoint(folder / job.name, groups, {"digest": digest, "config": job.settings, "result": result})
     return job.name
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from ..envs.stack import StackSpec
+from ..plugins import installed
 from .results import pick_device
 
 
@@ -31,4 +32,7 @@ class StackOptions:
         """What jobs load; ValueError for a device that is not there."""
         place = Path(self.stack)
         stack = str(place.resolve()) if self.stack != "tiny" and place.exists() else self.stack
-        return StackSpec(stack, self.reward, self.world, str(pick_device(self.device)))
+        stack = stack if place.exists() else installed("stacks").get(stack, stack)
+        named = {"rewards": self.reward, "worlds": self.world}
+        reward, world = (installed(group).get(name, name) for group, name in named.items())
+        return StackSpec(stack, reward, world, str(pick_device(self.device)))

@@ -78,16 +78,16 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
 
 def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeypatch):
     config = Config("smoke", out=tmp_path, stack=str(weights), device="cpu")
-    jobs = {job.name: job.digest for job in reference_jobs(prepare(config))}
-    more = {job.name: job.digest for job in reference_jobs(prepare(replace(config, seeds=2)))}
+    jobs = {job.name: job.digest(compare.work) for job in reference_jobs(prepare(config))}
+    more = {job.name: job.digest(compare.work) for job in reference_jobs(prepare(replace(config, seeds=2)))}
     assert jobs.items() <= more.items() and len(more) == 2 * len(jobs)
     monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], teacher_prompts=2))
-    resized = {job.name: job.digest for job in reference_jobs(prepare(config))}
+    resized = {job.name: job.digest(compare.work) for job in reference_jobs(prepare(config))}
     assert [name for name in jobs if jobs[name] != resized[name]] == ["teacher-0"]
     manifest = weights / "reward" / "checkpoint.json"
     text = manifest.read_text()
     manifest.write_text(text.replace("plain", "full"))
-    assert not jobs.items() & {job.name: job.digest for job in reference_jobs(prepare(config))}.items()
+    assert not jobs.items() & {job.name: job.digest(compare.work) for job in reference_jobs(prepare(config))}.items()
     manifest.write_text(text)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reelgym.experiments.jobs import Job, JobError, run_jobs, stored
+from reelgym.experiments import jobs as runner
+from reelgym.experiments.jobs import Job, JobError, run_jobs
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ def square(config):
             file.write(f"{config.x}\n")
     value = torch.tensor([config.x**2])
     return {"out": {"value": value}}, {"threads": torch.get_num_threads(), "pid": os.getpid()}
+
+
+def stored(job, folder, work=square):
+    return runner.stored(job, job.digest(work), folder)
 
 
 def jobs(mark, count=3):
@@ -70,7 +75,10 @@ import os, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
+from reelgym.experiments import jobs
 from reelgym.experiments.jobs import Job, run_jobs
+
+jobs.digests_of = lambda jobs, work: {job.name: "the same" for job in jobs}
 
 @dataclass(frozen=True)
 class Linger:
@@ -105,21 +113,22 @@ def until(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_kill_9_keeps_what_is_finished_and_leaves_no_worker(tmp_path):
+def test_kill_9_keeps_what_is_finished_and_leaves_no_worker(tmp_path, monkeypatch):
     script = tmp_path / "linger.py"
     script.write_text(LINGER)
+    monkeypatch.setattr(runner, "digests_of", lambda jobs, work: {job.name: "the same" for job in jobs})
     quick, slow = Job("quick", Linger(0)), Job("slow", Linger(60))
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        until(lambda: stored(quick, tmp_path / "jobs") and (tmp_path / "60.pid").exists())
+        until(lambda: runner.stored(quick, "the same", tmp_path / "jobs") and (tmp_path / "60.pid").exists())
         worker = int((tmp_path / "60.pid").read_text())
         assert alive(worker)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     until(lambda: not alive(worker), 20)
-    meta = stored(quick, tmp_path / "jobs")[1]
-    assert stored(slow, tmp_path / "jobs") is None
+    meta = runner.stored(quick, "the same", tmp_path / "jobs")[1]
+    assert runner.stored(slow, "the same", tmp_path / "jobs") is None
     assert meta["threads"] == 1 and meta["pid"] not in (os.getpid(), process.pid)
     redone = run_jobs([quick, slow], lambda config: ({}, {"again": True}), tmp_path / "jobs")
     assert redone["quick"][1] == meta and redone["slow"][1] == {"again": True}
