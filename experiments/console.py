@@ -12,10 +12,11 @@ from .results import command_line, write_results
 from .tables import Column, Row, markdown_table
 
 
-def progress(total: int | None, what: str, unit: str = "job") -> tqdm:
-    """The progress bar, on stderr; where nobody watches, in a log, it is written every five seconds at most."""
-    pause = 0.1 if sys.stderr.isatty() else 5.0
-    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, mininterval=pause)
+def progress(total: int | None, what: str, unit: str = "job", log: bool = True) -> tqdm:
+    """The progress bar, on stderr. log: where nobody watches it is written too, every five seconds at most."""
+    watched = sys.stderr.isatty()
+    pause = 0.1 if watched else 5.0
+    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, mininterval=pause, disable=not (watched or log))
 
 
 def worker_count(device: torch.device | str = "cpu", asked: int | None = None) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,27 +15,26 @@ import torch
 import tyro
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from ..envs.stack import Stack
 from ..envs.worlds.grammar import chunk_prompts
-from ..models.codec import FrameCodec
 from ..models.prompts import WordEncoder
 from ..models.sampler import sample_teacher
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import CHUNKS, FPS, TEACHER_SAMPLING, WEIGHTS, build_generator, load_encoder, load_tiny
-from ..models.wan import CausalWan
+from ..models.tiny import CHUNKS, FPS, TEACHER_SAMPLING
 from ..noise import normal, stream_keys
 from ..video import VideoWriter, read_video, write_video
+from .console import progress
 from .jobs import one_thread
+from .options import POLICY, CacheOptions, StackName, is_stack, load_generator
 from .results import pick_device
-from .stream_options import POLICY, cache_of, parse_size
 from .train_agent import steered_by
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CacheOptions):
     """What to generate."""
 
     prompt: Annotated[str, tyro.conf.Positional]
@@ -47,9 +45,9 @@ class Config:
     """Length of the video, any; the prompt's clauses share it evenly."""
     chunks: int | None = None
     """Length in chunks instead (the tiny student's are 3 frames); by default 4 of them."""
-    weights: str = "tiny"
-    """tiny: the shipped student. Or a folder with codec and student, one that save_pretrained wrote, or Wan2.1 in
-    diffusers' layout, also by its hub id."""
+    stack: StackName = "tiny"
+    """tiny: the shipped student. Or another stack (a folder with codec and student, or a stack.toml), a folder that
+    save_pretrained wrote, or Wan2.1 in diffusers' layout, also by its hub id."""
     checkpoint: Path | None = None
     """Weights for Wan's transformer: a .pt of the Self Forcing family."""
     which: str | None = None
@@ -58,12 +56,6 @@ class Config:
     """A picture or a video file to go on from, of the generator's size (or a whole multiple of it)."""
     size: str | None = None
     """WIDTHxHEIGHT of the video, for Wan."""
-    sink_frames: int | None = None
-    """Cache: first latent frames that are never evicted; by default as the generator ships."""
-    window_frames: int | None = None
-    """Cache: latent frames that a chunk sees in all, itself included; -1 keeps everything."""
-    eviction: Literal["drop", "ema"] | None = None
-    """Cache: forget the oldest frames, or blend them into the sink."""
     positions: Literal["absolute", "relative"] | None = None
     """Cache: rotary positions counted from the start of the video, or within the window."""
     on_prompt_switch: Literal["keep", "recache"] | None = None
@@ -71,7 +63,7 @@ class Config:
     agent: Path | None = None
     """Folder of an agent that steers the student, as reelgym train sb3-ppo --env reelgym/StreamSteer-v0 writes it."""
     student: Path | None = None
-    """Folder of a fine-tuned student, as reelgym finetune writes it; by default the one in `weights`."""
+    """Folder of a fine-tuned student, as reelgym finetune writes it; by default the one in the stack."""
     model: Literal["student", "teacher"] = "student"
     """student: streams chunk after chunk, for any length. teacher: many guided steps over one clip of 4 chunks."""
     fps: float | None = None
@@ -100,36 +92,22 @@ def run(config: Config) -> None:
         return
     with VideoWriter(config.out, config.fps or FPS, made_by="nobody yet"):
         pass  # whether the file can be written is better known before anything is loaded
-    made, name = load(config, device)
-    fps = config.fps or made.fps
+    made = load(config, device)
+    name = "the student" if is_stack(config.stack) else str(config.checkpoint or config.stack)
     with one_thread() if made.size[0] <= 64 else nullcontext():
-        _stream(config, made, fps, name)
+        _stream(config, made, config.fps or made.fps, name)
 
 
-def load(config: Config, device: torch.device) -> tuple[StreamingGenerator, str]:
-    """The generator as the options say, and what it is called."""
-    tiny = config.weights == "tiny" or Path(config.weights, "student").is_dir()
-    name = config.dtype or ("bfloat16" if device.type == "cuda" and not tiny else "float32")
-    options: dict[str, Any] = {"device": device, "dtype": getattr(torch, name)}
-    if not tiny:
-        options |= {"checkpoint": config.checkpoint, "which": config.which}
-    elif config.checkpoint is not None or config.which is not None:
-        raise ValueError("--checkpoint and --which go with --weights of a Wan2.1 folder")
-    made = StreamingGenerator.from_pretrained(
-        config.weights, size=None if config.size is None else parse_size(config.size), **options
-    )
-    if config.student is not None:
-        if not isinstance(made.codec, FrameCodec):
-            raise ValueError("--student names a student of the tiny stack: leave it out, or --weights")
-        encoder = load_encoder("student", config.student)
-        student = build_generator(load_tiny("student", config.student, device), made.codec)
-        made = replace(made, generator=student, encoder=encoder)
-    made = made.with_cache(cache_of(config, made.generator.model.cache_config))
+def load(config: Config, device: torch.device) -> StreamingGenerator:
+    """The generator as the options say."""
+    wan: dict[str, Any] = {"checkpoint": config.checkpoint, "which": config.which, "size": config.size}
+    made = load_generator(config.stack, device, dtype=config.dtype, student=config.student, **wan)
+    made = made.with_cache(config.cache(made.generator.model.cache_config))
     if config.attention is not None:
         made.generator.model.transformer.set_attention_backend(config.attention)
     if config.compile is not None:
         made.compile(None if config.compile == "default" else config.compile)
-    return made, "the student" if tiny else str(config.checkpoint or config.weights)
+    return made
 
 
 def _stream(config: Config, made: StreamingGenerator, fps: float, name: str) -> None:
@@ -143,7 +121,7 @@ def _stream(config: Config, made: StreamingGenerator, fps: float, name: str) -> 
     started = time.perf_counter()
     try:
         with VideoWriter(config.out, fps, made_by=name) as writer:
-            with tqdm(total=frames, desc="generating", unit="frame", disable=None) as bar:
+            with progress(frames, "generating", "frame", log=False) as bar:
                 for prompt in prompts:
                     if prompt != stream.prompt:
                         stream.prompt = prompt
@@ -234,30 +212,24 @@ def _check(config: Config) -> None:
 
 def _short_clip(config: Config, device: torch.device) -> None:
     """A clip of the tiny tier that is made as a whole: the teacher's, or one that an agent steers."""
-    folder = WEIGHTS if config.weights == "tiny" else Path(config.weights)
-    prompts = chunk_prompts(config.prompt, config.chunks or CHUNKS)
+    stack, prompts = Stack.load(config.stack, device), chunk_prompts(config.prompt, config.chunks or CHUNKS)
     with one_thread(), torch.no_grad():
         if config.agent is not None:
-            video, passes = steered_by(config.agent, prompts, config.seed, folder, device)
+            video, passes = steered_by(config.agent, prompts, config.seed, stack.folder, device)
             who = f"the student, steered ({passes:g} passes a chunk)"
         else:
-            embeds = load_encoder("teacher", folder / "teacher").encode(prompts)[None].to(device)
-            codec = load_tiny("codec", folder / "codec", device)
-            chunks = teacher_video(load_tiny("teacher", folder / "teacher", device), codec, embeds, config.seed)
-            bar = tqdm(chunks, "generating", CHUNKS, unit="chunk", disable=None)
-            video, who = torch.cat(list(bar), 1)[0], "the teacher"
+            video, who = teacher_video(stack, prompts, config.seed), "the teacher"
     fps = config.fps or FPS
     write_video(config.out, _pixels(video, config.scale or 4), fps, made_by=who)
     print(f"{config.out}: {len(video)} frames, {len(video) / fps:g} s, by {who}, seed {config.seed}")
 
 
-def teacher_video(model: CausalWan, codec: FrameCodec, embeds: Tensor, seed: int) -> Iterator[Tensor]:
-    """The teacher's clip [1, F, 3, H, W] in [0, 1], in chunks; embeds [1, 4, L, D]."""
-    if embeds.shape[1] != CHUNKS:
-        raise ValueError(f"the teacher makes clips of {CHUNKS} chunks, not {embeds.shape[1]}: use --model student")
-    grid = codec.grid(1)
-    shape = (CHUNKS * model.frames_per_chunk, codec.channels, grid.h, grid.w)
+def teacher_video(stack: Stack, prompts: list[str], seed: int) -> Tensor:
+    """The teacher's clip [F, 3, H, W] in [0, 1], of a prompt a chunk."""
+    if len(prompts) != CHUNKS:
+        raise ValueError(f"the teacher makes clips of {CHUNKS} chunks, not {len(prompts)}: use --model student")
+    embeds = stack.encoder.encode(prompts)[None].to(stack.device)
+    grid = stack.codec.grid(1)
+    shape = (CHUNKS * stack.teacher.frames_per_chunk, stack.codec.channels, grid.h, grid.w)
     noise = normal(stream_keys(seed, 1, embeds.device), 0, 0, shape)
-    null = torch.zeros_like(embeds[0, 0])
-    latents = sample_teacher(model, embeds, null, noise, TEACHER_SAMPLING)
-    yield from codec.decode(latents).chunk(CHUNKS, 1)
+    return stack.codec.decode(sample_teacher(stack.teacher, embeds, stack.null(), noise, TEACHER_SAMPLING))[0]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
-from ..envs.stack import StackSpec
+from ..envs.stack import STACKS, Stack, StackSpec
+from ..models.cache import CacheConfig
+from ..models.stream_files import cast
+from ..models.streaming import StreamingGenerator
 from ..plugins import installed
 from .results import pick_device
+
+StackName = Annotated[str, tyro.conf.arg(aliases=["--weights"])]
+"""Type of the option `stack`: what `Stack.load` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
     """Which models, and where they run."""
 
-    stack: Annotated[str, tyro.conf.arg(aliases=["--weights"])] = "tiny"
+    stack: StackName = "tiny"
     """The stack of models: a name (tiny is shipped), a folder of parts that `reelgym train` made, a stack.toml, or an
     import path module:name."""
     reward: str = ""
@@ -36,3 +44,85 @@ class StackOptions:
         named = {"rewards": self.reward, "worlds": self.world}
         reward, world = (installed(group).get(name, name) for group, name in named.items())
         return StackSpec(stack, reward, world, str(pick_device(self.device)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """What a stream remembers; None: as the generator ships."""
+
+    sink_frames: int | None = None
+    """Cache, as the generator ships by default: first latent frames, which are never evicted."""
+    window_frames: int | None = None
+    """Cache: latent frames that a chunk sees in all, itself included; -1 keeps everything. A training whose clips are
+    longer (12 frames, tiny) evicts too."""
+    eviction: Literal["drop", "ema"] | None = None
+    """Cache: forget the oldest frames, or blend them into the sink."""
+
+    def cache(self, shipped: CacheConfig) -> CacheConfig:
+        """The shipped policy with what these options, or those that a subclass adds, ask for."""
+        asked = {name: getattr(self, name, None) for name in POLICY}
+        return replace(shipped, **{name: value for name, value in asked.items() if value is not None})
+
+
+POLICY = ("sink_frames", "window_frames", "eviction", "positions", "on_prompt_switch")
+"""Fields of CacheConfig that commands have as options of the same name."""
+
+
+def cache_policies(shipped: CacheConfig, frames_per_chunk: int) -> dict[str, CacheConfig]:
+    """Policies to compare: windows as long as the generator's own (else of 7 chunks), and no eviction at all."""
+    window = shipped.window_frames if shipped.window_frames > 0 else 7 * frames_per_chunk
+    plain = replace(shipped, window_frames=window, sink_frames=0, eviction="drop", positions="relative")
+    return {
+        "window": plain,
+        "sink and window": replace(plain, sink_frames=frames_per_chunk),
+        "EMA sink and window": replace(plain, sink_frames=frames_per_chunk, eviction="ema"),
+        "window, absolute positions": replace(plain, positions="absolute"),
+        "keep everything": CacheConfig(),
+    }
+
+
+def is_stack(source: str) -> bool:
+    """Whether a source is a stack of ours; else it is a streaming generator's folder or hub id."""
+    place = Path(source)
+    return source in STACKS or ":" in source or place.suffix == ".toml" or (place / "student").is_dir()
+
+
+def load_generator(
+    source: str,
+    device: torch.device,
+    *,
+    dtype: str | None = None,
+    student: Path | None = None,
+    checkpoint: Path | None = None,
+    which: str | None = None,
+    size: str | None = None,
+) -> StreamingGenerator:
+    """What streams: a stack's student, or Wan with weights of its family.
+
+    source: a stack, or what `StreamingGenerator.from_pretrained` takes.   dtype: by default float32, and bfloat16 for
+    Wan on a GPU.   student: folder of another student for the stack.   checkpoint, which, size: for Wan.
+    """
+    asked = None if size is None else parse_size(size)
+    if not is_stack(source):
+        if student is not None:
+            raise ValueError("--student names a student of a stack: leave it out, or --stack")
+        name = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        options: dict[str, Any] = {"device": device, "dtype": getattr(torch, name), "size": asked}
+        return StreamingGenerator.from_pretrained(source, checkpoint=checkpoint, which=which, **options)
+    if checkpoint is not None or which is not None:
+        raise ValueError("--checkpoint and --which go with --stack of a Wan2.1 folder")
+    stack = Stack.load(source, device)
+    made = (stack if student is None else stack.with_weights(student=student)).pipeline
+    if asked not in (None, made.size):
+        shape = f"{made.size[1]}x{made.size[0]}"
+        raise ValueError(f"{source}: makes videos of {shape} pixels and of no other size, not {size}")
+    cast(made.generator.model.transformer, getattr(torch, dtype or "float32"))
+    return made
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(H, W) of "WIDTHxHEIGHT"; ValueError for anything else."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    if found is None:
+        raise ValueError(f"size {text!r}: write WIDTHxHEIGHT, as in 832x480")
+    return int(found[2]), int(found[1])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,14 +21,13 @@ from ..training.loop import Trainer, fit
 from ..training.recipe import Recipe
 from .evaluate import Exam, as_system, examine
 from .jobs import one_thread
-from .options import StackOptions
+from .options import CacheOptions, StackOptions
 from .results import command_line, write_results
 from .runs import VALIDATION_NOISE
-from .stream_options import cache_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(StackOptions):
+class TrainOptions(CacheOptions, StackOptions):
     """How to train a student; a run that was killed goes on from its last update."""
 
     updates: int = 20
@@ -39,12 +38,6 @@ class TrainOptions(StackOptions):
     """Stop, and put the best weights back, where a held-out reward falls or a bound breaks (docs/guard.md)."""
     guard_kl: float = GuardConfig.kl
     """Most KL from the start that the guard puts up with, per latent element; 0 asks for none."""
-    sink_frames: int | None = None
-    """Cache that the student trains and streams with, its own by default: first latent frames, which stay for good."""
-    window_frames: int | None = None
-    """Cache: latent frames that a chunk sees in all, itself included. Below 12, a clip's length, training evicts."""
-    eviction: Literal["drop", "ema"] | None = None
-    """Cache: forget the oldest frames, or blend them into the sink."""
     every: int = 4
     """Updates between looks of guard and oracle."""
     validation: int = 24
@@ -77,7 +70,7 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
         raise ValueError("--updates and --every must be at least 1")
     out = options.out or Path("runs") / f"{command}-{name.replace(':', '.')}"
     stack = options.spec.load()
-    stack = stack.with_cache(cache_of(options, stack.generator.model.cache_config))
+    stack = stack.with_cache(options.cache(stack.generator.model.cache_config))
     student = stack.student()
     trainer = recipe.trainer(stack, student)
     watched = GuardConfig(every=options.every, kl=options.guard_kl, seed=options.seed)

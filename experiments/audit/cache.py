@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
 from ...envs.worlds.oracle import judge, judge_long
@@ -23,12 +22,14 @@ from ...models.generator import StreamState, generate_chunk, read_chunk, stream
 from ...models.streaming import StreamingGenerator
 from ...models.tiny import CHUNKS
 from ...noise import fold, stream_keys
+from ..console import progress, publish, sections
 from ..evaluate import EXAM, encode_clauses
 from ..jobs import on_threads
+from ..options import StackName, cache_policies, load_generator
 from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg
-from ..results import command_line, pick_device, write_results
+from ..results import pick_device
 from ..stats import mean_interval, paired_difference
-from ..tables import Column, Row, interval, markdown_table, number, rows_of
+from ..tables import Column, Row, interval, number, rows_of
 
 FRAMES = 3
 REACHED = 0.8
@@ -58,24 +59,19 @@ class Config:
     """Torch threads."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    weights: str = "tiny"
-    """Folder with codec and student; by default those shipped."""
+    stack: StackName = "tiny"
+    """Stack with codec and student: a name, a folder or a stack.toml; or a streaming generator's folder or hub id."""
     out: Path = Path("runs/audit-cache")
     """Folder for results.json, cache-policies.webp and cache-policies.svg."""
 
 
 def policies(shipped: CacheConfig) -> dict[str, CacheConfig]:
     """By name. The student was trained on clips as long as the window, with nothing evicted."""
-    plain = replace(shipped, sink_frames=0, eviction="drop", positions="relative")
-    return {
-        "keep everything": CacheConfig(),
-        "window": plain,
-        "window, absolute positions": replace(plain, positions="absolute"),
-        "sink and window": replace(plain, sink_frames=FRAMES),
-        "EMA sink and window": replace(plain, sink_frames=FRAMES, eviction="ema"),
-    }
+    named = cache_policies(shipped, FRAMES)
+    return {name: named[name] for name in POLICIES}
 
 
+POLICIES = ("keep everything", "window", "window, absolute positions", "sink and window", "EMA sink and window")
 SHOWN = ("keep everything", "window", "sink and window")
 """Policies in the moving picture."""
 
@@ -122,16 +118,15 @@ def run(config: Config) -> None:
     if min(config.horizon, config.prompts, config.seeds, config.settle, config.follow, config.drift_chunks) < 1:
         raise ValueError("horizon, prompts, seeds and chunks are counted from 1")
     device = pick_device(config.device)
-    made = StreamingGenerator.from_pretrained(config.weights, device=device)
+    made = load_generator(config.stack, device, dtype="float32")
     named = policies(made.generator.model.cache_config)
-    with on_threads(config.threads), tqdm(total=3 * len(named), desc="streaming", disable=None) as bar:
+    with on_threads(config.threads), progress(3 * len(named), "streaming", "policy", log=False) as bar:
         rows, videos = long_rows(made, named, config, bar)
         rows += switch_rows(made, named, config, bar)
         rows += [row for name, cache in named.items() for row in drift_rows(made, name, cache, config, bar)]
-        command = command_line(["reelgym", "audit", "cache"], config)
-        written = write_results(config.out, command, list(range(config.seeds)), config, rows, device)
+        publish(["reelgym", "audit", "cache"], config, list(range(config.seeds)), rows, report(rows), device)
     draw(rows, videos, config.out)
-    print(f"{report(rows)}\n\nresults: {written}\npictures: {config.out}")
+    print(f"pictures: {config.out}")
 
 
 @torch.no_grad()
@@ -217,7 +212,7 @@ def drift_rows(made: StreamingGenerator, name: str, cache: CacheConfig, config: 
         bar.update()
         return []
     single = made.with_cache(cache)
-    half = StreamingGenerator.from_pretrained(config.weights, device=made.device, dtype=torch.bfloat16, cache=cache)
+    half = load_generator(config.stack, made.device, dtype="bfloat16").with_cache(cache)
     clause = _scripts(1, 1)[0]
     embeds = encode_clauses(made.encoder, [clause])[:, 0].to(made.device)
     states = [StreamState.start(_keys(config.seed, 1, made.device))] * 3
@@ -271,13 +266,11 @@ def draw(rows: Sequence[Row], videos: dict[str, Tensor], out: Path) -> None:
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The tables as Markdown."""
-    results = {"rows": rows}
-    drifts = [row for row in rows_of(results, "drift") if row["chunk"] in (1, 20, 100, 200)]
-    worst = max((row["error"] for row in rows_of(results, "drift")), default=0.0)
-    parts = [
-        "Long streams, a new clause every 4 chunks.", markdown_table(POLICY_COLUMNS, rows_of(results, "policy")),
-        "After a switch of the prompt.", markdown_table(SWITCH_COLUMNS, rows_of(results, "switch")),
-        f"bfloat16 against float32, one stream. Largest error of any chunk: {worst:.4f}.",
-        markdown_table(DRIFT_COLUMNS, drifts),
-    ]  # fmt: skip
-    return "\n\n".join(parts)
+    policies, switches, drifts = (rows_of({"rows": rows}, kind) for kind in ("policy", "switch", "drift"))
+    worst = max((row["error"] for row in drifts), default=0.0)
+    shown = [row for row in drifts if row["chunk"] in (1, 20, 100, 200)]
+    return sections(
+        ("Long streams, a new clause every 4 chunks.", POLICY_COLUMNS, policies),
+        ("After a switch of the prompt.", SWITCH_COLUMNS, switches),
+        (f"bfloat16 against float32, one stream. Largest error of any chunk: {worst:.4f}.", DRIFT_COLUMNS, shown),
+    )

@@ -12,8 +12,8 @@ from ...models.stream_files import StreamSettings
 from ...models.streaming import StreamingGenerator
 from ..console import progress, publish, sections
 from ..jobs import on_threads
+from ..options import load_generator, parse_size
 from ..results import pick_device
-from ..stream_options import parse_size
 from ..tables import Column, Row, number, rows_of
 from . import streaming_runs as runs
 from .random_wan import random_wan
@@ -127,7 +127,7 @@ def run(config: Config) -> None:
     with on_threads(config.threads):
         made = load(config, device)
         rows: list[Row] = [dict(runs.describe(made))]
-        with progress(None, "timing", " steps") as bar:
+        with progress(None, "timing", " steps", log=False) as bar:
 
             def done(what: str) -> None:
                 bar.set_postfix_str(what)
@@ -140,16 +140,15 @@ def run(config: Config) -> None:
 
 def load(config: Config, device: torch.device) -> StreamingGenerator:
     """The generator that is timed, with the attention backend that is asked for."""
-    name = config.dtype or ("bfloat16" if device.type == "cuda" and config.config != "tiny" else "float32")
-    dtype: torch.dtype = getattr(torch, name)
     if config.config == "tiny":
-        made = StreamingGenerator.from_pretrained("tiny", device=device, dtype=dtype)
+        made = load_generator("tiny", device, dtype=config.dtype)
     elif config.random_weights:
-        made = random_wan(replace(StreamSettings(), size=parse_size(config.size)), device, dtype)
+        dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+        made = random_wan(replace(StreamSettings(), size=parse_size(config.size)), device, getattr(torch, dtype))
     else:
         assert config.weights is not None
-        given: dict[str, Any] = {"checkpoint": config.checkpoint, "size": parse_size(config.size)}
-        made = StreamingGenerator.from_pretrained(config.weights, device=device, dtype=dtype, **given)
+        wan: dict[str, Any] = {"checkpoint": config.checkpoint, "size": config.size}
+        made = load_generator(config.weights, device, dtype=config.dtype, **wan)
     if config.attention is not None:
         made.generator.model.transformer.set_attention_backend(config.attention)
     return made

@@ -18,6 +18,7 @@ from ...models.generator import Generator, StreamState, generate_chunk, stream
 from ...models.sampler import renoise, x0_from_v
 from ...models.streaming import StreamingGenerator
 from ...noise import normal, stream_keys
+from ..options import cache_policies
 from ..tables import Row
 from .timing import Work, median_timings, timed
 
@@ -27,26 +28,13 @@ FLAT, FASTER = 1.1, 5.0
 """Targets: latency of a late chunk over an early one, at most; full recomputation over the cache, at least."""
 
 
-def policies(shipped: CacheConfig, frames_per_chunk: int) -> dict[str, CacheConfig]:
-    """The generator's own policy, others of the same window, and no eviction at all."""
-    window = shipped.window_frames if shipped.window_frames > 0 else 7 * frames_per_chunk
-    same = replace(shipped, window_frames=window, eviction="drop", positions="relative")
-    return {
-        "window": replace(same, sink_frames=0),
-        "sink and window": replace(same, sink_frames=frames_per_chunk),
-        "EMA sink and window": replace(same, sink_frames=frames_per_chunk, eviction="ema"),
-        "window, absolute positions": replace(same, sink_frames=0, positions="absolute"),
-        "keep everything": CacheConfig(),
-    }
-
-
 @torch.no_grad()
 def position_rows(
     made: StreamingGenerator, cuts: tuple[int, int], rounds: int, seed: int, names: Sequence[str], done: Done
 ) -> list[Row]:
     """The cost of the chunk after each of two lengths of the past, per policy: denoising, and with its decoding."""
     rows = []
-    for name, cache in policies(made.generator.model.cache_config, made.generator.frames_per_chunk).items():
+    for name, cache in cache_policies(made.generator.model.cache_config, made.generator.frames_per_chunk).items():
         if name not in names:
             continue
         parts, embeds, device = made.with_cache(cache), made.encode([PROMPT]), made.device

@@ -1,18 +1,19 @@
 """The two commands that measure the generator, small."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from reelgym.envs.stack import STACKS, Stack
 from reelgym.experiments import cli
 from reelgym.experiments.audit import cache
 from reelgym.experiments.bench import random_wan, streaming, streaming_runs
 from reelgym.models.cache import CacheConfig
 from reelgym.models.generator import stream
 from reelgym.models.stream_files import StreamSettings
-from reelgym.models.streaming import StreamingGenerator
 from reelgym.noise import stream_keys
 
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32}
@@ -21,12 +22,8 @@ SMALL = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "fr
 @pytest.fixture
 def tiny(stack, monkeypatch):
     """The untrained stack in place of the shipped one."""
-    load = StreamingGenerator.from_pretrained
-    monkeypatch.setattr(
-        StreamingGenerator,
-        "from_pretrained",
-        lambda source, **given: load(stack if source == "tiny" else source, **given),
-    )
+    monkeypatch.setitem(STACKS, "tiny", Path(stack))
+    return Stack.load("tiny").pipeline
 
 
 def rows_in(folder, kind):
@@ -90,7 +87,7 @@ def test_the_random_encoder_tells_texts_apart():
 
 
 def test_recomputation_makes_the_same_clip(tiny):
-    made = StreamingGenerator.from_pretrained("tiny", cache=CacheConfig())
+    made = tiny.with_cache(CacheConfig())
     embeds, keys = made.encode([streaming_runs.PROMPT]), stream_keys(3, 1)
     with torch.no_grad():
         anew = streaming_runs.recomputed(made.generator, keys, embeds, 3)
@@ -138,7 +135,7 @@ def test_audit_cache_end_to_end(tiny, tmp_path, capsys, monkeypatch):
 
 
 def test_what_is_compiled_is_a_copy(tiny, monkeypatch):
-    made = StreamingGenerator.from_pretrained("tiny")
+    made = tiny
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: asked.append((self, how)))
     row = streaming_runs.compile_row(made, "reduce-overhead", 1, 0, lambda what: None)

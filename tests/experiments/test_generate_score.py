@@ -186,7 +186,7 @@ def test_generate_by_the_teacher(call):
         ([PROMPT, "--size", "64x64"], "makes videos of 32x32 pixels and of no other size"),
         ([PROMPT, "--window-frames", 2], "window_frames=2 is too small"),
         ([PROMPT, "--eviction", "ema"], "set sink_frames to at least 1"),
-        ([PROMPT, "--checkpoint", "a.pt"], "go with --weights of a Wan2.1 folder"),
+        ([PROMPT, "--checkpoint", "a.pt"], "go with --stack of a Wan2.1 folder"),
         ([PROMPT, "--seconds", 3, "--model", "teacher"], "--seconds is for streams"),
         ([PROMPT, "--device", "gpu"], "device 'gpu'"),
     ],
