@@ -39,6 +39,12 @@ def write_json(path: str | Path, obj: Any) -> None:
     _sync(path.parent)
 
 
+def given_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a diffusers part's config, the arguments that it was built with: what makes it again, as JSON holds it."""
+    defaults = {"_use_default_values", *config.get("_use_default_values", ())}
+    return {name: value for name, value in config.items() if name not in defaults and not name.startswith("_")}
+
+
 def save_checkpoint(folder: str | Path, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]) -> None:
     """Replace `folder` by a checkpoint: a `<group>.safetensors` per group, and checkpoint.json with `meta` and digests.
 

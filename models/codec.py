@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import given_arguments
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLWan
 
@@ -105,11 +107,16 @@ class FrameCodec(nn.Module):
         self.register_buffer("scale", torch.ones(self.channels))
 
     @classmethod
-    def from_config(cls, **config: Any) -> FrameCodec:
-        """config: AutoencoderKL's arguments."""
+    def from_config(cls, config: Mapping[str, Any]) -> FrameCodec:
+        """Untrained. config: AutoencoderKL's arguments."""
         from diffusers import AutoencoderKL
 
         return cls(AutoencoderKL(**config))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` takes to make it again."""
+        return {"config": given_arguments(self.vae.config)}
 
     def encode(self, video: Tensor) -> Tensor:
         """video [B, F, 3, H, W] in [0, 1]. Returns the posterior's mean, normalised: [B, F, C, h, w]."""

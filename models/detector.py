@@ -6,7 +6,7 @@ B clips, F frames, n chunks, H x W pixels, E width of a frame's features. A logi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,16 @@ class ClipDetector(nn.Module):
         self.frame = nn.Linear(2 * width, width)
         self.memory = nn.GRU(width, width, batch_first=True)
         self.judge = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    @classmethod
+    def from_config(cls, **config: Any) -> ClipDetector:
+        """Untrained, with the arguments that `config` holds."""
+        return cls(**config)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` takes to make it again."""
+        return {"width": self.width, "size": self.size}
 
     def open(self, count: int, device: torch.device) -> DetectorState:
         """Before the first frame: how many were seen, the last two, and the memory."""

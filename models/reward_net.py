@@ -6,6 +6,7 @@ Shape letters: B clips, F frames, C channels, H W pixels, N visual tokens, L wor
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +185,16 @@ class TinyReward(nn.Module):
         self.gate = nn.Linear(width, width)
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("std", torch.ones(3))
+
+    @classmethod
+    def from_config(cls, **config: Any) -> TinyReward:
+        """Untrained, with the arguments that `config` holds."""
+        return cls(**config)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` takes to make it again."""
+        return {"text_dim": self.text_dim, "width": self.width}
 
     def forward(self, video: Tensor, embeds: Tensor) -> Tensor:
         """video [B, F, 3, H, W] in [0, 1]; embeds [B, L, D], the prompt that holds at the clip's end. Returns raw

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,15 +20,23 @@ from .sampler import TeacherSampling, step_sigmas
 from .wan import CausalWan
 
 Part = Literal["codec", "teacher", "student", "reward", "heldout", "detector", "rival"]
-PARTS: dict[str, type[nn.Module]] = {
+KINDS: dict[str, Any] = {
     "codec": FrameCodec,
-    "teacher": CausalWan,
-    "student": CausalWan,
+    "transformer": CausalWan,
     "reward": TinyReward,
-    "heldout": TinyReward,
     "detector": ClipDetector,
-    "rival": ClipDetector,
 }
+"""What a manifest may name as its architecture: modules with a `config` and a `from_config` that takes it."""
+PARTS: dict[str, str] = {
+    "codec": "codec",
+    "teacher": "transformer",
+    "student": "transformer",
+    "reward": "reward",
+    "heldout": "reward",
+    "detector": "detector",
+    "rival": "detector",
+}
+"""Of which kind every part of a stack is."""
 CODEC: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
@@ -69,12 +76,12 @@ STREAMING_CACHE = CacheConfig(window_frames=CHUNKS * FRAMES_PER_CHUNK, positions
 
 def build_codec() -> FrameCodec:
     """Untrained frame-wise codec: 32x32 video to latents [B, F, 8, 8, 8]."""
-    return FrameCodec.from_config(**CODEC)
+    return FrameCodec.from_config(CODEC)
 
 
 def build_wan(text_dim: int, cache: CacheConfig = STREAMING_CACHE) -> CausalWan:
     """Untrained transformer of teacher and student for prompts of width text_dim (words + positions)."""
-    return _wan({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache, ROPE_THETA)
+    return CausalWan.from_config({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache, ROPE_THETA)
 
 
 def build_generator(model: CausalWan, codec: FrameCodec) -> Generator:
@@ -95,36 +102,24 @@ def save_tiny(folder: str | Path, module: nn.Module, manifest: Mapping[str, Any]
     manifest: what JSON holds of how it was made (recipe, seed, steps, measured quality) and, for a part that reads
     prompts, "vocab": its words, and "text_len" if not TEXT_LEN. The architecture and the weights' SHA-256 are added.
     """
-    meta = {**manifest, "architecture": _describe(module)}
+    kind = next((kind for kind, network in KINDS.items() if isinstance(module, network)), None)
+    if kind is None:
+        raise ValueError(f"{type(module).__name__} is no part of the tiny tier: choose from {', '.join(PARTS)}")
+    described: Any = module
+    meta = {**manifest, "architecture": {"kind": kind, **described.config}}
     save_checkpoint(folder, {"weights": module.state_dict()}, meta)
 
 
-@overload
-def load_tiny(
-    name: Literal["codec"], folder: str | Path | None = None, device: torch.device | str = "cpu"
-) -> FrameCodec: ...
-@overload
-def load_tiny(
-    name: Literal["teacher", "student"], folder: str | Path | None = None, device: torch.device | str = "cpu"
-) -> CausalWan: ...
-@overload
-def load_tiny(
-    name: Literal["detector", "rival"], folder: str | Path | None = None, device: torch.device | str = "cpu"
-) -> ClipDetector: ...
-@overload
-def load_tiny(
-    name: Literal["reward", "heldout"], folder: str | Path | None = None, device: torch.device | str = "cpu"
-) -> TinyReward: ...
-def load_tiny(name: Part, folder: str | Path | None = None, device: torch.device | str = "cpu") -> nn.Module:
+def load_tiny(name: Part, folder: str | Path | None = None, device: torch.device | str = "cpu") -> Any:
     """A trained part in evaluation mode, from its folder (by default the one shipped with the package).
 
     Raises CheckpointError when there is none, when a file is damaged, or when the folder holds another part.
     """
     tensors, meta = _read(name, folder)
-    module = _build(meta["architecture"])
-    if not isinstance(module, PARTS[name]):
-        kind = meta["architecture"]["kind"]
+    kind = meta["architecture"].pop("kind")
+    if kind != PARTS[name]:
         raise CheckpointError(f"{folder or WEIGHTS / name}: holds a {kind} model, which is no {name}")
+    module = KINDS[kind].from_config(**meta["architecture"])
     try:
         module.load_state_dict(tensors["weights"])
     except (KeyError, RuntimeError) as error:
@@ -155,45 +150,3 @@ def _read(name: Part, folder: str | Path | None) -> tuple[dict[str, dict[str, to
     if "architecture" not in meta:
         raise CheckpointError(f"{place}: a checkpoint, but not one of a tiny part")
     return tensors, meta
-
-
-def _wan(
-    config: Mapping[str, Any], frames_per_chunk: int, text_len: int, cache: CacheConfig, rope_theta: float
-) -> CausalWan:
-    from diffusers import WanTransformer3DModel
-
-    return CausalWan(WanTransformer3DModel(**config), frames_per_chunk, text_len, cache, rope_theta)
-
-
-def _describe(module: nn.Module) -> dict[str, Any]:
-    """What `_build` needs to make the module again, as JSON holds it."""
-    match module:
-        case FrameCodec():
-            return {"kind": "codec", "config": {key: module.vae.config[key] for key in CODEC}}
-        case TinyReward():
-            return {"kind": "reward", "text_dim": module.text_dim, "width": module.width}
-        case ClipDetector():
-            return {"kind": "detector", "width": module.width, "size": module.size}
-        case CausalWan():
-            return {
-                "kind": "transformer",
-                "config": {key: module.transformer.config[key] for key in ("text_dim", *TRANSFORMER)},
-                "frames_per_chunk": module.frames_per_chunk,
-                "text_len": module.text_len,
-                "cache": asdict(module.cache_config),
-                "rope_theta": module.rope_theta,
-            }
-    raise ValueError(f"{type(module).__name__} is no part of the tiny tier: choose from {', '.join(PARTS)}")
-
-
-def _build(architecture: Mapping[str, Any]) -> nn.Module:
-    if architecture["kind"] == "reward":
-        return TinyReward(architecture["text_dim"], architecture["width"])
-    if architecture["kind"] == "detector":
-        return ClipDetector(architecture["width"], architecture["size"])
-    config = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture["config"].items()}
-    if architecture["kind"] == "codec":
-        return FrameCodec.from_config(**config)
-    cache = CacheConfig(**architecture["cache"])
-    text_len, theta = architecture["text_len"], architecture["rope_theta"]
-    return _wan(config, architecture["frames_per_chunk"], text_len, cache, theta)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..checkpoint import given_arguments
 from .cache import CacheConfig, KVCache, appended, blocks, evicted
 from .causal_attention import (
     THETA,
@@ -67,6 +70,32 @@ class CausalWan(nn.Module):
             block.attn1.set_processor(SelfAttention(layer))
             block.attn2.set_processor(CrossAttention(text_len))
         self.transformer = transformer
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        frames_per_chunk: int,
+        text_len: int,
+        cache: CacheConfig | Mapping[str, Any] = KEEP_ALL,
+        rope_theta: float = THETA,
+    ) -> CausalWan:
+        """Untrained. config: WanTransformer3DModel's arguments; the rest as above."""
+        from diffusers import WanTransformer3DModel
+
+        kept = cache if isinstance(cache, CacheConfig) else CacheConfig(**cache)
+        return cls(WanTransformer3DModel(**config), frames_per_chunk, text_len, kept, rope_theta)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` takes to make it again, as JSON holds it."""
+        return {
+            "config": given_arguments(self.transformer.config),
+            "frames_per_chunk": self.frames_per_chunk,
+            "text_len": self.text_len,
+            "cache": asdict(self.cache_config),
+            "rope_theta": self.rope_theta,
+        }
 
     def forward(
         self,

@@ -25,7 +25,7 @@ def weights(tmp_path_factory):
     for name in ("teacher", "student"):
         transformer = WanTransformer3DModel(text_dim=encoder.dim, **sizes)
         save_tiny(folder / name, CausalWan(transformer, 3, 8, STREAMING_CACHE), manifest)
-    save_tiny(folder / "codec", FrameCodec.from_config(**CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
+    save_tiny(folder / "codec", FrameCodec.from_config(CODEC | {"block_out_channels": (8, 8, 8)}), manifest)
     save_tiny(folder / "rival", ClipDetector(width=8), {})
     save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
     return folder

@@ -17,7 +17,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def codec() -> FrameCodec:
     torch.manual_seed(0)
-    codec = FrameCodec.from_config(**CONFIG).requires_grad_(False).eval()
+    codec = FrameCodec.from_config(CONFIG).requires_grad_(False).eval()
     codec.calibrate(torch.rand(4, 3, 3, 32, 32))
     return codec
 
@@ -66,7 +66,7 @@ def test_streaming_decode_equals_whole_clip(codec: FrameCodec) -> None:
 def test_frame_grid_and_loss(codec: FrameCodec) -> None:
     grid = codec.grid(5)
     assert grid.latent_of_frame.tolist() == [0, 1, 2, 3, 4] and (grid.h, grid.w, grid.latent_frames) == (8, 8, 5)
-    loss = FrameCodec.from_config(**CONFIG).loss(torch.rand(1, 2, 3, 32, 32))
+    loss = FrameCodec.from_config(CONFIG).loss(torch.rand(1, 2, 3, 32, 32))
     assert loss.shape == () and loss.requires_grad and loss.isfinite()
     with pytest.raises(ValueError, match=r"\[B, F, 3, H, W\]"):
         codec.encode(torch.rand(2, 3, 32, 32))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from reelgym.checkpoint import CheckpointError
 from reelgym.models.cache import CacheConfig
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.tiny import (
+    PARTS,
     TEXT_LEN,
+    Part,
     build_codec,
     build_reward,
     build_wan,
@@ -61,7 +64,7 @@ def test_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no reward weights here; make them with `reelgym train reward`"):
         load_tiny("reward", tmp_path / "none")
     with pytest.raises(ValueError, match="no part 'critic'"):
-        load_tiny("critic", tmp_path)  # type: ignore[call-overload]
+        load_tiny("critic", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Linear is no part"):
         save_tiny(tmp_path / "x", torch.nn.Linear(1, 1), {})
     save_tiny(tmp_path / "reward", build_reward(ENCODER.dim), {})
@@ -89,3 +92,17 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match="do not fit"):
         load_tiny("reward", folder)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_shipped_parts_describe_themselves_as_their_manifests_do(name: Part) -> None:
+    module = load_tiny(name)
+    described = json.loads(json.dumps({"kind": PARTS[name], **module.config}))
+    shipped = load_manifest(name)["architecture"]
+    if "cache" in shipped:
+        shipped["cache"] = asdict(CacheConfig(**shipped["cache"]))
+    assert described == shipped
+    again = type(module).from_config(**module.config)
+    assert {key: value.shape for key, value in again.state_dict().items()} == {
+        key: value.shape for key, value in module.state_dict().items()
+    }
