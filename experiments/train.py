@@ -6,20 +6,18 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import nn
 
 from ..agents.recipes import AGENTS, STEER
-from ..envs.worlds.grammar import GRAMMARS
-from ..models.tiny import WEIGHTS, Part, load_tiny, save_tiny
-from .pretrain.loop import Processes
-from .pretrain.pairs import PairsRecipe, summary, train_pairs
+from ..envs.stack import Stack
+from ..models.tiny import WEIGHTS, save_tiny
+from ..training.loop import is_first_process
+from .pretrain.loop import PartRecipe
+from .pretrain.pairs import PairsRecipe, summary
 from .train_agent import train_agent
 
 Target = Literal[
     "codec", "teacher", "student", "reward", "heldout", "detector", "rival", "sb3-ppo", "sb3-sac", "tianshou-ppo"
 ]  # fmt: skip
-Made = tuple[nn.Module, Any, dict[str, float], dict[str, Any]]
-"""A trained part, the recipe that made it, what it measured, and what its readers have to know."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +69,26 @@ def run(config: Config) -> None:
     if config.target in AGENTS:
         train_agent(config.target, config.env, config.steps, config.seed, out, config.weights)
         return
-    module, recipe, quality, reads = _train(config, out)
+    recipe = _recipe(config)
+    if config.pairs is not None:
+        made = recipe.train_on(config.pairs, out)
+    else:
+        stack = Stack({}) if config.target == "codec" else Stack.load(config.weights)
+        made = recipe.train(config.target, stack, out)
     manifest: dict[str, Any] = {
         "part": config.target,
         "recipe": asdict(recipe),
         "seed": recipe.schedule.seed,
         "steps": recipe.schedule.end,
-        "quality": quality,
-        **reads,
+        "quality": made.quality,
+        **made.reads,
     }
-    if not Processes().main:
+    if not is_first_process():
         return
     folder = out / "weights"
     for place in (folder, config.weights / config.target) if config.install else (folder,):
-        save_tiny(place, module, manifest)
-    print(summary(quality, reads) if config.pairs else " ".join(f"{n}={value:.4f}" for n, value in quality.items()))
+        save_tiny(place, made.module, manifest)
+    print(summary(made) if config.pairs else " ".join(f"{n}={value:.4f}" for n, value in made.quality.items()))
     print(f"weights: {folder}")
 
 
@@ -117,45 +120,22 @@ def _check(config: Config) -> None:
         )
 
 
-def _train(config: Config, out: Path) -> Made:
-    """What was made of the target, by its own recipe."""
+def _recipe(config: Config) -> Any:
+    """How the target is made: its own recipe, as long as the options ask for."""
+    from .pretrain import codec, detector, reward, student, teacher
 
-    def scheduled(recipe: Any) -> Any:
-        seed = config.seed + (config.target == "heldout")
-        schedule = replace(recipe.schedule, seed=seed, steps=config.steps or recipe.schedule.steps)
-        known = {"compile": config.compile} if hasattr(recipe, "compile") else {}
-        return replace(recipe, schedule=replace(schedule, stop=config.stop), **known)
-
-    def part(name: Part) -> Any:
-        return load_tiny(name, config.weights / name)
-
-    def done(recipe: Any, result: tuple[nn.Module, dict[str, float]]) -> Made:
-        words = {} if config.target == "codec" else {"vocab": list(GRAMMARS[recipe.grammar].vocabulary())}
-        return result[0], recipe, result[1], words
-
+    recipes: dict[str, PartRecipe] = {
+        "codec": codec.CodecRecipe(),
+        "teacher": teacher.TeacherRecipe(),
+        "student": student.StudentRecipe(),
+        "reward": reward.RewardRecipe(),
+        "heldout": reward.RewardRecipe(),
+        **detector.RECIPES,
+    }
+    recipe: Any = recipes[config.target]
     if config.pairs is not None:
-        chosen = scheduled(PairsRecipe(config.fps, config.size, config.validation))
-        model, quality, reads = train_pairs(chosen, config.pairs, out)
-        return model, chosen, quality, reads
-    if config.target == "codec":
-        from .pretrain.codec import CodecRecipe, train_codec
-
-        return done(recipe := scheduled(CodecRecipe()), train_codec(recipe, out))
-    if config.target == "teacher":
-        from .pretrain.teacher import TeacherRecipe, train_teacher
-
-        return done(recipe := scheduled(TeacherRecipe()), train_teacher(recipe, part("codec"), out))
-    if config.target == "student":
-        from .pretrain.student import StudentRecipe, train_student
-
-        return done(recipe := scheduled(StudentRecipe()), train_student(recipe, part("codec"), part("teacher"), out))
-    if config.target in ("detector", "rival"):
-        from .pretrain.detector import RECIPES, train_detector
-
-        recipe = scheduled(RECIPES[config.target])
-        detector, quality, reads = train_detector(config.target, recipe, config.weights, out)
-        return detector, recipe, quality, reads
-    from .pretrain.reward import RewardRecipe, train_reward
-
-    parts = (part("codec"), part("teacher"), part("student"))
-    return done(recipe := scheduled(RewardRecipe()), train_reward(recipe, *parts, out))
+        recipe = PairsRecipe(config.fps, config.size, config.validation)
+    seed, length = config.seed + (config.target == "heldout"), recipe.schedule
+    length = replace(length, seed=seed, steps=config.steps or length.steps, stop=config.stop)
+    known = {"compile": config.compile} if hasattr(recipe, "compile") else {}
+    return replace(recipe, schedule=length, **known)

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, write_json
 from ..envs.stack import Stack
 from ..models.generator import Generator
@@ -19,6 +17,7 @@ from ..models.tiny import load_manifest, save_tiny
 from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
 from ..training.recipe import Recipe
+from .console import progress
 from .evaluate import Exam, as_system, examine
 from .jobs import one_thread
 from .options import CacheOptions, StackOptions
@@ -81,13 +80,12 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
         print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
     with one_thread(), SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None) as writer:
         before = judged(stack, stack.generator, options)
-        with tqdm(total=options.updates, desc=f"{command} {name}", unit="update", file=sys.stderr) as bar:
+        with progress(options.updates, f"{command} {name}", "update") as bar:
 
             def note(measured: Mapping[str, float], update: int) -> None:
                 spent = {"spent/chunks": trainer.counts.chunks, "spent/seconds": trainer.counts.seconds}
                 for key, value in {**measured, **spent}.items():
                     writer.add_scalar(key, value, update)
-                bar.update(update - bar.n)
 
             if not done:
                 note(before, 0)
@@ -100,6 +98,7 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
                 checkpoint=out / "checkpoint",
                 checkpoint_every=1,
                 guard=guard,
+                bar=bar,
             )
         after = judged(stack, student, options)
         ends = (("start", before), ("fine-tuned" if command == "finetune" else "distilled", after))

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from .cache import CacheConfig
-from .codec import FrameCodec
+from .codec import Codec, FrameCodec
 from .detector import ClipDetector
 from .generator import Generator
 from .prompts import WordEncoder
@@ -84,7 +84,7 @@ def build_wan(text_dim: int, cache: CacheConfig = STREAMING_CACHE) -> CausalWan:
     return CausalWan.from_config({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache, ROPE_THETA)
 
 
-def build_generator(model: CausalWan, codec: FrameCodec) -> Generator:
+def build_generator(model: CausalWan, codec: Codec) -> Generator:
     """The four-step sampler around a causal transformer of this tier."""
     grid = codec.grid(1)
     sigmas = step_sigmas(STEPS, SAMPLER_SHIFT)

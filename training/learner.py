@@ -1,4 +1,4 @@
-"""What every trained module has: optimiser, clipping, averaged weights, a state that resumes exactly."""
+"""What every trained module has: optimisers, step sizes, clipping, averaged weights, a state that resumes exactly."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How one module learns, by AdamW."""
+    """How one module learns, by AdamW and, where asked for, Muon."""
 
     learning_rate: float = 5e-5
-    """Step size."""
+    """Step size of AdamW; its peak where `planned` is set."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the mean and of the square of the gradient."""
     weight_decay: float = 0.0
@@ -40,10 +40,43 @@ class LearnerConfig:
     """Decay of the averaged weights; 0 keeps none."""
     skips: int = 0
     """Updates in a row whose gradient may be non-finite and is then dropped; one more raises NonFiniteError."""
+    planned: int = 0
+    """Updates that the step sizes are planned for: 2% linear warm-up, then a cosine to a twentieth; 0: constant."""
+    muon_lr: float | None = None
+    """Step size of Muon, which then trains the matrices of the transformer's blocks."""
+    ema_warmup: bool = False
+    """Average over the newest weights alone at first: after k updates the decay is at most (1 + k) / (10 + k)."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.ema < 1:
             raise ValueError(f"learning_rate and clip must be positive and ema in [0, 1): {self}")
+
+    def lr_multiplier(self, update: int) -> float:
+        """The step sizes of an update (0 the first), as a share of their peaks."""
+        if not self.planned:
+            return 1.0
+        warm = max(1, self.planned // 50)
+        progress = min(1.0, max(0.0, (update - warm) / max(1, self.planned - warm)))
+        return min((update + 1) / warm, 0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+
+    def ema_decay(self, updates: int) -> float:
+        """Decay of the averaged weights at the last of so many updates."""
+        return min(self.ema, (1 + updates) / (10 + updates)) if self.ema_warmup else self.ema
+
+    def optimizers(self, module: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """What trains the parameters of a module that require a gradient, by name."""
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        matrices = [name for name, p in named.items() if self.muon_lr and p.ndim == 2 and "blocks." in name]
+        rest = [p for name, p in named.items() if name not in set(matrices)]
+        chosen: dict[str, torch.optim.Optimizer] = {
+            "optimizer": torch.optim.AdamW(
+                rest, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+            )
+        }
+        if matrices and self.muon_lr:
+            muon = [named[name] for name in matrices]
+            chosen["muon"] = torch.optim.Muon(muon, lr=self.muon_lr, weight_decay=self.weight_decay)
+        return chosen
 
 
 class Learner(Generic[Trained]):
@@ -58,9 +91,7 @@ class Learner(Generic[Trained]):
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("nothing to train: no parameter of the module requires a gradient")
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
+        self.optimizers = config.optimizers(module)
         self.mean = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.updates = self.skipped = self._skipped_in_a_row = 0
 
@@ -77,13 +108,18 @@ class Learner(Generic[Trained]):
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         finite = math.isfinite(norm)
         if finite:
-            self.optimizer.step()
-            self._average_over_time()
+            self._move()
             self.updates, self._skipped_in_a_row = self.updates + 1, 0
-        self.optimizer.zero_grad(set_to_none=True)
+            self._average_over_time()
+        self.zero_grad()
         if not finite:
             self._skip(norm)
         return {"grad_norm": norm, "skipped": float(not finite)}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients gathered."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
 
     def step(self, loss: Tensor) -> dict[str, float]:
         """`backward` and `apply`; returns also `loss`."""
@@ -101,12 +137,17 @@ class Learner(Generic[Trained]):
 
     def state(self) -> tuple[Groups, dict[str, Any]]:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
-        tensors, settings = pack_optimizer(self.optimizer)
-        groups = {"model": dict(self.module.state_dict()), "optimizer": tensors}
+        groups: Groups = {"model": dict(self.module.state_dict())}
+        meta: dict[str, Any] = {
+            "updates": self.updates,
+            "skipped": self.skipped,
+            "in_a_row": self._skipped_in_a_row,
+        }
+        for name, optimizer in self.optimizers.items():
+            groups[name], meta[name] = pack_optimizer(optimizer)
         if self.mean:
             groups["mean"] = {str(place): value for place, value in enumerate(self.mean)}
-        counts = {"updates": self.updates, "skipped": self.skipped, "in_a_row": self._skipped_in_a_row}
-        return groups, {"optimizer": settings, **counts}
+        return groups, meta
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave; CheckpointError when it belongs to another module or config."""
@@ -116,23 +157,36 @@ class Learner(Generic[Trained]):
             self.module.load_state_dict(groups["model"])
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint holds weights of another module: {error}") from error
-        unpack_optimizer(self.optimizer, groups["optimizer"], meta["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            unpack_optimizer(optimizer, groups[name], meta[name])
         for place, value in enumerate(self.mean):
             value.copy_(groups["mean"][str(place)])
         self.updates, self.skipped, self._skipped_in_a_row = meta["updates"], meta["skipped"], meta["in_a_row"]
 
     @torch.no_grad()
     def _average_over_processes(self) -> None:
-        if self.accelerator is not None and self.accelerator.num_processes > 1:
-            for parameter in self.parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "mean"))
+        """Every gradient becomes its mean over the processes; all travel as one vector."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        mean = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+        parts = mean.split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+    def _move(self) -> None:
+        rates = {"optimizer": self.config.learning_rate, "muon": self.config.muon_lr or 0.0}
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name] * self.config.lr_multiplier(self.updates)
+            optimizer.step()
 
     @torch.no_grad()
     def _average_over_time(self) -> None:
         if self.mean:
-            torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - self.config.ema)
+            decay = self.config.ema_decay(self.updates)
+            torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
 
     def _skip(self, norm: float) -> None:
         self.skipped, self._skipped_in_a_row = self.skipped + 1, self._skipped_in_a_row + 1

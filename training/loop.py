@@ -13,6 +13,7 @@ from .usage import ComputeUsage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from tqdm import tqdm
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -77,6 +78,7 @@ def fit(
     checkpoint_every: int = 0,
     accelerator: Accelerator | None = None,
     guard: Watch | None = None,
+    bar: tqdm | None = None,
 ) -> None:
     """Train until `updates` updates are done, going on from `checkpoint` where there is one.
 
@@ -84,12 +86,15 @@ def fit(
     checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only). accelerator: the trainer's,
     where there are several processes; the first alone logs, evaluates and writes. guard: looks at the start, every so
     many updates and at the end, and may end the training, as it does where the training diverges; ValueError with an
-    accelerator. NonFiniteError where a training without a guard diverges.
+    accelerator. bar: moves on with every update and shows the loss.
+    NonFiniteError where a training without a guard diverges.
     """
     if guard is not None and accelerator is not None:
         raise ValueError("a guard watches a training in one process: leave out the accelerator")
     if checkpoint is not None and has_checkpoint(checkpoint):
         _resume(trainer, guard, checkpoint)
+    if bar is not None:
+        bar.initial = bar.n = trainer.counts.updates
     if guard is not None and guard.due(0, updates):
         first = guard.look(trainer.counts.updates)
         if log is not None:
@@ -115,9 +120,17 @@ def fit(
             guard.close()
         if log is not None:
             log(measured, done)
+        if bar is not None:
+            _advance(bar, measured)
         ended = done == updates or (guard is not None and guard.stopped)
         if checkpoint is not None and (ended or (checkpoint_every and done % checkpoint_every == 0)):
             save_checkpoint(checkpoint, *_state(trainer, guard))
+
+
+def _advance(bar: tqdm, measured: Mapping[str, float]) -> None:
+    if "loss" in measured:
+        bar.set_postfix(loss=f"{measured['loss']:.4f}", refresh=False)
+    bar.update()
 
 
 def _state(trainer: Trainer, guard: Watch | None) -> State:
@@ -147,3 +160,17 @@ def own_draw(seed: int, update: int, accelerator: Accelerator | None) -> int:
     """A number that no other seed, update or process has: what is drawn for `update` here follows from it."""
     own = update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
     return seed * SEEDS_APART + own
+
+
+def launched() -> Accelerator | None:
+    """The processes that `torchrun` or `accelerate launch` started, on CPUs; None where this one is alone."""
+    from accelerate import Accelerator, PartialState
+
+    return Accelerator(cpu=True) if PartialState(cpu=True).num_processes > 1 else None
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes."""
+    from accelerate import PartialState
+
+    return bool(PartialState(cpu=True).is_main_process)

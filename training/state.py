@@ -32,10 +32,11 @@ def unpack(
     config: Any, counts: ComputeUsage, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
-    mine, found = plain(asdict(config)), plain(meta["config"])
-    if mine != found:
-        keys = sorted(key for key in {*mine, *found} if mine.get(key) != found.get(key))
-        raise CheckpointError(f"the checkpoint was written with another config; they differ in {', '.join(keys)}")
+    if other := differences(plain(asdict(config)), plain(meta.get("config", {}))):
+        raise CheckpointError(
+            f"the checkpoint was written with another config; they differ in {', '.join(other)}: go on with that one, "
+            "or give another --out"
+        )
     for name, learner in learners.items():
         prefix = f"{name}-"
         parts = {group.removeprefix(prefix): value for group, value in groups.items() if group.startswith(prefix)}
@@ -43,6 +44,18 @@ def unpack(
     for field, value in meta["counts"].items():
         setattr(counts, field, value)
     return groups["trainer"]
+
+
+def differences(mine: Mapping[str, Any], found: Mapping[str, Any], place: str = "") -> list[str]:
+    """Names of what two nested dicts do not agree in, such as learner.ema."""
+    names: list[str] = []
+    for key in sorted({*mine, *found}):
+        a, b = mine.get(key), found.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += differences(a, b, f"{place}{key}.")
+        elif a != b or (key in mine) != (key in found):
+            names.append(f"{place}{key}")
+    return names
 
 
 def plain(value: Any) -> Any:

@@ -119,7 +119,7 @@ class Still(Learner[CausalWan]):
         """The gradient gathered, as one vector, to `found`."""
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         self.found.append(torch.cat([part.flatten() for part in parts]))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         return {"skipped": 0.0}
 
 

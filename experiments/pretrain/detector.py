@@ -7,47 +7,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
 from ...envs.self_play import stored
+from ...envs.stack import Stack
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...envs.worlds.clips import FRAMES_PER_CHUNK
 from ...envs.worlds.scene import FPS, SIDE
 from ...models.calibration import Calibration
 from ...models.detector import ClipDetector
 from ...training.learner import LearnerConfig
-from ...training.loop import fit
+from ...training.regression import Schedule
 from .detector_measure import mixed, quality_of, trajectory_quality
 from .footage import FAMILIES, REAL, footage
+from .loop import Made, train
 
 AT_ONCE = 64
 STRONG = {"student": 0.35, "student-2": 0.15, "student-1": 0.1, "teacher": 0.1, "scripted": 0.3}
 WEAK = {"student": 0.5, "scripted": 0.5}
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long to train."""
-
-    steps: int
-    """Updates."""
-    seed: int = 0
-    """Everything drawn at an update follows from it."""
-    stop: int | None = None
-    """Update at which training ends, if before `steps`."""
-    checkpoint_every: int = 50
-
-    @property
-    def end(self) -> int:
-        """The last update."""
-        return self.steps if self.stop is None else min(self.stop, self.steps)
+LENGTH = Schedule(steps=500, batch=32, learning_rate=2e-3, ema=0.98, checkpoint_every=50)
 
 
 @dataclass(frozen=True)
@@ -58,12 +41,6 @@ class DetectorRecipe:
     """Through which it sees all clips."""
     pool: int = 2
     """Side of the squares of pixels that it sees averaged."""
-    batch: int = 32
-    """Clips of each kind in an update."""
-    learning_rate: float = 2e-3
-    """Of AdamW."""
-    ema: float = 0.98
-    """Decay of the averaged weights, which are what is shipped."""
     weights: Mapping[str, float] = field(default_factory=lambda: dict(STRONG))
     """How often each family of made clips is drawn."""
     real: int = 1536
@@ -78,13 +55,14 @@ class DetectorRecipe:
     """Real clips of the test split to measure on."""
     judged: int = 192
     """Made clips of every family beside them, in either split."""
-    schedule: Length = field(default_factory=lambda: Length(500))
-    """Training length."""
+    schedule: Schedule = LENGTH
+    """Training length; the batch counts clips of each kind, the learning rate is constant."""
 
     def detection(self) -> DetectionConfig:
         """How it learns."""
-        learner = LearnerConfig(learning_rate=self.learning_rate, ema=self.ema)
-        return DetectionConfig(learner, self.batch, self.camera, self.pool, seed=self.schedule.seed)
+        length = self.schedule
+        learner = LearnerConfig(length.learning_rate, clip=length.clip, ema=length.ema)
+        return DetectionConfig(learner, length.batch, self.camera, self.pool, seed=length.seed)
 
     def learned(self) -> dict[str, int]:
         """Clips of every family to learn from."""
@@ -95,45 +73,39 @@ class DetectorRecipe:
         """Clips of every family to be held against real ones."""
         return {REAL: real, **{name: self.slow if name == "teacher" else self.judged for name in families}}
 
+    def train(self, name: str, stack: Stack, out: Path) -> Made:
+        """Train, calibrate on validation clips, measure on test clips; the clips are kept in `out`."""
+        seed = self.schedule.seed
+
+        def clips(wanted: Mapping[str, int], split: str) -> dict[str, Tensor]:
+            print(f"train {name}: {sum(wanted.values())} clips of the {split} split", file=sys.stderr)
+            return footage(wanted, split, seed, stack.folder, out / "clips")
+
+        learned = clips(self.learned(), "train")
+        torch.manual_seed(seed)
+        fakes = FakePool({family: learned[family] for family in self.weights})
+        detector = ClipDetector(size=SIDE // self.pool)
+        trainer = Detection(self.detection(), detector, drawn(learned[REAL]), fakes, FRAMES_PER_CHUNK)
+        trainer.weights = self.weights
+        train(name, trainer, self.schedule, out)
+        trained = trainer.learner.averaged().eval()
+
+        def films(split: str, real: int, families: Iterable[str]) -> dict[str, Tensor]:
+            found = clips(self.examined(real, families), split)
+            return {family: filmed(video, self.camera, self.pool, seed) for family, video in found.items()}
+
+        known, new = films("validation", self.calibrated, self.weights), films("test", self.measured, FAMILIES)
+        calibration = Calibration.fit(*mixed(judged(trained, known), self.weights))
+        quality = quality_of(judged(trained, new), calibration, self.weights)
+        quality |= trajectory_quality(trained.features, known, new)
+        reads = {"camera": self.camera, "pool": self.pool, "chunk": FRAMES_PER_CHUNK, "fps": FPS}
+        return Made(trained, {**quality, "seconds": trainer.counts.seconds}, {**reads, **calibration.to_manifest()})
+
 
 RECIPES = {
     "detector": DetectorRecipe(),
-    "rival": DetectorRecipe(camera="night", weights=dict(WEAK), schedule=Length(600)),
+    "rival": DetectorRecipe(camera="night", weights=dict(WEAK), schedule=replace(LENGTH, steps=600)),
 }
-
-
-def train_detector(
-    name: str, recipe: DetectorRecipe, weights: Path, out: Path
-) -> tuple[ClipDetector, dict[str, float], dict[str, Any]]:
-    """Train, calibrate on validation clips, measure on test clips; and what readers of the weights have to know.
-
-    weights: folder of the parts that make clips. out: for log, checkpoint and clips, which are kept.
-    """
-    seed = recipe.schedule.seed
-
-    def clips(wanted: Mapping[str, int], split: str) -> dict[str, Tensor]:
-        print(f"train {name}: {sum(wanted.values())} clips of the {split} split", file=sys.stderr)
-        return footage(wanted, split, seed, weights, out / "clips")
-
-    learned = clips(recipe.learned(), "train")
-    torch.manual_seed(seed)
-    detector = ClipDetector(size=SIDE // recipe.pool)
-    fakes = FakePool({family: learned[family] for family in recipe.weights})
-    trainer = Detection(recipe.detection(), detector, drawn(learned[REAL]), fakes, FRAMES_PER_CHUNK)
-    trainer.weights = recipe.weights
-    _fit(name, trainer, recipe.schedule, out)
-    trained = trainer.learner.averaged().eval()
-
-    def films(split: str, real: int, families: Iterable[str]) -> dict[str, Tensor]:
-        found = clips(recipe.examined(real, families), split)
-        return {family: filmed(video, recipe.camera, recipe.pool, seed) for family, video in found.items()}
-
-    known, new = films("validation", recipe.calibrated, recipe.weights), films("test", recipe.measured, FAMILIES)
-    calibration = Calibration.fit(*mixed(judged(trained, known), recipe.weights))
-    quality = quality_of(judged(trained, new), calibration, recipe.weights)
-    quality |= trajectory_quality(trained.features, known, new)
-    reads = {"camera": recipe.camera, "pool": recipe.pool, "chunk": FRAMES_PER_CHUNK, "fps": FPS}
-    return trained, {**quality, "seconds": trainer.counts.seconds}, {**reads, **calibration.to_manifest()}
 
 
 def filmed(video: Tensor, camera: str, pool: int, seed: int) -> Tensor:
@@ -150,16 +122,3 @@ def judged(detector: ClipDetector, films: Mapping[str, Tensor]) -> dict[str, Ten
         family: torch.cat([detector(part) for part in film.split(AT_ONCE)])[:, FRAMES_PER_CHUNK - 1 :: FRAMES_PER_CHUNK]
         for family, film in films.items()
     }
-
-
-def _fit(name: str, trainer: Detection, length: Length, out: Path) -> None:
-    """Train to the end of the schedule, with a bar, a log and a checkpoint that a killed run goes on from."""
-    with (out / "log.txt").open("a") as file, tqdm(desc=f"train {name}", total=length.end, mininterval=5) as bar:
-
-        def log(found: Mapping[str, float], update: int) -> None:
-            figures = " ".join(f"{key}={value:.5f}" for key, value in found.items())
-            print(f"step={update} {figures}", file=file)
-            bar.update(update - bar.n)
-
-        every = length.checkpoint_every
-        fit(trainer, length.end, log=log, checkpoint=out / "checkpoint", checkpoint_every=every)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...envs.worlds.clips import FRAMES_PER_CHUNK, Clips, clause_bank, make_clips, prompt_index
+from ...envs.worlds.grammar import GRAMMARS
 from ...envs.worlds.oracle import judge
-from ...models.codec import FrameCodec
+from ...models.codec import Codec
 from ...models.prompts import WordEncoder
 
 AXES = ("VQ", "MQ", "TA", "physics", "total")
@@ -15,7 +16,7 @@ AXES = ("VQ", "MQ", "TA", "physics", "total")
 
 @torch.no_grad()
 def quality(
-    sample: Callable[[Tensor, Tensor], Tensor], codec: FrameCodec, encoder: WordEncoder, clips: Clips, seed: int = 0
+    sample: Callable[[Tensor, Tensor], Tensor], codec: Codec, encoder: WordEncoder, clips: Clips, seed: int = 0
 ) -> dict[str, float]:
     """Oracle means of sampled clips, and `fraction`: their total over the total of the clips themselves.
 
@@ -43,3 +44,8 @@ def fraction(video: Tensor, clips: Clips) -> dict[str, float]:
 def held_out_clips(grammar: str, count: int = 96, seed: int = 7) -> Clips:
     """Validation clips, half of them with a (colour, shape, motion) that training never shows."""
     return make_clips(count, split="validation", seed=seed, grammar=grammar)
+
+
+def words(grammar: str) -> dict[str, list[str]]:
+    """What readers of a part that knows a grammar's prompts have to know."""
+    return {"vocab": list(GRAMMARS[grammar].vocabulary())}

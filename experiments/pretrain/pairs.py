@@ -1,6 +1,5 @@
 """The tiny reward model from a user's own preference pairs of videos: Bradley-Terry with ties on every judged axis."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoint import CheckpointError, has_checkpoint, sha256_file, write_json
+from ...checkpoint import sha256_file
 from ...models.prompts import WordEncoder
 from ...models.reward_net import AXES, TinyReward, bradley_terry_with_ties
 from ...rewards.windows import TINY
-from .loop import Processes, Schedule, pretrain
+from ...training.regression import Schedule
+from .loop import Made, pretrain
 from .pairs_accuracy import agreement, table
 from .pairs_data import GROUPS, Pairs, Split, load_pairs, read_table, split_pairs, word_encoder
 
@@ -36,7 +36,7 @@ class PairsRecipe:
     validation: float = 0.2
     """Share of the pairs that are put aside."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=600, batch=16, learning_rate=1e-3, ema=0.99, matrix_rate=0.01)
+        default_factory=lambda: Schedule(steps=600, batch=16, learning_rate=1e-3, ema=0.99, muon_lr=0.01)
     )
     """Training length; the batch counts pairs."""
 
@@ -48,46 +48,43 @@ class PairsRecipe:
         if not 0 < self.fps < float("inf"):
             raise ValueError(f"fps must be a positive number, not {self.fps}")
 
+    def train_on(self, pairs_csv: Path, out: Path) -> Made:
+        """Train on the table's pairs, calibrate the z-scores on their videos, and measure on the pairs put aside.
 
-def train_pairs(recipe: PairsRecipe, pairs_csv: Path, out: Path) -> tuple[TinyReward, dict[str, float], dict[str, Any]]:
-    """Train on the table's pairs, calibrate the z-scores on their videos, and measure on the pairs put aside.
+        ValueError for a table or video that cannot be used, CheckpointError when `out` has a checkpoint of other data.
+        """
+        seed, rows = self.schedule.seed, read_table(pairs_csv)
+        sha256 = sha256_file(pairs_csv)
+        pairs = load_pairs(pairs_csv, rows, self.fps, self.size)
+        split = split_pairs(pairs.places, self.validation, seed)
+        encoder, train = word_encoder(pairs.prompts), torch.tensor(split.train)
 
-    Returns the model, its quality, and what the manifest needs besides: vocab, text_len, fps, size, split, ...
-    ValueError for a table or video that cannot be used, CheckpointError when `out` has a checkpoint of other data.
-    """
-    rows = read_table(pairs_csv)
-    sha256 = sha256_file(pairs_csv)
-    settle(recipe, pairs_csv, sha256, out)
-    pairs = load_pairs(pairs_csv, rows, recipe.fps, recipe.size)
-    split = split_pairs(pairs.places, recipe.validation, recipe.schedule.seed)
-    encoder = word_encoder(pairs.prompts)
-    train = torch.tensor(split.train)
+        def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
+            drawn = train[torch.randint(len(train), (self.schedule.batch,), generator=generator)]
+            starts = torch.rand(len(drawn), 2, generator=generator)
+            return pair_loss(model, encoder, pairs, drawn[share], starts[share])
 
-    def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
-        drawn = train[torch.randint(len(train), (recipe.schedule.batch,), generator=generator)]
-        starts = torch.rand(len(drawn), 2, generator=generator)
-        return pair_loss(model, encoder, pairs, drawn[share], starts[share])
+        torch.manual_seed(seed)
+        data = {"pairs": sha256, "fps": self.fps, "size": self.size, "validation": self.validation}
+        model, seconds = pretrain("reward", TinyReward(encoder.dim), loss, self.schedule, out, data=data)
+        model.eval()
+        model.calibrate(look_windows(model, encoder, pairs.videos, list(dict.fromkeys(looks(pairs, split.train))))[0])
+        quality = measure(model, encoder, pairs, split.validation)
+        return Made(model, {**quality, "seconds": seconds}, self._reads(pairs, split, encoder, sha256))
 
-    torch.manual_seed(recipe.schedule.seed)
-    model, seconds = pretrain("reward", TinyReward(encoder.dim), loss, recipe.schedule, out)
-    model.eval()
-    model.calibrate(look_windows(model, encoder, pairs.videos, list(dict.fromkeys(looks(pairs, split.train))))[0])
-    quality = measure(model, encoder, pairs, split.validation)
-    return model, {**quality, "seconds": seconds}, described(recipe, pairs, split, encoder, sha256)
-
-
-def settle(recipe: PairsRecipe, pairs_csv: Path, sha256: str, out: Path) -> None:
-    """Note in out/pairs.json which data this run is of; CheckpointError where its checkpoint is of other data."""
-    note, place = out / "pairs.json", out / "checkpoint"
-    data = {"sha256": sha256, "fps": recipe.fps, "size": recipe.size, "validation": recipe.validation}
-    if has_checkpoint(place):
-        if not note.is_file() or json.loads(note.read_text()) != data:
-            raise CheckpointError(
-                f"{place} was trained on other pairs than {pairs_csv} now holds, or with another --fps, --size or "
-                "--validation; pass another --out or delete it"
-            )
-    elif Processes().main:
-        write_json(note, data)
+    def _reads(self, pairs: Pairs, split: Split, encoder: WordEncoder, sha256: str) -> dict[str, Any]:
+        """What the manifest holds of the data, and what a reader of the weights has to know."""
+        judged = pairs.judged[split.train].sum(dim=0).tolist()
+        return {
+            "pairs": True,
+            "pairs_sha256": sha256,
+            "split": split.kind,
+            "judged": dict(zip(AXES, judged, strict=True)),
+            "fps": self.fps,
+            "size": self.size,
+            "vocab": list(encoder.vocab),
+            "text_len": encoder.text_len,
+        }
 
 
 def pair_loss(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Tensor, starts: Tensor) -> Tensor:
@@ -169,29 +166,14 @@ def measure(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Sequenc
     return figures
 
 
-def described(recipe: PairsRecipe, pairs: Pairs, split: Split, encoder: WordEncoder, sha256: str) -> dict[str, Any]:
-    """What the manifest holds of the data, and what a reader of the weights has to know."""
-    judged = pairs.judged[split.train].sum(dim=0).tolist()
-    return {
-        "pairs": True,
-        "pairs_sha256": sha256,
-        "split": split.kind,
-        "judged": dict(zip(AXES, judged, strict=True)),
-        "fps": recipe.fps,
-        "size": recipe.size,
-        "vocab": list(encoder.vocab),
-        "text_len": encoder.text_len,
-    }
-
-
-def summary(quality: dict[str, float], described: dict[str, Any]) -> str:
+def summary(made: Made) -> str:
     """What was measured on what, for a terminal."""
-    judged: dict[str, int] = described["judged"]
+    judged: dict[str, int] = made.reads["judged"]
     lines = [f"trained on judgements: {', '.join(f'{axis} {count}' for axis, count in judged.items())}"]
     lines += [f"no training pair is judged on {axis}: its scores mean nothing" for axis in AXES if not judged[axis]]
-    if described["split"] == "videos":
+    if made.reads["split"] == "videos":
         lines.append("measured on pairs of videos that training never saw (split by videos):")
     else:
         lines.append(f"measured on pairs whose videos training may have seen (split by pairs: fewer than {GROUPS} "
                      "groups of pairs share no video), so the figures flatter:")  # fmt: skip
-    return "\n".join([*lines, table(quality, AXES)])
+    return "\n".join([*lines, table(made.quality, AXES)])

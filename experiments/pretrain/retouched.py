@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...envs.worlds.exploits import ground
-from ...models.codec import FrameCodec
+from ...models.codec import Codec
 from ...models.reward_net import TinyReward
 from ...models.sampler import renoise
 from ...models.wan import CausalWan
@@ -39,7 +39,7 @@ def gamed(model: TinyReward, batch: Batch, generator: torch.Generator) -> Batch:
 
 
 @torch.no_grad()
-def repainted(codec: FrameCodec, teacher: CausalWan, batch: Batch, null: Tensor, generator: torch.Generator) -> Batch:
+def repainted(codec: Codec, teacher: CausalWan, batch: Batch, null: Tensor, generator: torch.Generator) -> Batch:
     """The windows after the teacher has noised them a little and denoised them, under the null prompt [L, D]: flaws and
     worth stay, but what painted them is a network and no longer the renderer."""
     parts = []

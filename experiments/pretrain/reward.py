@@ -4,6 +4,7 @@ Some of them are repainted by the teacher, so that a network's brushwork is no f
 model's own gradient, which is one. The families in UNSEEN are left out of training.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...envs.stack import Stack
 from ...envs.worlds.clips import CHUNKS, word_encoder
 from ...envs.worlds.fakes import FAKES
-from ...models.codec import FrameCodec
+from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward, bradley_terry_with_ties, smooth_minimum
-from ...models.wan import CausalWan
+from ...training.regression import Schedule
 from .flawed import Batch, FlawedClips
-from .loop import Schedule, pretrain
+from .loop import Made, pretrain
+from .measure import words
 from .retouched import gamed, repainted
 from .reward_measure import UNSEEN, oracle_agreement, unseen_accuracy
 
@@ -45,9 +48,62 @@ class RewardRecipe:
     gamed: float = 0.25
     """Share of a batch whose pixels have climbed the reward's own gradient: a flaw like any other."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=1300, batch=48, learning_rate=1e-3, ema=0.998, matrix_rate=0.01)
+        default_factory=lambda: Schedule(steps=1300, batch=48, learning_rate=1e-3, ema=0.998, muon_lr=0.01)
     )
     """Training length."""
+
+    def train(self, name: str, stack: Stack, out: Path) -> Made:
+        """Train on scripted and repainted windows of every length, calibrate the z-scores on them, and measure.
+
+        The student's clips are never trained on: they only tell how the reward agrees with the oracle among them.
+        """
+        seed, encoder = self.schedule.seed, word_encoder(self.grammar)
+        torch.manual_seed(seed)
+        model, draw = TinyReward(encoder.dim), self._windows(stack, encoder)
+
+        def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
+            batch = draw(generator)
+            batch = batch.take(torch.randperm(len(batch.video), generator=generator)[share])
+            climbers = round(self.gamed * len(batch.video))
+            climbed = gamed(model, batch.take(slice(climbers)), generator)
+            batch = Batch.joined(climbed, batch.take(slice(climbers, None)))
+            quality, agreement = model.read(batch.video, batch.embeds)
+            scores = torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=1)
+            return pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)
+
+        trained, seconds = pretrain(name, model, loss, self.schedule, out)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            batches = (draw(generator) for _ in range(40))
+            trained.calibrate(torch.cat([trained(batch.video, batch.embeds[:, 0]) for batch in batches]))
+        figures = unseen_accuracy(trained, encoder, self.grammar) | oracle_agreement(trained, stack, self.grammar)
+        return Made(trained, {**figures, "seconds": seconds}, words(self.grammar))
+
+    def _windows(self, stack: Stack, encoder: WordEncoder) -> Callable[[torch.Generator], Batch]:
+        """Draws batches of windows of one length, a share of them repainted."""
+        scripted = FlawedClips(
+            encoder,
+            clips=self.clips,
+            grammar=self.grammar,
+            split="train",
+            seed=self.schedule.seed + 20,
+            clean=self.clean,
+            fakes=[name for name in FAKES if name not in UNSEEN.values()],
+        )
+        generator, null = torch.Generator().manual_seed(self.schedule.seed), encoder.encode([""])[0]
+        remade = [
+            repainted(stack.codec, stack.teacher, scripted.draw(self.remade, chunks, generator), null, generator)
+            for chunks in range(1, CHUNKS + 1)
+        ]
+
+        def draw(generator: torch.Generator) -> Batch:
+            chunks = int(torch.multinomial(torch.tensor(LENGTHS), 1, generator=generator)) + 1
+            share = round(self.painted * self.schedule.batch)
+            rows = torch.randint(self.remade, (share,), generator=generator)
+            fresh = scripted.draw(self.schedule.batch - share, chunks, generator)
+            return Batch.joined(fresh, remade[chunks - 1].take(rows))
+
+        return draw
 
 
 def pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
@@ -66,54 +122,3 @@ def word_loss(agreement: Tensor, true: Tensor) -> Tensor:
     known = true >= 0
     loss = functional.binary_cross_entropy_with_logits(agreement[known], true[known].float(), reduction="sum")
     return loss / known.sum().clamp_min(1)
-
-
-def train_reward(
-    recipe: RewardRecipe, codec: FrameCodec, teacher: CausalWan, student: CausalWan, out: Path
-) -> tuple[TinyReward, dict[str, float]]:
-    """Train on scripted and repainted windows of every length, calibrate the z-scores on them, and measure.
-
-    The student's clips are never trained on: they only tell how the reward agrees with the oracle among them.
-    """
-    seed = recipe.schedule.seed
-    torch.manual_seed(seed)
-    encoder = word_encoder(recipe.grammar)
-    model = TinyReward(encoder.dim)
-    scripted = FlawedClips(
-        encoder,
-        clips=recipe.clips,
-        grammar=recipe.grammar,
-        split="train",
-        seed=seed + 20,
-        clean=recipe.clean,
-        fakes=[name for name in FAKES if name not in UNSEEN.values()],
-    )
-    generator, null = torch.Generator().manual_seed(seed), encoder.encode([""])[0]
-    remade = [
-        repainted(codec, teacher, scripted.draw(recipe.remade, chunks, generator), null, generator)
-        for chunks in range(1, CHUNKS + 1)
-    ]
-
-    def draw(generator: torch.Generator) -> Batch:
-        chunks = int(torch.multinomial(torch.tensor(LENGTHS), 1, generator=generator)) + 1
-        share = round(recipe.painted * recipe.schedule.batch)
-        rows = torch.randint(recipe.remade, (share,), generator=generator)
-        return Batch.joined(
-            scripted.draw(recipe.schedule.batch - share, chunks, generator), remade[chunks - 1].take(rows)
-        )
-
-    def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
-        batch = draw(generator)
-        batch = batch.take(torch.randperm(len(batch.video), generator=generator)[share])
-        climbers = round(recipe.gamed * len(batch.video))
-        batch = Batch.joined(gamed(model, batch.take(slice(climbers)), generator), batch.take(slice(climbers, None)))
-        quality, agreement = model.read(batch.video, batch.embeds)
-        scores = torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=1)
-        return pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)
-
-    trained, seconds = pretrain("reward", model, loss, recipe.schedule, out)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        trained.calibrate(torch.cat([trained(b.video, b.embeds[:, 0]) for b in (draw(generator) for _ in range(40))]))
-    agreement = oracle_agreement(trained, codec, student, encoder, recipe.grammar)
-    return trained, {**unseen_accuracy(trained, encoder, recipe.grammar), **agreement, "seconds": seconds}

@@ -3,15 +3,13 @@
 import torch
 from torch import Tensor
 
-from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, make_clips
+from ...envs.stack import Stack
+from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, make_clips, word_encoder
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.oracle import judge
-from ...models.codec import FrameCodec
 from ...models.generator import stream
 from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward
-from ...models.tiny import build_generator
-from ...models.wan import CausalWan
 from ...noise import stream_keys
 from ...rewards.windows import Clock, WindowedModel, clip_prompts
 
@@ -47,26 +45,19 @@ def unseen_accuracy(reward: TinyReward, encoder: WordEncoder, grammar: str, coun
 
 @torch.no_grad()
 def oracle_agreement(
-    reward: TinyReward,
-    codec: FrameCodec,
-    student: CausalWan,
-    encoder: WordEncoder,
-    grammar: str,
-    prompts: int = 32,
-    group: int = 16,
+    reward: TinyReward, stack: Stack, grammar: str, prompts: int = 32, group: int = 16
 ) -> dict[str, float]:
     """Spearman correlation of the environment's return with the oracle total among the student's clips of one prompt:
     mean over held-out prompts, and the lower end of its 95% bootstrap interval over prompts."""
     clips = make_clips(prompts, split="validation", seed=13, grammar=grammar)
-    clauses = [row for row in clips.clauses for _ in range(group)]
-    embeds = torch.stack([encoder.encode([str(clause) for clause in row]) for row in clauses])
+    clauses, encoder = [row for row in clips.clauses for _ in range(group)], word_encoder(grammar)
     texts = [[str(clause) for clause in row] for row in clauses]
-    model = WindowedModel(reward, codec, Clock(CHUNKS, FRAMES_PER_CHUNK))
-    generator = build_generator(student, codec)
+    embeds = torch.stack([encoder.encode(row) for row in texts])
+    model = WindowedModel(reward, stack.codec, Clock(CHUNKS, FRAMES_PER_CHUNK))
     keys = stream_keys(17, len(clauses))
     returns, totals = [], []
     for rows in torch.arange(len(clauses)).split(64):
-        video = codec.decode(stream(generator, embeds[rows], keys[rows]))
+        video = stack.codec.decode(stream(stack.generator, embeds[rows], keys[rows]))
         scores = model.score(video, clip_prompts(embeds[rows], [texts[row] for row in rows.tolist()]))
         returns.append(((scores - reward.mean) / reward.std).mean(1))
         totals.append(judge(video, [clauses[row] for row in rows.tolist()], FRAMES_PER_CHUNK).total)

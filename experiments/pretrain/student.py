@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ...distill.causal_init import CausalInitConfig, causal_loss
+from ...envs.stack import Stack
 from ...envs.worlds.clips import LatentClips, encode_clips, make_clips, word_encoder
-from ...models.codec import FrameCodec
 from ...models.generator import stream
 from ...models.sampler import step_sigmas
 from ...models.tiny import SAMPLER_SHIFT, STEPS, build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
-from .loop import Schedule, logged, pretrain
-from .measure import held_out_clips, quality
+from ...training.regression import Schedule
+from .loop import Made, logged, pretrain
+from .measure import held_out_clips, quality, words
 
 
 @dataclass(frozen=True)
@@ -36,44 +37,40 @@ class StudentRecipe:
     compile: bool = False
     """Train through torch.compile (needs a C++ compiler)."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=120, batch=24, learning_rate=5e-4, ema=0.998, matrix_rate=0.005)
+        default_factory=lambda: Schedule(steps=120, batch=24, learning_rate=5e-4, ema=0.998, muon_lr=0.005)
     )
     """Training length."""
 
+    def train(self, name: str, stack: Stack, out: Path) -> Made:
+        """Train from the teacher's weights; `plateau`: by what share the last third lowered the validation loss."""
+        schedule, encoder, sigmas = self.schedule, word_encoder(self.grammar), step_sigmas(STEPS, SAMPLER_SHIFT)
+        model = copy.deepcopy(stack.teacher).requires_grad_(True)
+        world = make_clips(self.clips, split="train", seed=schedule.seed + 30, grammar=self.grammar)
+        pool = encode_clips(stack.codec, world, encoder)
+        held_out = held_out_clips(self.grammar)
+        unseen = encode_clips(stack.codec, held_out, encoder)
+        if self.compile:
+            model.compile()
 
-def train_student(
-    recipe: StudentRecipe, codec: FrameCodec, teacher: CausalWan, out: Path
-) -> tuple[CausalWan, dict[str, float]]:
-    """Train from the teacher's weights; `plateau`: by what share the last third lowered the validation loss."""
-    seed = recipe.schedule.seed
-    encoder = word_encoder(recipe.grammar)
-    sigmas = step_sigmas(STEPS, SAMPLER_SHIFT)
-    model = copy.deepcopy(teacher).requires_grad_(True)
-    pool = encode_clips(codec, make_clips(recipe.clips, split="train", seed=seed + 30, grammar=recipe.grammar), encoder)
-    held_out = held_out_clips(recipe.grammar)
-    unseen = encode_clips(codec, held_out, encoder)
-    if recipe.compile:
-        model.compile()
+        def loss(model: CausalWan, generator: torch.Generator, share: slice) -> Tensor:
+            x0, embeds = pool.draw(schedule.batch, generator)
+            keys = torch.randint(2**62, (len(x0),), generator=generator)
+            return causal_loss(model, x0[share], embeds[share], keys[share], sigmas, self.objective)
 
-    def loss(model: CausalWan, generator: torch.Generator, share: slice) -> Tensor:
-        x0, embeds = pool.draw(recipe.schedule.batch, generator)
-        keys = torch.randint(2**62, (len(x0),), generator=generator)
-        return causal_loss(model, x0[share], embeds[share], keys[share], sigmas, recipe.objective)
+        def measure(model: CausalWan) -> dict[str, float]:
+            return {"validation_loss": validation_loss(model, unseen, sigmas, self.objective)}
 
-    def measure(model: CausalWan, step: int) -> dict[str, float]:
-        return {"validation_loss": validation_loss(model, unseen, sigmas, recipe.objective)}
+        every = max(1, schedule.steps // 6)
+        trained, seconds = pretrain(name, model, loss, schedule, out, measure, every)
+        before, figures = logged(out, "validation_loss").get(4 * every), measure(trained)
+        figures |= {"plateau": 1 - figures["validation_loss"] / before} if before else {}
+        generator = build_generator(trained, stack.codec)
 
-    every = max(1, recipe.schedule.steps // 6)
-    trained, seconds = pretrain("student", model, loss, recipe.schedule, out, evaluate=measure, evaluate_every=every)
-    before = logged(out, "validation_loss").get(4 * every)
-    after = validation_loss(trained, unseen, sigmas, recipe.objective)
-    generator = build_generator(trained, codec)
+        def sample(noise: Tensor, embeds: Tensor) -> Tensor:
+            return stream(generator, embeds, stream_keys(int(noise[0, 0, 0, 0, 0].abs() * 1e6), len(embeds)))
 
-    def sample(noise: Tensor, embeds: Tensor) -> Tensor:
-        return stream(generator, embeds, stream_keys(int(noise[0, 0, 0, 0, 0].abs() * 1e6), len(embeds)))
-
-    figures = {"validation_loss": after, **({"plateau": 1 - after / before} if before else {})}
-    return trained, {**figures, **quality(sample, codec, encoder, held_out), "seconds": seconds}
+        figures |= quality(sample, stack.codec, encoder, held_out)
+        return Made(trained, {**figures, "seconds": seconds}, words(self.grammar))
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...envs.stack import Stack
 from ...envs.worlds.clips import encode_clips, make_clips, word_encoder
-from ...models.codec import FrameCodec
 from ...models.sampler import renoise, sample_teacher, shifted, sloped
 from ...models.tiny import TEACHER_SAMPLING, build_wan
 from ...models.wan import CausalWan
-from .loop import Schedule, pretrain
-from .measure import held_out_clips, quality
+from ...training.regression import Schedule
+from .loop import Made, pretrain
+from .measure import held_out_clips, quality, words
 
 LEAST = 0.02
 """Frames with less noise than this have no velocity worth predicting: they are context alone."""
@@ -43,34 +44,35 @@ class TeacherRecipe:
     compile: bool = False
     """Train through torch.compile (needs a C++ compiler; 1.5 times faster)."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(steps=6000, batch=32, learning_rate=1.5e-3, ema=0.999, matrix_rate=0.015)
+        default_factory=lambda: Schedule(steps=6000, batch=32, learning_rate=1.5e-3, ema=0.999, muon_lr=0.015)
     )
     """Training length."""
 
+    def train(self, name: str, stack: Stack, out: Path) -> Made:
+        """Train from random weights on freshly rendered clips."""
+        schedule = self.schedule
+        torch.manual_seed(schedule.seed)
+        encoder = word_encoder(self.grammar)
+        model = build_wan(encoder.dim)
+        world = make_clips(self.clips, split="train", seed=schedule.seed + 10, grammar=self.grammar)
+        pool = encode_clips(stack.codec, world, encoder)
+        if self.compile:
+            model.compile()
 
-def train_teacher(recipe: TeacherRecipe, codec: FrameCodec, out: Path) -> tuple[CausalWan, dict[str, float]]:
-    """Train from random weights on freshly rendered clips."""
-    seed = recipe.schedule.seed
-    torch.manual_seed(seed)
-    encoder = word_encoder(recipe.grammar)
-    model = build_wan(encoder.dim)
-    pool = encode_clips(codec, make_clips(recipe.clips, split="train", seed=seed + 10, grammar=recipe.grammar), encoder)
-    if recipe.compile:
-        model.compile()
+        def loss(model: CausalWan, generator: torch.Generator, share: slice) -> Tensor:
+            x0, embeds = pool.draw(schedule.batch, generator, self.drop_prompt)
+            noise = torch.randn(x0.shape, generator=generator)
+            slope = self.slope * torch.rand(x0.shape[0], generator=generator)
+            slope *= torch.rand(x0.shape[0], generator=generator) >= self.level_share
+            sigma = shifted(sloped(torch.rand(x0.shape[0], generator=generator), slope, x0.shape[1]), self.shift)
+            error = model(renoise(x0, noise, sigma)[share], sigma[share], embeds[share]) - (noise - x0)[share]
+            noisy = sigma[share] > LEAST
+            return (error.square().mean((2, 3, 4)) * noisy).sum() / noisy.sum()
 
-    def loss(model: CausalWan, generator: torch.Generator, share: slice) -> Tensor:
-        x0, embeds = pool.draw(recipe.schedule.batch, generator, recipe.drop_prompt)
-        noise = torch.randn(x0.shape, generator=generator)
-        slope = recipe.slope * torch.rand(x0.shape[0], generator=generator)
-        slope *= torch.rand(x0.shape[0], generator=generator) >= recipe.level_share
-        sigma = shifted(sloped(torch.rand(x0.shape[0], generator=generator), slope, x0.shape[1]), recipe.shift)
-        error = model(renoise(x0, noise, sigma)[share], sigma[share], embeds[share]) - (noise - x0)[share]
-        noisy = sigma[share] > LEAST
-        return (error.square().mean((2, 3, 4)) * noisy).sum() / noisy.sum()
+        trained, seconds = pretrain(name, model, loss, schedule, out)
 
-    trained, seconds = pretrain("teacher", model, loss, recipe.schedule, out)
+        def sample(noise: Tensor, embeds: Tensor) -> Tensor:
+            return sample_teacher(trained, embeds, pool.embeds[0], noise, TEACHER_SAMPLING)
 
-    def sample(noise: Tensor, embeds: Tensor) -> Tensor:
-        return sample_teacher(trained, embeds, pool.embeds[0], noise, TEACHER_SAMPLING)
-
-    return trained, {**quality(sample, codec, encoder, held_out_clips(recipe.grammar)), "seconds": seconds}
+        figures = quality(sample, stack.codec, encoder, held_out_clips(self.grammar))
+        return Made(trained, {**figures, "seconds": seconds}, words(self.grammar))

@@ -94,19 +94,15 @@ def test_a_resumed_run_is_the_run_and_other_data_do_not_resume(folder, tmp_path,
     table_of(folder, tmp_path, [*rows, ["true_3.mp4", "fake_3.mp4", "", "A", "", ""]])
     assert train(table, tmp_path / "parts", "--size", 16) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all("was trained on other pairs" in e and "pass another --out" in e for e in errors)
+    errors = [line for line in errors if line.startswith("reelgym: error")]
+    assert len(errors) == 2 and "differ in data.size: " in errors[0] and "differ in data.pairs: " in errors[1]
+    assert all("go on with that one, or give another --out" in error for error in errors)
 
 
 def test_a_single_pair_is_trained_on(folder, tmp_path, capsys):
     table = table_of(folder, tmp_path, [["true_0.mp4", "fake_0.mp4", PROMPTS[0], "A", "A", "A"]])
     assert train(table, tmp_path / "run", "--size", 8) == 0, capsys.readouterr().err
     assert load_manifest("reward", tmp_path / "run" / "weights")["quality"]["pairs_VQ"] == 0
-
-
-def test_the_checkpoint_of_a_scripted_run_does_not_go_on(folder, tmp_path, capsys):
-    assert train(folder / "pairs.csv", tmp_path, "--size", 8, "--stop", 1) == 0
-    (tmp_path / "pairs.json").unlink()
-    assert train(folder / "pairs.csv", tmp_path, "--size", 8) == 1 and "other pairs" in capsys.readouterr().err
 
 
 def test_a_file_is_read_once_at_its_size_and_rate(folder, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from reelgym.checkpoint import CheckpointError
+from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.clips import make_clips, word_encoder
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.grammar import GRAMMARS, parse
@@ -17,12 +18,14 @@ from reelgym.experiments.pretrain import reward as rewards
 from reelgym.experiments.pretrain import student as students
 from reelgym.experiments.pretrain import teacher as teachers
 from reelgym.experiments.pretrain.flaws import PIXEL_FLAWS
-from reelgym.experiments.pretrain.loop import Pretraining, Schedule, pretrain
+from reelgym.experiments.pretrain.loop import logged, pretrain
 from reelgym.experiments.pretrain.retouched import gamed
 from reelgym.models import tiny
 from reelgym.models.reward_net import TinyReward
+from reelgym.training.learner import NonFiniteError
+from reelgym.training.regression import Schedule
 
-SCHEDULE = Schedule(steps=6, batch=4, learning_rate=1e-2, matrix_rate=1e-2, checkpoint_every=2)
+SCHEDULE = Schedule(steps=6, batch=4, learning_rate=1e-2, muon_lr=1e-2, checkpoint_every=2)
 
 
 class Net(nn.Module):
@@ -54,32 +57,25 @@ def test_a_resumed_run_is_the_run(tmp_path):
     assert not torch.equal(vector(whole), vector(Net()))
 
 
-def test_muon_takes_the_matrices_of_blocks_alone():
-    net = Net()
-    optimizers = SCHEDULE.optimizers(net)
-    assert [p is net.blocks[0].weight for p in optimizers["muon"].param_groups[0]["params"]] == [True]
-    assert len(optimizers["optimizer"].param_groups[0]["params"]) == 3
-    assert list(replace(SCHEDULE, matrix_rate=None).optimizers(net)) == ["optimizer"]
-
-
-def test_the_rate_warms_up_and_falls_to_a_twentieth():
-    schedule = replace(SCHEDULE, steps=1000)
-    assert schedule.pace(0) == 1 / 20 and schedule.pace(20) == pytest.approx(1)
-    assert schedule.pace(1000) == pytest.approx(0.05)
+def test_the_log_holds_every_update_and_what_was_measured(tmp_path):
+    pretrain("net", Net(), loss, SCHEDULE, tmp_path, lambda net: {"norm": float(vector(net).norm())}, 3)
+    assert list(logged(tmp_path, "loss")) == [1, 2, 3, 4, 5, 6] and list(logged(tmp_path, "norm")) == [3, 6]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
-    run = Pretraining("net", Net(), SCHEDULE, tmp_path)
-    before = vector(run.model).clone()
-    with pytest.raises(ValueError, match=r"loss at step 0 is nan; lower the learning rate"):
-        run.advance(lambda net, generator, share: loss(net, generator, share) * torch.nan)
-    assert torch.equal(vector(run.model), before) and run.step == 0
+    net = Net()
+    before = vector(net).clone()
+    with pytest.raises(NonFiniteError, match=r"after update 0 is nan: lower the learning rate"):
+        pretrain("net", net, lambda *given: loss(*given) * torch.nan, SCHEDULE, tmp_path)
+    assert torch.equal(vector(net), before) and not (tmp_path / "checkpoint").exists()
 
 
-def test_another_schedule_does_not_resume(tmp_path):
+def test_another_schedule_or_other_data_do_not_resume(tmp_path):
     pretrain("net", Net(), loss, replace(SCHEDULE, stop=2), tmp_path)
-    with pytest.raises(CheckpointError, match="another schedule"):
+    with pytest.raises(CheckpointError, match=r"another config; they differ in schedule.batch: .* another --out"):
         pretrain("net", Net(), loss, replace(SCHEDULE, batch=8), tmp_path)
+    with pytest.raises(CheckpointError, match=r"differ in data.pairs"):
+        pretrain("net", Net(), loss, SCHEDULE, tmp_path, data={"pairs": "others"})
 
 
 def test_misreading_exchanges_as_many_words_as_asked():
@@ -179,18 +175,14 @@ def test_every_recipe_runs(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "held_out_clips", few)
     monkeypatch.setattr(rewards, "unseen_accuracy", partial(rewards.unseen_accuracy, count=4))
     monkeypatch.setattr(rewards, "oracle_agreement", partial(rewards.oracle_agreement, prompts=2, group=2))
-    short = Schedule(steps=2, batch=4, learning_rate=1e-3, matrix_rate=1e-3, checkpoint_every=1)
-    codec = tiny.build_codec()
-    teacher, measured = teachers.train_teacher(
-        teachers.TeacherRecipe(clips=4, schedule=short), codec, tmp_path / "teacher"
-    )
-    assert 0 <= measured["fraction"] <= 1
-    student, measured = students.train_student(
-        students.StudentRecipe(clips=4, schedule=short), codec, teacher, tmp_path / "student"
-    )
-    assert {"validation_loss", "fraction"} <= set(measured)
-    reward, measured = rewards.train_reward(
-        rewards.RewardRecipe(clips=4, remade=2, schedule=short), codec, teacher, student, tmp_path / "reward"
-    )
-    assert {"accuracy_VQ", "accuracy_MQ", "accuracy_TA", "spearman", "spearman_low"} <= set(measured)
-    assert reward.std.min() > 0
+    short = Schedule(steps=2, batch=4, learning_rate=1e-3, muon_lr=1e-3, checkpoint_every=1)
+    stack = Stack({}).with_parts(codec=tiny.build_codec())
+    teacher = teachers.TeacherRecipe(clips=4, schedule=short).train("teacher", stack, tmp_path / "teacher")
+    assert 0 <= teacher.quality["fraction"] <= 1 and "circle" in teacher.reads["vocab"]
+    stack = stack.with_parts(teacher=teacher.module)
+    student = students.StudentRecipe(clips=4, schedule=short).train("student", stack, tmp_path / "student")
+    assert {"validation_loss", "fraction"} <= set(student.quality)
+    stack = stack.with_parts(generator=tiny.build_generator(student.module, stack.codec))
+    reward = rewards.RewardRecipe(clips=4, remade=2, schedule=short).train("reward", stack, tmp_path / "reward")
+    assert {"accuracy_VQ", "accuracy_MQ", "accuracy_TA", "spearman", "spearman_low"} <= set(reward.quality)
+    assert reward.module.std.min() > 0

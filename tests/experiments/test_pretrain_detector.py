@@ -10,7 +10,7 @@ from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.detect_bank import HELD_OUT
 from reelgym.experiments import train
 from reelgym.experiments.pretrain import detector as pretraining
-from reelgym.experiments.pretrain.detector import RECIPES, Length, filmed
+from reelgym.experiments.pretrain.detector import LENGTH, RECIPES, filmed
 from reelgym.experiments.pretrain.detector_measure import calibration_error, mixed
 from reelgym.experiments.pretrain.footage import FAMILIES, LEARNED, REAL, footage
 from reelgym.models.calibration import Calibration
@@ -74,7 +74,7 @@ def test_a_film_is_what_the_game_shows():
 @pytest.fixture
 def small(monkeypatch):
     """Recipes that run in seconds."""
-    short = Length(2, checkpoint_every=1)
+    short = replace(LENGTH, steps=2, batch=4, checkpoint_every=1)
     sizes = {
         "real": 6,
         "made": 4,
@@ -82,7 +82,6 @@ def small(monkeypatch):
         "calibrated": 8,
         "measured": 8,
         "judged": 4,
-        "batch": 4,
         "schedule": short,
     }
     monkeypatch.setattr(pretraining, "RECIPES", {name: replace(recipe, **sizes) for name, recipe in RECIPES.items()})

@@ -6,6 +6,20 @@ from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from reelgym.training.learner import Learner, LearnerConfig, NonFiniteError
 
 CONFIG = LearnerConfig(learning_rate=1e-2, ema=0.9, weight_decay=0.1)
+PLANNED = LearnerConfig(learning_rate=1e-2, ema=0.998, planned=6, muon_lr=1e-2, ema_warmup=True)
+
+
+class Net(nn.Module):
+    """One matrix that is Muon's, and the rest AdamW's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([nn.Linear(3, 3)])
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.blocks[0](x).tanh())
 
 
 def module():
@@ -15,6 +29,10 @@ def module():
 
 def loss(net, step):
     return net(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().mean()
+
+
+def vector(net):
+    return nn.utils.parameters_to_vector(net.parameters()).detach()
 
 
 def learn(learner, steps):
@@ -76,19 +94,51 @@ def test_a_few_may_be_skipped():
         learner.step(loss(learner.module, 0) * float("nan"))
 
 
-def test_resume_is_bitwise(tmp_path):
-    unbroken, first = Learner(module(), CONFIG), Learner(module(), CONFIG)
+@pytest.mark.parametrize(("make", "config"), [(module, CONFIG), (Net, PLANNED)])
+def test_resume_is_bitwise(tmp_path, make, config):
+    unbroken, first = Learner(make(), config), Learner(make(), config)
     learn(unbroken, range(6))
     learn(first, range(3))
     groups, meta = first.state()
     save_checkpoint(tmp_path / "at", groups, meta)
-    second = Learner(nn.Linear(3, 2), CONFIG)
+    fresh = make()
+    nn.utils.vector_to_parameters(torch.zeros(len(vector(fresh))), fresh.parameters())
+    second = Learner(fresh, config)
     second.load_state(*load_checkpoint(tmp_path / "at"))
     learn(second, range(3, 6))
-    assert torch.equal(second.module.weight, unbroken.module.weight)
-    assert torch.equal(second.averaged().weight, unbroken.averaged().weight) and second.updates == 6
+    assert torch.equal(vector(second.module), vector(unbroken.module))
+    assert torch.equal(vector(second.averaged()), vector(unbroken.averaged())) and second.updates == 6
     with pytest.raises(CheckpointError, match="averaged"):
-        Learner(module(), LearnerConfig()).load_state(*load_checkpoint(tmp_path / "at"))
+        Learner(make(), LearnerConfig()).load_state(*load_checkpoint(tmp_path / "at"))
+
+
+def test_muon_takes_the_matrices_of_blocks_alone():
+    learner = Learner(Net(), PLANNED)
+    (group,) = learner.optimizers["muon"].param_groups
+    assert [p is learner.module.blocks[0].weight for p in group["params"]] == [True]
+    assert len(learner.optimizers["optimizer"].param_groups[0]["params"]) == 3
+    assert list(Learner(Net(), CONFIG).optimizers) == ["optimizer"]
+
+
+def test_the_rate_warms_up_and_falls_to_a_twentieth():
+    planned = LearnerConfig(planned=1000)
+    assert planned.lr_multiplier(0) == 1 / 20 and planned.lr_multiplier(20) == pytest.approx(1)
+    assert planned.lr_multiplier(1000) == pytest.approx(0.05)
+    assert {CONFIG.lr_multiplier(update) for update in (0, 500)} == {1}
+    learner = Learner(Net(), PLANNED)
+    learn(learner, range(6))
+    for optimizer in learner.optimizers.values():
+        assert optimizer.param_groups[0]["lr"] == 1e-2 * PLANNED.lr_multiplier(5)
+
+
+def test_the_average_warms_up():
+    learner = Learner(Net(), PLANNED)
+    mean = vector(learner.module)
+    for step in range(3):
+        learner.step(loss(learner.module, step))
+        decay = (2 + step) / (11 + step)
+        mean = decay * mean + (1 - decay) * vector(learner.module)
+    torch.testing.assert_close(vector(learner.averaged()), mean)
 
 
 def test_an_accelerator_changes_nothing_on_one_process():

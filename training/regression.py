@@ -1,0 +1,114 @@
+"""Plain training of one module on a loss: what makes the parts of a stack."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic
+
+import torch
+from torch import Tensor
+
+from .learner import Groups, Learner, LearnerConfig, Trained
+from .loop import own_draw
+from .state import State, pack, unpack
+from .usage import ComputeUsage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Loss = Callable[[Trained, torch.Generator, slice], Tensor]
+"""`loss(module, generator, share)`: draws a whole batch from `generator` alone, returns the mean over its `share`."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train."""
+
+    steps: int
+    """Updates that the learning rate is planned for."""
+    batch: int
+    """Clips (or frames) an update, over all processes."""
+    learning_rate: float
+    """Peak rate of AdamW; 2% linear warm-up, then cosine to a twentieth."""
+    muon_lr: float | None = None
+    """Peak rate of Muon, which then trains the matrices of the transformer's blocks; the same schedule."""
+    ema: float = 0.998
+    """Decay of the averaged weights, which are what is shipped."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    seed: int = 0
+    """Everything drawn at update k is a function of (seed, k)."""
+    checkpoint_every: int = 200
+    """Updates between resumable checkpoints."""
+    stop: int | None = None
+    """Update at which training ends, if before `steps`."""
+
+    @property
+    def end(self) -> int:
+        """The last update."""
+        return self.steps if self.stop is None else min(self.stop, self.steps)
+
+    def learner(self) -> LearnerConfig:
+        """How the module learns."""
+        return LearnerConfig(
+            self.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            clip=self.clip,
+            ema=self.ema,
+            planned=self.steps,
+            muon_lr=self.muon_lr,
+            ema_warmup=True,
+        )
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What a checkpoint and a training that goes on with it agree in; where it stops is no part of it."""
+
+    schedule: Schedule
+    data: dict[str, Any]
+
+
+class Regression(Generic[Trained]):
+    """Trains a module by its loss; a `Trainer`, so `fit` resumes it bit for bit.
+
+    accelerator: the processes that share every batch out, where there are several. data: what else a checkpoint must
+    agree in, as JSON holds it.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        module: Trained,
+        loss: Loss[Trained],
+        accelerator: Accelerator | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.schedule, self.loss = schedule, loss
+        self.config = Agreed(replace(schedule, stop=None), dict(data or {}))
+        self.learner = Learner(module, schedule.learner(), accelerator)
+        self.share = slice(None)
+        if accelerator is not None:
+            self.share = slice(accelerator.process_index, None, accelerator.num_processes)
+        self.counts = ComputeUsage()
+
+    def update(self) -> dict[str, float]:
+        """One step on the loss of a batch."""
+        started = time.monotonic()
+        drawn = own_draw(self.schedule.seed, self.counts.updates, None)
+        torch.manual_seed(drawn)  # for what a network draws itself
+        measured = self.learner.step(self.loss(self.learner.module, torch.Generator().manual_seed(drawn), self.share))
+        self.counts.updates += 1
+        self.counts.seconds += time.monotonic() - started
+        return measured
+
+    def state(self) -> State:
+        """Everything that a bitwise resume needs."""
+        return pack(self.config, self.counts, {"module": self.learner})
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        unpack(self.config, self.counts, {"module": self.learner}, groups, meta)
