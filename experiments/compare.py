@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from tqdm import tqdm
 
 from ..checkpoint import save_checkpoint
 from ..envs.stack import StackSpec
@@ -19,13 +14,14 @@ from ..training.sequence import Sequence as RecipeSequence
 from ..training.sequence import Stage
 from .evaluate import REFERENCES
 from .events import write_events
-from .jobs import Job, Result, one_thread, run_jobs
+from .jobs import Job
 from .options import StackOptions
 from .presets import PRESETS, RECIPES, Preset, chain, label_of
-from .report import load_media, read_results, summary_text, write_picture, write_report
-from .results import write_results
+from .report import load_media, summary_text, write_picture, write_report
 from .rows import clip_rows, curve_rows, table_rows
-from .runs import Task, fingerprint, work
+from .runs import Task, work
+from .study import Results, Study, finished, run_study
+from .tables import Row
 
 SEARCH_SEED = 10_000
 
@@ -48,75 +44,40 @@ class Config(StackOptions):
     workers: int | None = None
     """Processes of one thread each; by default 2, or as many as there are cores; 1 on a GPU."""
 
-    @property
-    def command(self) -> str:
-        """What to type for this comparison."""
-        named = {"seed": self.seed, "seeds": self.seeds, "stack": self.stack.removeprefix("tiny")}
-        named |= {"reward": self.reward, "world": self.world}
-        options = [f"--{name} {value}" for name, value in named.items() if value]
-        options += ["--add", *self.add] if self.add else []
-        return " ".join(["reelgym compare --preset", self.preset, *options])
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A config made definite."""
-
-    preset: Preset
-    seeds: tuple[int, ...]
-    device: torch.device
-    out: Path
-    workers: int
-    stack: StackSpec
-    made_from: str
-
-    def job(self, name: str, row: str, seed: int, *, cost: float = 1.0, **task: Any) -> Job:
-        """A job of this comparison."""
-        fixed = {"stack": self.stack, "made_from": self.made_from}
-        settings = {"validation": self.preset.validation, **fixed, **task}
-        return Job(name.replace(":", "."), Task(row, seed, **settings), cost)
-
 
 def run(config: Config) -> None:
     """Search, train, examine, report; prints the tables and where the report is."""
-    setup = prepare(config)
-    plans = setup.preset.plans() | own_plans(config.add)
-    tries, references = search_jobs(setup, plans), reference_jobs(setup)
-    total = len(tries) + len(references) + len(plans) * len(setup.seeds)
-    with tqdm(total=total, desc=f"compare {config.preset}", unit="job", file=sys.stderr) as bar:
-        first = _go([*tries, *references], setup, bar)
-        plans = winners(plans, tries, first)
-        results = first | _go(training_jobs(setup, plans), setup, bar)
-    publish(config, setup, plans, results)
+    done = run_study(STUDY, config)
+    out, found = done.out, {name: result for name, (_, result) in done.results.items()}
+    media = {name: tensor for groups, _ in done.results.values() for name, tensor in groups.get("media", {}).items()}
+    save_checkpoint(out / "media", {"media": media}, {})
+    write_events(out / "tensorboard", found, load_media(out / "media"))
+    write_picture(out, out / "clips.webp")
+    print(f"report: {write_report(out)}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")
 
 
-def prepare(config: Config) -> Setup:
-    """Resolve devices, folders and sizes; ValueError for what cannot be."""
-    preset, stack = PRESETS[config.preset], config.spec.load()
-    grammar = stack.grammar
-    preset = replace(
-        preset,
-        seeds=preset.seeds if config.seeds is None else config.seeds,
-        exam=replace(preset.exam, grammar=grammar, world=config.world),
-        validation=replace(preset.validation, grammar=grammar, world=config.world),
-    )
-    if preset.seeds < 1 or (config.workers or 1) < 1:
-        raise ValueError("--seeds and --workers must be at least 1")
-    return Setup(
-        preset,
-        tuple(range(config.seed, config.seed + preset.seeds)),
-        stack.device,
-        config.out or Path("runs") / f"compare-{config.preset}",
-        config.workers or (1 if stack.device.type == "cuda" else min(2, os.cpu_count() or 1)),
-        config.spec,
-        fingerprint(stack.folder),
-    )
+def preset_of(config: Config) -> Preset:
+    """The preset with the config's seeds, and the words or the world of its stack; ValueError for what cannot be."""
+    preset = PRESETS[config.preset]
+    seeds = preset.seeds if config.seeds is None else config.seeds
+    if seeds < 1:
+        raise ValueError("--seeds must be at least 1")
+    of: dict[str, str] = {"grammar": config.spec.load().grammar, "world": config.world}
+    exam, validation = replace(preset.exam, **of), replace(preset.validation, **of)  # type: ignore[arg-type]
+    return replace(preset, seeds=seeds, exam=exam, validation=validation)
 
 
-def own_plans(added: Sequence[str]) -> dict[str, Stage]:
-    """Recipes that a user adds, by the name they were asked for; ValueError for a line that is not NAME=UPDATES."""
-    plans = {}
-    for line in added:
+def seeds_of(config: Config) -> list[int]:
+    """Of the runs."""
+    count = PRESETS[config.preset].seeds if config.seeds is None else config.seeds
+    return list(range(config.seed, config.seed + count))
+
+
+def plans_of(config: Config) -> dict[str, Stage]:
+    """The preset's methods and the recipes that a user adds, by the name they were asked for; ValueError for a line
+    that is not NAME=UPDATES."""
+    plans = preset_of(config).plans()
+    for line in config.add:
         name, _, updates = line.rpartition("=")
         if not name or not updates.isdigit() or int(updates) < 1:
             raise ValueError(f"--add {line}: write module:name=UPDATES, such as my_package.recipes:best_of_n=20")
@@ -124,100 +85,117 @@ def own_plans(added: Sequence[str]) -> dict[str, Stage]:
     return plans
 
 
-def search_jobs(setup: Setup, plans: Mapping[str, Stage]) -> list[Job]:
+def jobs_of(config: Config, results: Results) -> list[Job]:
+    """References and the search for learning rates; then every method at the rate that won."""
+    plans = plans_of(config)
+    tries = search_jobs(config, plans)
+    first = [*tries, *reference_jobs(config)]
+    return training_jobs(config, winners(plans, tries, results)) if finished(first, results) else first
+
+
+def search_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     """Every method's tries of learning rates, judged on validation prompts; none where the preset stores its rates.
 
     A sequence is not searched: it takes the winners of its parts.
     """
-    share = setup.preset.search_share
+    preset = preset_of(config)
+    share, cost = preset.search_share, 2 * preset.search_share
     return [
-        setup.job(
-            f"search-{name}-{number}",
-            name,
-            SEARCH_SEED,
-            cost=2 * share,
-            exam=None,
-            plan=Stage(plan.recipe.with_learning_rate(factor * rate), max(1, round(share * plan.updates))),
-            points=1,
+        Job(
+            _folder(f"search-{name}-{number}"),
+            Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, config.spec),
+            cost,
         )
-        for name, plan in plans.items()
-        if (rate := plan.recipe.learning_rate) is not None
-        for number, factor in enumerate(setup.preset.search)
+        for name, start in plans.items()
+        if (rate := start.recipe.learning_rate) is not None
+        for number, factor in enumerate(preset.search)
+        for plan in [Stage(start.recipe.with_learning_rate(factor * rate), max(1, round(share * start.updates)))]
     ]
 
 
-def reference_jobs(setup: Setup) -> list[Job]:
+def reference_jobs(config: Config) -> list[Job]:
     """Ground truth, codec, teacher and starting student, under the noise of every seed."""
-    exam = setup.preset.exam
-    slow = replace(exam, prompts=min(exam.prompts, setup.preset.teacher_prompts))
+    preset = preset_of(config)
+    slow = replace(preset.exam, prompts=min(preset.exam.prompts, preset.teacher_prompts))
+    exams = {name: (slow, 3.0) if name == "teacher" else (preset.exam, 1.0) for name in REFERENCES}
     return [
-        setup.job(
-            f"{name}-{seed}",
-            name,
-            seed,
-            cost=3.0 if name == "teacher" else 1.0,
-            exam=slow if name == "teacher" else exam,
-            shown=_shown(setup, seed),
-        )
-        for name in REFERENCES
-        for seed in setup.seeds
+        Job(f"{name}-{seed}", Task(name, seed, exam, preset.validation, None, 1, *_common(config, seed)), cost)
+        for name, (exam, cost) in exams.items()
+        for seed in seeds_of(config)
     ]
 
 
-def training_jobs(setup: Setup, plans: Mapping[str, Stage]) -> list[Job]:
+def training_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     """Every method with every seed."""
-    shared = {"exam": setup.preset.exam, "points": setup.preset.points}
+    preset = preset_of(config)
+    exams = (preset.exam, preset.validation)
     return [
-        setup.job(f"{name}-{seed}", name, seed, cost=2.0, plan=plan, shown=_shown(setup, seed), **shared)
+        Job(_folder(f"{name}-{seed}"), Task(name, seed, *exams, plan, preset.points, *_common(config, seed)), 2.0)
         for name, plan in plans.items()
-        for seed in setup.seeds
+        for seed in seeds_of(config)
     ]
 
 
-def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Mapping[str, Result]) -> dict[str, Stage]:
+def _folder(name: str) -> str:
+    """An import path is no name for a folder everywhere."""
+    return name.replace(":", ".")
+
+
+def _common(config: Config, seed: int) -> tuple[int, StackSpec]:
+    """What tasks with an exam end with: how many prompts are shown, those of the first seed, and the stack."""
+    return PRESETS[config.preset].shown if seed == config.seed else 0, config.spec
+
+
+def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Results) -> dict[str, Stage]:
     """Each plan at the learning rate whose try ended with the highest oracle total on the validation prompts; a
     sequence at those of its parts."""
     found = dict(plans)
     for name, plan in plans.items():
-        ends = {job.name: results[job.name][1] for job in tries if job.config.row == name}
+        ends = [results[job.name][1] for job in tries if job.config.row == name]
         if ends:
-            best = max(ends.values(), key=lambda result: result["curve"][-1]["oracle"])
+            best = max(ends, key=lambda result: result["curve"][-1]["oracle"])
             found[name] = replace(plan, recipe=plan.recipe.with_learning_rate(best["learning_rate"]))
     return {name: chain(name, found) if "+" in name else plan for name, plan in found.items()}
 
 
-def publish(config: Config, setup: Setup, plans: Mapping[str, Stage], results: Mapping[str, Result]) -> None:
-    """Write results.json, media, TensorBoard events and report.html; print the tables."""
-    out, preset = setup.out, setup.preset
-    found = {name: result for name, (_, result) in results.items()}
-    runs = {
-        name: [{"seed": seed, **found[f"{name}-{seed}".replace(":", ".")]} for seed in setup.seeds]
-        for name in (*REFERENCES, *plans)
+def chosen(config: Config, results: Results) -> dict[str, Stage]:
+    """The plans that were trained."""
+    plans = plans_of(config)
+    return winners(plans, search_jobs(config, plans), results)
+
+
+def _runs(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Results by row of the table, one per seed."""
+    names = (*REFERENCES, *plans_of(config))
+    return {
+        name: [{"seed": seed, **results[_folder(f"{name}-{seed}")][1]} for seed in seeds_of(config)] for name in names
     }
+
+
+def rows_of(config: Config, results: Results) -> list[Row]:
+    """Of results.json."""
+    runs, preset = _runs(config, results), preset_of(config)
     rows = table_rows(runs)
-    rows += [row for name in plans for one in runs[name] for row in curve_rows(name, one)]
-    rows += [_search_row(name, result) for name, result in found.items() if name.startswith("search-")]
+    rows += [
+        row for name, found in runs.items() if name not in REFERENCES for one in found for row in curve_rows(name, one)
+    ]
+    rows += [_search_row(name, result) for name, (_, result) in results.items() if name.startswith("search-")]
+    return rows + clip_rows(preset.exam, preset.shown)
+
+
+def settings_of(config: Config, results: Results) -> dict[str, Any]:
+    """What results.json keeps as "config"."""
+    preset, plans = preset_of(config), chosen(config, results)
     settings: dict[str, Any] = {"preset": asdict(preset)}
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
-    settings |= {"notes": [*notes(setup, plans), *diverged(runs)], "workers": setup.workers}
+    settings |= {"notes": [*notes(preset, plans), *diverged(_runs(config, results))], "workers": config.workers}
     settings |= {"weights": "shipped" if config.stack == "tiny" else config.stack}
     settings |= {name: path for name in ("reward", "world") if (path := getattr(config, name))}
-    settings |= {"prompts": preset.exam.prompts, "clips": preset.exam.clips, "made_from": setup.made_from}
-    rows += clip_rows(preset.exam, preset.shown)
-    with one_thread():
-        write_results(out, config.command, setup.seeds, settings, rows, setup.device)
-    media = {name: tensor for groups, _ in results.values() for name, tensor in groups.get("media", {}).items()}
-    save_checkpoint(out / "media", {"media": media}, {})
-    write_events(out / "tensorboard", found, load_media(out / "media"))
-    write_picture(out, out / "clips.webp")
-    page = write_report(out)
-    print(summary_text(read_results(out)))
-    print(f"\nreport: {page}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")
+    return settings | {"prompts": preset.exam.prompts, "clips": preset.exam.clips}
 
 
-def notes(setup: Setup, plans: Mapping[str, Stage]) -> list[str]:
+def notes(preset: Preset, plans: Mapping[str, Stage]) -> list[str]:
     """What a reader of the table must know, in sentences."""
-    preset = setup.preset
     found = {name: plan.recipe.learning_rate for name, plan in plans.items()}
     rates = ", ".join(f"{name} {rate:.2g}" for name, rate in found.items() if rate is not None)
     search = (
@@ -263,24 +241,10 @@ def diverged(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     ]
 
 
-def _search_row(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "kind": "search",
-        "try": name,
-        "learning_rate": result["learning_rate"],
-        "updates": result["counts"]["updates"],
-        "oracle": result["curve"][-1]["oracle"],
-        "reward": result["curve"][-1]["reward"],
-    }
+def _search_row(name: str, result: Mapping[str, Any]) -> Row:
+    last = result["curve"][-1]
+    row: Row = {"kind": "search", "try": name, "learning_rate": result["learning_rate"]}
+    return row | {"updates": result["counts"]["updates"], "oracle": last["oracle"], "reward": last["reward"]}
 
 
-def _shown(setup: Setup, seed: int) -> int:
-    return setup.preset.shown if seed == setup.seeds[0] else 0
-
-
-def _go(jobs: Sequence[Job], setup: Setup, bar: tqdm) -> dict[str, Result]:
-    def done(name: str) -> None:
-        bar.set_postfix_str(name)
-        bar.update()
-
-    return run_jobs(jobs, work, setup.out / "jobs", workers=setup.workers, done=done, tick=bar.refresh)
+STUDY = Study("compare", work, jobs_of, rows_of, lambda found: summary_text(dict(found)), settings_of, seeds_of)

@@ -7,23 +7,26 @@ learning curve on validation prompts, and compares it with the start on the test
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import tyro
 
+from ..training.sequence import Stage
 from .compare import Config as Comparison
-from .compare import prepare
-from .jobs import run_jobs
-from .results import write_results
+from .compare import plans_of, preset_of
+from .jobs import Job
+from .options import StackOptions
 from .rows import contrast_row, curve_rows, method_row, run_row
-from .runs import work
+from .runs import Task, work
+from .study import Results, Study, run_study, seeds_of
+from .tables import Row
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StackOptions):
     """What to train for longer; a run that was killed goes on with the jobs that are not finished."""
 
     method: str = "dmd"
@@ -40,44 +43,69 @@ class Config:
     """Whose exam, recipes and validation it takes."""
     out: Path | None = None
     """Folder of results.json and the jobs; runs/longer-METHOD by default."""
-    stack: Annotated[str, tyro.conf.arg(aliases=["--weights"])] = "tiny"
-    """The stack of models."""
-
-    @property
-    def command(self) -> str:
-        """What to type for this."""
-        chosen = f"--method {self.method} --updates {self.updates} --seeds {self.seeds} --points {self.points}"
-        rate = f" --rate {self.rate:g}" if self.rate is not None else ""
-        return f"python -m reelgym.experiments.longer {chosen}{rate}"
+    seed: int = 0
+    """The first of the seeds."""
+    workers: int | None = None
+    """Processes of one thread each; by default 2, or as many as there are cores."""
 
 
 def run(config: Config) -> None:
     """Train, examine, print the curve and the difference, write results.json. ValueError for an unknown method."""
-    setup = prepare(Comparison(config.preset, seeds=config.seeds, device="cpu", stack=config.stack))
-    plans = setup.preset.plans()
+    run_study(STUDY, replace(config, out=config.out or Path("runs") / f"longer-{config.method}"))
+
+
+def _comparison(config: Config) -> Comparison:
+    return Comparison(config.preset, seed=config.seed, seeds=config.seeds, stack=config.stack, device=config.device)
+
+
+def plan_of(config: Config) -> Stage:
+    """The method's recipe, and for how many updates."""
+    plans = plans_of(_comparison(config))
     if config.method not in plans:
         raise ValueError(f"no method {config.method!r}: choose from {', '.join(plans)}")
-    plan, exam = replace(plans[config.method], updates=config.updates), replace(setup.preset.exam, slice_prompts=0)
-    if config.rate is not None:
-        plan = replace(plan, recipe=plan.recipe.with_learning_rate(config.rate))
-    jobs = [setup.job(f"{row}-{seed}", row, seed, exam=exam) for row in ("truth", "start") for seed in setup.seeds]
-    jobs += [
-        setup.job(f"{config.method}-{seed}", config.method, seed, exam=exam, plan=plan, points=config.points, cost=9.0)
-        for seed in setup.seeds
+    recipe = plans[config.method].recipe
+    return Stage(recipe if config.rate is None else recipe.with_learning_rate(config.rate), config.updates)
+
+
+def jobs_of(config: Config, results: Results) -> list[Job]:
+    """Truth, start and the method, with every seed."""
+    preset, plan = preset_of(_comparison(config)), plan_of(config)
+    exam, plans = replace(preset.exam, slice_prompts=0), {"truth": None, "start": None, config.method: plan}
+    return [
+        Job(f"{name}-{seed}", Task(name, seed, exam, preset.validation, plan, config.points, stack=config.spec), cost)
+        for name, plan in plans.items()
+        for seed in seeds_of(config)
+        for cost in (1.0 if plan is None else 9.0,)
     ]
-    out = config.out or Path("runs") / f"longer-{config.method}"
-    found = {name: result for name, (_, result) in run_jobs(jobs, work, out / "jobs", workers=setup.workers).items()}
-    names = ("truth", "start", config.method)
-    runs = {name: [{"seed": seed, **found[f"{name}-{seed}"]} for seed in setup.seeds] for name in names}
-    contrast = contrast_row(config.method, "start", runs)
-    rows = [method_row(name, results, runs["truth"]) for name, results in runs.items()] + [contrast]
-    rows += [run_row(name, one) for name, results in runs.items() for one in results]
-    curve = [row for one in runs[config.method] for row in curve_rows(config.method, one)]
-    for row in curve:
-        print(f"seed {row['seed']} update {row['update']:4d}: oracle {row['oracle']:.3f}, reward {row['reward']:.3f}")
-    print(f"{contrast['label']}: {contrast['difference']:+.4f} [{contrast['low']:+.4f}, {contrast['high']:+.4f}]")
-    path = write_results(out, config.command, setup.seeds, {"plan": asdict(plan)}, rows + curve)
-    print(f"results: {path}")
+
+
+def rows_of(config: Config, results: Results) -> list[Row]:
+    """Means, the contrast with the start, every run and its curve."""
+    names, seeds = ("truth", "start", config.method), seeds_of(config)
+    runs = {name: [{"seed": seed, **results[f"{name}-{seed}"][1]} for seed in seeds] for name in names}
+    rows = [method_row(name, found, runs["truth"]) for name, found in runs.items()]
+    rows += [contrast_row(config.method, "start", runs)]
+    rows += [run_row(name, one) for name, found in runs.items() for one in found]
+    return rows + [row for one in runs[config.method] for row in curve_rows(config.method, one)]
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """The curve, and the difference."""
+    lines = [
+        f"seed {row['seed']} update {row['update']:4d}: oracle {row['oracle']:.3f}, reward {row['reward']:.3f}"
+        for row in found["rows"]
+        if row["kind"] == "curve"
+    ]
+    (row,) = [row for row in found["rows"] if row["kind"] == "contrast"]
+    return "\n".join([*lines, f"{row['label']}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"])
+
+
+def settings_of(config: Config, results: Results) -> dict[str, Any]:
+    """The plan."""
+    return {"plan": asdict(plan_of(config))}
+
+
+STUDY = Study("python -m reelgym.experiments.longer", work, jobs_of, rows_of, tables, settings_of)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -45,8 +45,6 @@ class Task:
     """Prompts whose clips are kept for the report."""
     stack: StackSpec = StackSpec()
     """What the student belongs to."""
-    made_from: str = ""
-    """`fingerprint`: code and weights."""
 
 
 def work(task: Task) -> Result:

@@ -125,17 +125,19 @@ def definite(name: str, config: Any) -> Any:
 def finish(study: Study, config: Any) -> dict[str, Result]:
     """The results of all jobs by name, those that are there already and those that are run now."""
     results: dict[str, Result] = {}
+    wanted = list(study.jobs(config, results))  # a config that is refused shows no bar
     with progress(0, study.name) as bar:
 
         def done(name: str) -> None:
             bar.set_postfix_str(name, refresh=False)
             bar.update()
 
-        while wanted := [job for job in study.jobs(config, results) if job.name not in results]:
+        while wanted:
             bar.total += len(wanted)
             bar.refresh()
             how: dict[str, Any] = {"workers": config.workers, "done": done, "tick": bar.refresh}
             results |= run_jobs(wanted, study.work, job_folder(config), **how)
+            wanted = [job for job in study.jobs(config, results) if job.name not in results]
     return results
 
 

@@ -10,13 +10,9 @@ U updates in all seeds of a setting.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ...agents.credit import Credit
 from ...agents.finetune import FineTuneConfig
@@ -32,13 +27,12 @@ from ...agents.finetune_recipes import FINETUNE
 from ...agents.forward_process import ForwardProcess
 from ...agents.reward_gradient import RewardGradient
 from ...checkpoint import load_checkpoint
-from ...envs.stack import Stack
-from ...models.tiny import WEIGHTS
+from ...envs.stack import StackSpec
 from ...models.wan import CausalWan
 from ...training.learner import Learner
-from ..jobs import Job, Result, one_thread, run_jobs
-from ..results import command_line, write_results
-from ..runs import fingerprint
+from ..jobs import Job, Result
+from ..options import StackOptions
+from ..study import Results, Study, finished, job_folder, run_study, seeds_of
 from ..tables import Column, Row, markdown_table, number
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
@@ -73,7 +67,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StackOptions):
     """What is measured; killed, it goes on with the jobs that are not finished."""
 
     settings: tuple[str, ...] = tuple(SETTINGS)
@@ -88,8 +82,6 @@ class Config:
     """Chunks over which the reward's own gradient is taken."""
     workers: int | None = None
     """Processes of one thread each; by default 2, or as many as there are cores."""
-    weights: Path | None = None
-    """Folder of a pretrained stack; by default the shipped one."""
     device: Literal["cpu"] = "cpu"
     """Gradients are taken on the CPU."""
     out: Path = Path("runs/audit-credit")
@@ -103,8 +95,7 @@ class Task:
 
     recipe: FineTuneConfig
     chunks: int
-    weights: str
-    made_from: str
+    stack: StackSpec
     truth: str = ""
 
 
@@ -125,37 +116,35 @@ class Still(Learner[CausalWan]):
 
 def run(config: Config) -> None:
     """Take the truth, hold every setting against it, report."""
+    run_study(STUDY, config)
+
+
+def jobs_of(config: Config, results: Results) -> list[Job]:
+    """The truth, and then every setting with every seed; ValueError for a setting that is none."""
     unknown = sorted(set(config.settings) - set(SETTINGS))
     if unknown or not config.settings or min(config.seeds, config.chunks, config.truth) < 1:
         raise ValueError(f"unknown settings {unknown}, or nothing to measure; choose from {', '.join(SETTINGS)}")
-    folder, place = config.weights or WEIGHTS, config.out / "jobs"
-    code = fingerprint(folder) + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    seeds = list(range(config.seed, config.seed + config.seeds))
-    common = {"weights": str(folder), "made_from": code}
-    first = Job("truth", Task(TRUTH, config.truth, **common))
-    shared = {**common, "truth": str(place / first.name)}
-    jobs = [
-        Job(f"{name}-{seed}", Task(replace(SETTINGS[name][1], reference=0.0, seed=seed), config.chunks, **shared))
-        for seed in seeds
+    truth = Job("truth", Task(TRUTH, config.truth, config.spec))
+    shared = (config.chunks, config.spec, str(job_folder(config) / truth.name))
+    settings = [
+        Job(f"{name}-{seed}", Task(replace(SETTINGS[name][1], reference=0.0, seed=seed), *shared))
+        for seed in seeds_of(config)
         for name in config.settings
     ]
-    workers = config.workers or min(2, os.cpu_count() or 1)
-    with tqdm(total=1 + len(jobs), desc="audit credit", unit="job", file=sys.stderr) as bar:
-        how: dict[str, Any] = {"workers": workers, "done": lambda name: bar.update(), "tick": bar.refresh}
-        ceiling = run_jobs([first], work, place, **how)[first.name][1]["halves"]
-        results = run_jobs(jobs, work, place, **how)
-    rows: list[Row] = [{"kind": "truth", "halves": ceiling, "chunks": config.truth}]
-    rows += [setting_row(name, [results[f"{name}-{seed}"][1] for seed in seeds]) for name in config.settings]
-    with one_thread():
-        written = write_results(config.out, command_line(["reelgym", "audit", "credit"], config), seeds, config, rows)
-    print(f"{report(rows)}\n\nresults: {written}")
+    return settings if finished([truth], results) else [truth]
+
+
+def rows_of(config: Config, results: Results) -> list[Row]:
+    """The truth's own ceiling, and a row for every setting."""
+    rows: list[Row] = [{"kind": "truth", "halves": results["truth"][1]["halves"], "chunks": config.truth}]
+    seeds = seeds_of(config)
+    return rows + [setting_row(name, [results[f"{name}-{seed}"][1] for seed in seeds]) for name in config.settings]
 
 
 def work(task: Task) -> Result:
     """The truth's job keeps the gradient itself; the others, of every update, its length along the truth and in all."""
-    stack = _stack(task.weights)
-    student, recipe = stack.student(), task.recipe
-    trainer = recipe.trainer(stack, student)
+    stack = task.stack.load()
+    trainer = task.recipe.trainer(stack, stack.student())
     trainer.learner = still = Still(trainer.learner)
     while trainer.counts.chunks < task.chunks:
         trainer.update()
@@ -198,11 +187,6 @@ def needed(ratio: float, chunks: float) -> float | None:
     return None if ratio <= 0 else chunks * HALF**2 / (1 - HALF**2) / ratio**2
 
 
-@lru_cache(maxsize=1)
-def _stack(weights: str) -> Stack:
-    return Stack.load(weights)
-
-
 def _chunks(row: Row) -> str:
     def told(value: float | None) -> str:
         return "never" if value is None or value > 1e6 else f"{value:,.0f}"
@@ -233,3 +217,6 @@ def report(rows: Sequence[Row]) -> str:
     truth = next(row for row in rows if row["kind"] == "truth")
     said = f"The truth is taken over {truth['chunks']:,} chunks; its two halves have a cosine of {truth['halves']:.2f}."
     return f"{said}\n\n{markdown_table(COLUMNS, [row for row in rows if row['kind'] == 'setting'])}"
+
+
+STUDY = Study("audit credit", work, jobs_of, rows_of, lambda found: report(found["rows"]))

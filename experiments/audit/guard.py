@@ -8,34 +8,29 @@ S seeds, P prompts.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE, rate
 from ...agents.reward_gradient import RewardGradient
-from ...envs.stack import Stack
+from ...envs.stack import Stack, StackSpec
 from ...models.generator import Generator
-from ...models.tiny import WEIGHTS
 from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
 from ...training.guard import GuardConfig, guard_of
 from ...training.loop import fit
 from ..evaluate import Exam, Grades, as_system, examine, reward_scores
-from ..jobs import Job, Result, one_thread, run_jobs
-from ..results import command_line, write_results
-from ..runs import VALIDATION_NOISE, fingerprint
+from ..jobs import Job, Result
+from ..options import StackOptions
+from ..runs import VALIDATION_NOISE
 from ..stats import mean_interval, paired_difference
+from ..study import Results, Study, run_study, seeds_of
 from ..tables import Column, Row, markdown_table, number
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
@@ -68,7 +63,7 @@ CONTRASTS = (("without", "start"), ("with", "start"), ("with", "without"))
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StackOptions):
     """What is demonstrated; a run that was killed goes on with the jobs that are not finished."""
 
     cases: tuple[Case, ...] = ("motion", "all")
@@ -94,8 +89,6 @@ class Config:
     """Runs share the cores of the CPU."""
     workers: int | None = None
     """Processes of one thread each; by default 2, or as many as there are cores."""
-    weights: Path | None = None
-    """Folder with codec, teacher, student, reward and heldout; by default the one shipped with the package."""
     out: Path = Path("runs/audit-guard")
     """Folder for results.json and the jobs."""
 
@@ -112,37 +105,24 @@ class Attempt:
     guard: GuardConfig
     exam: Exam
     validation: Exam
-    weights: str
-    made_from: str
-    """`fingerprint`: code and weights."""
+    stack: StackSpec
 
 
 def run(config: Config) -> None:
     """Run every job, print the tables, write results.json."""
+    run_study(STUDY, config)
+
+
+def attempts(config: Config, results: Results) -> list[Job]:
+    """The start once for every seed, and every case without and with the guard; ValueError for what cannot be."""
     if config.seeds < 1 or (config.updates is not None and config.updates < 1):
         raise ValueError(f"seeds and updates are at least 1, not {config.seeds} and {config.updates}")
     if any((config.updates or CASES[case].updates) % config.every for case in config.cases):
         raise ValueError(f"a run ends with a look: its updates are whole multiples of --every, {config.every}")
-    seeds = list(range(config.seed, config.seed + config.seeds))
-    jobs = attempts(config, seeds)
-    workers = config.workers or min(2, os.cpu_count() or 1)
-    with tqdm(total=len(jobs), desc="audit guard", unit="job", file=sys.stderr) as bar:
-        place = config.out / "jobs"
-        results = run_jobs(jobs, work, place, workers=workers, done=lambda name: bar.update(), tick=bar.refresh)
-    rows = rows_of({name: result for name, (_, result) in results.items()}, config.cases, seeds)
-    with one_thread():
-        written = write_results(config.out, command_line(["reelgym", "audit", "guard"], config), seeds, config, rows)
-    print(f"{report(rows)}\n\nresults: {written}")
-
-
-def attempts(config: Config, seeds: Sequence[int]) -> list[Job]:
-    """The start once for every seed, and every case without and with the guard."""
-    folder = config.weights or WEIGHTS
-    grammar = Stack.load(folder).grammar
+    seeds, grammar = seeds_of(config), config.spec.load().grammar
     exam = Exam(prompts=config.prompts, clips=2, long_prompts=0, grammar=grammar)
     validation = Exam(prompts=config.validation, clips=1, long_prompts=0, split="validation", grammar=grammar)
-    code = fingerprint(folder) + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    made: dict[str, Any] = {"exam": exam, "validation": validation, "weights": str(folder), "made_from": code}
+    made: dict[str, Any] = {"exam": exam, "validation": validation, "stack": config.spec}
     guard = GuardConfig(every=config.every, prompts=config.watched)
     jobs = [Job(_name("start", "", s), Attempt("start", "all", s, 0, 0.0, guard, **made), 0.5) for s in seeds]
     for case in config.cases:
@@ -155,7 +135,7 @@ def attempts(config: Config, seeds: Sequence[int]) -> list[Job]:
 def work(attempt: Attempt) -> Result:
     """Train as the attempt says, then examine. JSON: per-prompt scores of the exam, and the curve of its looks."""
     bait = CASES[attempt.case]
-    stack = baited(_stack(attempt.weights), bait)
+    stack = baited(attempt.stack.load(), bait)
     student = stack.student()
     if attempt.end == "start":
         return {}, examined(stack, student, attempt)
@@ -218,19 +198,15 @@ def _name(end: str, case: str, seed: int) -> str:
     return f"{end}-{seed}" if end == "start" else f"{case}-{end}-{seed}"
 
 
-@lru_cache(maxsize=1)
-def _stack(weights: str) -> Stack:
-    return Stack.load(weights)
-
-
 MEANS = ("VQ", "MQ", "TA", "diversity", "trained", "heldout")
 
 
-def rows_of(results: Mapping[str, Mapping[str, Any]], cases: Sequence[str], seeds: Sequence[int]) -> list[Row]:
+def rows_of(config: Config, results: Results) -> list[Row]:
     """Rows of kind "row" (means with intervals), "contrast", "run" (one seed) and "curve" (one look of one run)."""
     rows: list[Row] = []
-    for case in cases:
-        found = {end: [_climbed(results[_name(end, case, seed)], case) for seed in seeds] for end in ENDS}
+    seeds = seeds_of(config)
+    for case in config.cases:
+        found = {end: [_climbed(results[_name(end, case, seed)][1], case) for seed in seeds] for end in ENDS}
         rows += [_mean_row(case, end, runs) for end, runs in found.items()]
         rows += [_contrast(case, found, *pair) for pair in CONTRASTS]
         for end, runs in found.items():
@@ -333,3 +309,6 @@ def verdict(pairs: Sequence[Row]) -> str:
             said = "no fall of the oracle below the start can be told" + (", and the reward climbs" if climbed else "")
         lines.append(f"{name} the guard {said}.")
     return " ".join(lines)
+
+
+STUDY = Study("audit guard", work, attempts, rows_of, lambda found: report(found["rows"]))

@@ -9,12 +9,22 @@ from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import compare, longer, runs
-from reelgym.experiments.compare import Config, prepare, reference_jobs, run, search_jobs, training_jobs, winners
+from reelgym.experiments.compare import (
+    STUDY,
+    Config,
+    plans_of,
+    preset_of,
+    reference_jobs,
+    run,
+    search_jobs,
+    training_jobs,
+    winners,
+)
 from reelgym.experiments.evaluate import REFERENCES
-from reelgym.experiments.jobs import stored
+from reelgym.experiments.jobs import digests_of, stored
 from reelgym.experiments.presets import ALONE, METHODS, PRESETS, SEQUENCES, chain
 from reelgym.experiments.rows import curve_rows, table_rows
-from reelgym.experiments.runs import work
+from reelgym.experiments.runs import Task, work
 from reelgym.training.learner import NonFiniteError
 from reelgym.training.loop import fit
 
@@ -30,18 +40,17 @@ def kill_at(job):
 
 def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeypatch, capsys):
     config = Config("smoke", out=tmp_path, stack=str(weights), workers=1, device="cpu")
-    monkeypatch.setattr(compare, "fingerprint", lambda weights: "one state of the code")
-    monkeypatch.setattr(compare, "work", kill_at("policy"))
+    monkeypatch.setattr(compare, "STUDY", replace(STUDY, work=kill_at("policy")))
     with pytest.raises(KeyboardInterrupt):
         run(config)
     assert not (tmp_path / "results.json").exists()
-    setup = prepare(config)
-    before = training_jobs(setup, setup.preset.plans())
-    there = [stored(job, tmp_path / "jobs") is not None for job in before]
+    before = training_jobs(config, plans_of(config))
+    digests = digests_of(before, compare.STUDY.work)
+    there = [stored(job, digests[job.name], tmp_path / "jobs") is not None for job in before]
     assert there == [True] * 3 + [False] * (len(METHODS) - 3)
 
     done = []
-    monkeypatch.setattr(compare, "work", lambda task: done.append(task.row) or work(task))
+    monkeypatch.setattr(compare, "STUDY", replace(STUDY, work=lambda task: done.append(task.row) or work(task)))
     run(config)
     assert done == list(METHODS)[3:]
 
@@ -51,7 +60,7 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     methods = [row for row in results["rows"] if row["kind"] == "method"]
     assert [row["method"] for row in methods] == [*REFERENCES, *METHODS]
     assert all(row["label"] in shown.out for row in methods)
-    assert str(tmp_path / "report.html") in shown.out and "compare smoke" in shown.err
+    assert str(tmp_path / "report.html") in shown.out and "compare: " in shown.err
     spent = {row["method"]: row for row in methods}
     assert spent["start"].get("updates") is None and spent["dmd"]["updates"] == 1
     assert spent["dmd"]["teacher_calls"] > 0 == spent["dmd"]["reward_calls"] and spent["policy"]["reward_calls"] > 0
@@ -78,28 +87,31 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
 
 def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeypatch):
     config = Config("smoke", out=tmp_path, stack=str(weights), device="cpu")
-    jobs = {job.name: job.digest(compare.work) for job in reference_jobs(prepare(config))}
-    more = {job.name: job.digest(compare.work) for job in reference_jobs(prepare(replace(config, seeds=2)))}
+
+    def digests(config):
+        return digests_of(reference_jobs(config), work)
+
+    jobs, more = digests(config), digests(replace(config, seeds=2))
     assert jobs.items() <= more.items() and len(more) == 2 * len(jobs)
     monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], teacher_prompts=2))
-    resized = {job.name: job.digest(compare.work) for job in reference_jobs(prepare(config))}
+    resized = digests(config)
     assert [name for name in jobs if jobs[name] != resized[name]] == ["teacher-0"]
     manifest = weights / "reward" / "checkpoint.json"
     text = manifest.read_text()
     manifest.write_text(text.replace("plain", "full"))
-    assert not jobs.items() & {job.name: job.digest(compare.work) for job in reference_jobs(prepare(config))}.items()
+    assert not jobs.items() & digests(config).items()
     manifest.write_text(text)
 
 
 def test_every_method_gets_the_same_search(weights, monkeypatch):
     monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], search=(0.5, 2.0)))
-    setup = prepare(Config("smoke", stack=str(weights), device="cpu"))
-    plans = setup.preset.plans()
-    tries = search_jobs(setup, plans)
+    config = Config("smoke", stack=str(weights), device="cpu")
+    plans = plans_of(config)
+    tries = search_jobs(config, plans)
     assert {row: sum(job.config.row == row for job in tries) for row in ALONE} == dict.fromkeys(ALONE, 2)
     assert not any(job.config.row in SEQUENCES for job in tries)
     assert all(job.config.exam is None and job.config.validation.split == "validation" for job in tries)
-    assert not {job.config.seed for job in tries} & set(setup.seeds)
+    assert not {job.config.seed for job in tries} & {config.seed}
     ends = {}
     for number, job in enumerate(tries):
         curve = [{"oracle": 0.9}, {"oracle": number}]
@@ -174,9 +186,9 @@ def test_the_second_part_starts_from_what_the_first_left_and_goes_on_after_a_che
 def test_wrong_arguments_are_refused(weights):
     for wrong in ({"seeds": 0}, {"workers": -1}):
         with pytest.raises(ValueError, match="at least 1"):
-            prepare(Config("smoke", stack=str(weights), device="cpu", **wrong))
+            run(Config("smoke", stack=str(weights), device="cpu", **wrong))
     with pytest.raises(ValueError, match="neither a folder"):
-        prepare(Config("smoke", stack=str(weights / "nowhere"), device="cpu"))
+        preset_of(Config("smoke", stack=str(weights / "nowhere"), device="cpu"))
 
 
 def test_rows_by_hand():
@@ -213,10 +225,9 @@ def test_rows_by_hand():
 
 
 def test_a_curve_begins_at_the_start_and_ends_at_the_last_update(weights):
-    setup = prepare(Config("smoke", stack=str(weights), device="cpu"))
-    plan = replace(setup.preset.plans()["continued"], updates=5)
-    job = setup.job("try", "continued", 0, exam=None, plan=plan, points=2)
-    groups, result = work(job.config)
+    config = Config("smoke", stack=str(weights), device="cpu")
+    plan = replace(plans_of(config)["continued"], updates=5)
+    groups, result = work(Task("continued", 0, None, preset_of(config).validation, plan, 2, stack=config.spec))
     assert [point["update"] for point in result["curve"]] == [0, 3, 5] and not groups
     assert [row["update"] for row in result["log"]] == [1, 2, 3, 4, 5] and "oracle" not in result["log"][2]
 
@@ -226,12 +237,12 @@ def test_a_try_that_diverges_loses_and_a_run_that_diverges_counts_as_it_stood(we
         raise NonFiniteError("the gradient norm is inf: lower the learning rate")
 
     monkeypatch.setattr(runs, "fit", diverge)
-    setup = prepare(Config("smoke", stack=str(weights), device="cpu"))
-    plan = setup.preset.plans()["continued"]
-    lost = work(setup.job("try", "continued", 0, exam=None, plan=plan).config)[1]
+    config = Config("smoke", stack=str(weights), device="cpu")
+    preset, plan = preset_of(config), plans_of(config)["continued"]
+    lost = work(Task("continued", 0, None, preset.validation, plan, stack=config.spec))[1]
     assert lost["curve"][-1] == {**lost["curve"][0], "update": 1, "oracle": 0.0}
-    stood = work(setup.job("run", "continued", 0, exam=setup.preset.exam, plan=plan).config)[1]
-    assert stood["scores"] == work(setup.job("start", "start", 0, exam=setup.preset.exam).config)[1]["scores"]
+    stood = work(Task("continued", 0, preset.exam, preset.validation, plan, stack=config.spec))[1]
+    assert stood["scores"] == work(Task("start", 0, preset.exam, preset.validation, stack=config.spec))[1]["scores"]
     (line,) = compare.diverged({"continued": [{"seed": 0, **stood}]})
     assert "seed 0, diverged at update 0" in line
 
