@@ -6,7 +6,7 @@ N streams, n chunks a clip, f frames a chunk of video, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -22,6 +22,7 @@ from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .game_rules import GameRules
 from .prompt_source import ScriptPrompts
+from .rows import Rows
 from .stream_detect import FAKE, REAL, WAIT
 from .worlds.camera import CAMERAS, Lens, lens_of, shoot_through
 from .worlds.grammar import chunk_clauses, parse
@@ -38,7 +39,7 @@ COIN, LENS, GRAIN = range(2**20, 2**20 + 3)
 
 
 @dataclass(frozen=True)
-class GameState:
+class GameState(Rows):
     """Where N streams stand; nothing in it is ever written in place.
 
     clips: what the generator made.   real: bool [N], nature's choice.   truth: [N, n, f, 3, H, W], the true clips.
@@ -61,16 +62,6 @@ class GameState:
     def over(self) -> Tensor:
         """Which streams were judged, bool [N]."""
         return self.verdict != WAIT
-
-    def take(self, rows: Tensor) -> GameState:
-        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
-        rows = rows.to(self.keys.device)
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        taken: dict[str, Any] = {
-            name: value if name == "step" else value[rows] if isinstance(value, Tensor) else value.take(rows)
-            for name, value in values.items()
-        }
-        return GameState(**taken)
 
 
 class SelfPlayGame:
@@ -108,7 +99,8 @@ class SelfPlayGame:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs, self.rules, self.clock, self.device = num_envs, rules or GameRules(), clock, torch.device(device)
         self.clips = Clips(codec, reward, prompts, clock, self.device)
-        self.prompts, self.truth = prompts, truth or WorldTruth(clock, codec, device)
+        self.prompts = prompts
+        self.truth = truth or (WorldTruth(clock, codec, device) if self.rules.share else self._unseen)
         height, width = self.clips.image
         pool = self.rules.pool
         if height % pool or width % pool:
@@ -207,6 +199,10 @@ class SelfPlayGame:
         if not film.shape[1]:
             raise ValueError("nothing has been shown yet")
         return stored(film, self.rules.pool) / 255
+
+    def _unseen(self, scripts: Sequence[str], seed: int) -> Tensor:
+        """True clips of a game that shows none."""
+        return torch.zeros(len(scripts), self.clock.clip_frames, 3, *self.clips.image, device=self.device)
 
     def _shown(self, state: GameState, chunk: Tensor) -> GameState:
         """The state after the generator's chunk; on a real stream the true one is filmed."""

@@ -23,6 +23,7 @@ from .clips import Reward
 from .draw import View, to_pixels
 from .game_rules import GameRules
 from .prompt_source import ScriptPrompts
+from .rows import Rows
 from .self_play import DETECTOR, GENERATOR, SelfPlayGame, Truth
 from .stream_detect import UNTOLD, WAIT, WORDS
 from .vector import TensorVectorEnv
@@ -39,7 +40,7 @@ class Unscored:
 
 
 @dataclass(frozen=True)
-class Episodes:
+class Episodes(Rows):
     """Streams of the game that were played to their end, M of them.
 
     pixels: uint8 [M, w + n, K], the chunks as the detector sees them, after w black ones.   real: bool [M].
@@ -48,19 +49,17 @@ class Episodes:
     pixels: Tensor
     real: Tensor
 
-    def take(self, rows: Tensor) -> Episodes:
-        """Those at rows (int64)."""
-        return Episodes(self.pixels[rows], self.real[rows])
-
 
 @dataclass(frozen=True)
-class EpisodeBufferState:
+class EpisodeBufferState(Rows):
     """Where N streams stand; nothing in it is ever written in place.
 
     episodes: N streams, those at play.   seen: int64 [N], chunks shown, 0 to n.   verdict: int64 [N], WAIT while it is
     out.   keys: int64 [N], what the next streams are drawn with.   buffer: M streams played ahead, None before the
     first are needed.   age: steps since.   seed, played: which buffers are played, and how many were.
     """
+
+    SHARED: ClassVar[frozenset[str]] = frozenset({"buffer"})
 
     episodes: Episodes
     seen: Tensor
@@ -75,27 +74,6 @@ class EpisodeBufferState:
     def over(self) -> Tensor:
         """Which streams were judged, bool [N]."""
         return self.verdict != WAIT
-
-    def take(self, rows: Tensor) -> EpisodeBufferState:
-        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
-        rows = rows.to(self.seen.device)
-        return replace(
-            self,
-            episodes=self.episodes.take(rows),
-            seen=self.seen[rows],
-            verdict=self.verdict[rows],
-            keys=self.keys[rows],
-        )
-
-    def where(self, mask: Tensor, other: EpisodeBufferState) -> EpisodeBufferState:
-        """The rows of `other` where mask [N], these elsewhere; the buffer stays."""
-        episodes = Episodes(
-            torch.where(mask[:, None, None], other.episodes.pixels, self.episodes.pixels),
-            torch.where(mask, other.episodes.real, self.episodes.real),
-        )
-        names = ("seen", "verdict", "keys")
-        rows: dict[str, Any] = {name: torch.where(mask, getattr(other, name), getattr(self, name)) for name in names}
-        return replace(self, episodes=episodes, **rows)
 
 
 class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):

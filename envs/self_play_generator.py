@@ -19,23 +19,19 @@ from .clips import Reward
 from .draw import View
 from .game_rules import GameRules, ThresholdPolicy, checked
 from .prompt_source import ScriptPrompts
+from .rows import Rows
 from .self_play import DETECTOR, GENERATOR, GameState, SelfPlayGame, Truth
 from .stream_detect import WAIT, WORDS
 from .vector import TensorVectorEnv
 
 
 @dataclass(frozen=True)
-class PlayState:
+class PlayState(Rows):
     """game: where the streams stand.   memory: the detector's.   said: int64 [N], what it says at the next move."""
 
     game: GameState
     memory: DetectorState
     said: Tensor
-
-    def take(self, rows: Tensor) -> PlayState:
-        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
-        rows = rows.to(self.said.device)
-        return PlayState(self.game.take(rows), self.memory.take(rows), self.said[rows])
 
 
 class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
@@ -76,8 +72,6 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         **others: Any,
     ) -> None:
         rules = rules or GameRules(share=0.0)
-        if truth is None and rules.share == 0:
-            truth = self._unseen
         self.game = SelfPlayGame(
             num_envs, codec, reward, prompts, truth=truth, rules=rules, clock=clock, device=torch.device(device)
         )
@@ -118,11 +112,6 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
     def _info(self, state: PlayState) -> dict[str, Any]:
         known = torch.ones_like(state.game.over)
         return {**self.game.clips.info(state.game.clips), "verdict": state.game.verdict, "_verdict": known}
-
-    def _unseen(self, scripts: Sequence[str], seed: int) -> Tensor:
-        """True clips for a game that shows none."""
-        shape = (len(scripts), self.clock.clip_frames, 3, *self.game.clips.image)
-        return torch.zeros(shape, device=self.device)
 
     @torch.no_grad()
     def _try(self, seen: Sequence[int]) -> None:

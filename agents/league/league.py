@@ -16,22 +16,22 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError
-from ...envs.game_rules import Outcome, ThresholdPolicy
+from ...envs.game_rules import ThresholdPolicy
 from ...envs.self_play import SelfPlayGame
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
 from ...noise import stream_keys
 from ...training.learner import Groups
+from ...training.loop import Trainer
 from ...training.state import plain
 from ..detection import Detection, FakePool
 from ..finetune import FineTune
+from .config import SIDES, LeagueConfig, Side
 from .match import RecordedClips, record, resolve_match
 from .payoffs import Payoffs, priorities
 from .reward import OpponentReward
 
-Side = Literal["generator", "detector"]
 Role = Literal["past", "exploiter", "anchor"]
-SIDES: tuple[Side, Side] = ("generator", "detector")
 MakeClips = Callable[[Generator, int, int], Tensor]
 """`make_clips(generator, count, seed)`: clips [count, F, 3, H, W] in [0, 1], a pure function."""
 LEAGUE_META = ("config", "rounds", "paused", "payoffs", "members", "fakes")
@@ -39,48 +39,6 @@ RESPONSES = 10_000
 """Added to the seed of whoever is trained against one opponent alone."""
 BENT = 12.0
 """Weight of realness for who exploits."""
-
-
-@dataclass(frozen=True)
-class LeagueConfig:
-    """How a league is played."""
-
-    learns: tuple[Side, ...] = ("generator", "detector")
-    """The sides that learn; the other is frozen."""
-    generator_updates: int = 4
-    """Of the generator in a round."""
-    detector_updates: int = 40
-    """Of the detector in a round."""
-    clips: int = 48
-    """Of the generator that join the pool of fakes in a round."""
-    mix: tuple[float, float, float] = (0.5, 0.35, 0.15)
-    """How often an opponent is drawn by priority among the past, is the newest, and is an exploiter. Who is none yet
-    leaves its share to the newest."""
-    anchored: float = 0.2
-    """Share of the fakes that the detector began with, in every batch of its; `mix` shares out the rest."""
-    opponents: int = 2
-    """Detectors that a generator's reward averages over."""
-    exploit_every: int = 2
-    """Rounds between exploiters; 0: none."""
-    exploiter_updates: int = 4
-    """Of a generator that exploits; a detector makes ten times as many."""
-    runaway: float = 0.9
-    """A side that wins more than this share against the newest opponent pauses for a round; where one side alone
-    learns, it never does."""
-    confidence: float = 2.0
-    """Logit at which a detector decides."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = (self.generator_updates, self.detector_updates, self.clips, self.opponents, self.exploiter_updates)
-        if min(counts) < 1 or self.exploit_every < 0:
-            raise ValueError(f"updates, clips and opponents are at least 1, exploit_every at least 0: {self}")
-        if len(self.mix) != 3 or min(self.mix) < 0 or not sum(self.mix) > 0 or not 0.5 < self.runaway <= 1:
-            raise ValueError(f"mix is three shares not below 0 and not all 0, runaway lies in (.5, 1]: {self}")
-        if not 0 <= self.anchored < 1:
-            raise ValueError(f"anchored is a share in [0, 1), not {self.anchored}")
-        if not self.learns or set(self.learns) - set(SIDES):
-            raise ValueError(f"who learns is generator, detector or both, not {self.learns}")
 
 
 @dataclass
@@ -113,10 +71,10 @@ class League:
         recordings: Mapping[str, RecordedClips] | None = None,
     ) -> None:
         self.config, self.generator, self.detector, self.reward = config, generator, detector, reward
-        self.game, self.make_clips, self.policies = game, make_clips, dict(policies or {})
-        self.begun_with = tuple(detector.fakes.families)
-        self.recordings: dict[str, RecordedClips] = dict(recordings or {})
-        self.members: dict[str, Member] = {name: Member("detector", "anchor") for name in self.policies}
+        self.trainers: dict[Side, Trainer] = {"generator": generator, "detector": detector}
+        self.game, self.make_clips, self.begun_with = game, make_clips, tuple(detector.fakes.families)
+        self.policies, self.recordings = dict(policies or {}), dict(recordings or {})
+        self.members = {name: Member("detector", "anchor") for name in self.policies}
         self.members |= {name: Member("generator", "anchor") for name in self.recordings}
         self.payoffs, self.rounds = Payoffs(), 0
         self.paused: dict[Side, int] = {"generator": 0, "detector": 0}
@@ -141,15 +99,13 @@ class League:
         measured: dict[str, float] = {"rate": rate}
         if self._trains("generator", runs_away):
             self.reward.against([self.detector_named(name) for name in self._opponents(random)], self._seed(0))
-            for _ in range(config.generator_updates):
-                measured |= {f"generator/{key}": value for key, value in self.generator.update().items()}
+            measured |= self._learn("generator", config.generator_updates)
             self._keep(f"generator-{self.rounds + 1}", "past", self.generator.generator.model)
         fresh = self.make_clips(self.generator.generator, config.clips, self._seed(1))
         self.detector.fakes.add(self.newest("generator"), fresh)
         if self._trains("detector", runs_away):
             self.detector.weights = self._families()
-            for _ in range(config.detector_updates):
-                measured |= {f"detector/{key}": value for key, value in self.detector.update().items()}
+            measured |= self._learn("detector", config.detector_updates)
             self._keep(f"detector-{self.rounds + 1}", "past", self.detector.detector)
         self.rounds += 1
         if config.exploit_every and self.rounds % config.exploit_every == 0:
@@ -162,12 +118,8 @@ class League:
         for row in self.names("generator"):
             for column in self.names("detector"):
                 if (row, column) not in self.payoffs.games:
-                    found = self.meet(row, column)
-                    self.payoffs.add(row, column, found.wins, found.games)
-
-    def meet(self, generator: str, detector: str) -> Outcome:
-        """One match of two by their names, on the league's own streams."""
-        return resolve_match(self.recorded(generator), self.player(detector), self.game.rules)
+                    came = resolve_match(self.recorded(row), self.player(column), self.game.rules)
+                    self.payoffs.add(row, column, came.wins, came.games)
 
     def recorded(self, name: str) -> RecordedClips:
         """What a generator shows on the league's own streams; it is made once."""
@@ -176,7 +128,7 @@ class League:
         return self.recordings[name]
 
     def record(self, generator: Generator) -> RecordedClips:
-        """What any generator shows on the league's own streams: the same prompts, noise and lenses for all."""
+        """What any generator shows there: the same prompts, noise and lenses for all."""
         return record(self.game, generator, self.config.seed)
 
     def player(self, name: str) -> ThresholdPolicy:
@@ -214,9 +166,8 @@ class League:
         pool = FakePool()
         pool.add("opponent", clips)
         mine = self.detector_named(start).requires_grad_(True)
-        trainer = Detection(
-            replace(self.detector.config, seed=seed), mine, self.detector.real, pool, self.detector.chunk
-        )
+        config = replace(self.detector.config, seed=seed)
+        trainer = Detection(config, mine, self.detector.real, pool, self.detector.chunk)
         for _ in range(updates):
             trainer.update()
         return mine.requires_grad_(False)
@@ -225,8 +176,8 @@ class League:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
         groups: Groups = {}
         meta: dict[str, Any] = {"config": asdict(self.config), "rounds": self.rounds, "paused": self.paused}
-        for side, trainer in (("generator", self.generator), ("detector", self.detector)):
-            parts, meta[side] = trainer.state()
+        for side in SIDES:
+            parts, meta[side] = self.trainers[side].state()
             groups |= {f"{side}-{name}": part for name, part in parts.items()}
         groups["fakes"] = self.detector.fakes.families
         meta |= {"fakes": list(self.detector.fakes.families), "payoffs": self.payoffs.state(), "members": {}}
@@ -249,15 +200,22 @@ class League:
             raise CheckpointError(f"the league's checkpoint lacks {', '.join(missing)}")
         self.rounds, self.paused = meta["rounds"], dict(meta["paused"])
         self.payoffs = Payoffs.from_state(meta["payoffs"])
-        for side, trainer in (("generator", self.generator), ("detector", self.detector)):
-            prefix = f"{side}-"
-            parts = {name.removeprefix(prefix): part for name, part in groups.items() if name.startswith(prefix)}
-            trainer.load_state(parts, meta[side])
+        for side in SIDES:
+            parts = {
+                name.removeprefix(f"{side}-"): part for name, part in groups.items() if name.startswith(f"{side}-")
+            }
+            self.trainers[side].load_state(parts, meta[side])
         self.detector.fakes.families = {name: groups["fakes"][name] for name in meta["fakes"]}
         self.recordings = {name: self.recordings[name] for name in self.names("generator", "anchor")}
         self.members = {name: member for name, member in self.members.items() if member.role == "anchor"}
-        for name, told in meta["members"].items():
-            self.members[name] = Member(told["side"], told["role"], groups[f"member-{name}"])
+        for name, whose in meta["members"].items():
+            self.members[name] = Member(**whose, weights=groups[f"member-{name}"])
+
+    def _learn(self, side: Side, updates: int) -> dict[str, float]:
+        """So many updates of a side; what the last one measured."""
+        for _ in range(updates):
+            measured = self.trainers[side].update()
+        return {f"{side}/{key}": value for key, value in measured.items()}
 
     def _trains(self, side: Side, runs_away: dict[str, bool]) -> bool:
         learns, pauses = side in self.config.learns, len(self.config.learns) > 1 and runs_away[side]
@@ -297,7 +255,7 @@ class League:
     def _families(self) -> dict[str, float]:
         """Shares of the families of fakes in the detector's batches: those it began with as `anchored` says, the others
         as `mix` does."""
-        newest, judge = map(self.newest, SIDES)
+        newest, player = map(self.newest, SIDES)
         families = [name for name in self.detector.fakes.families if name not in (newest, *self.begun_with)]
         exploiters = [name for name in families if self.members[name].role == "exploiter"]
         past = [name for name in families if name not in exploiters]
@@ -307,7 +265,7 @@ class League:
         own += (0 if past else by_priority) + (0 if exploiters else exploiting)
         shares[newest] = shares.get(newest, 0.0) + own
         if past:
-            weights = priorities([1 - self.payoffs.rate(name, judge) for name in past])
+            weights = priorities([1 - self.payoffs.rate(name, player) for name in past])
             shares |= {name: by_priority * float(weight) for name, weight in zip(past, weights, strict=True)}
         return shares | {name: exploiting / len(exploiters) for name in exploiters}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...envs.game_rules import GameRules, Outcome, ThresholdPolicy, checked
+from ...envs.rows import Rows
 from ...envs.self_play import DETECTOR, GENERATOR, SelfPlayGame, stored
 from ...envs.stream_detect import WAIT
 from ...envs.worlds.camera import CAMERAS, shoot
@@ -21,7 +22,7 @@ from ..rollout import GeneratorPolicy
 
 
 @dataclass(frozen=True)
-class RecordedClips:
+class RecordedClips(Rows):
     """What detectors are shown.
 
     film: uint8 [N, n, f, 3, H, W].   real: bool [N].   quality: [N, n], mean reward of the generator's windows so far.
@@ -30,10 +31,6 @@ class RecordedClips:
     film: Tensor
     real: Tensor
     quality: Tensor
-
-    def take(self, rows: Tensor) -> RecordedClips:
-        """The streams at rows [M] (int64 or bool)."""
-        return RecordedClips(self.film[rows], self.real[rows], self.quality[rows])
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from ...checkpoint import sha256_file
 from ...envs.worlds.scene import SIDE
 from ...models.tiny import WEIGHTS, load_tiny
 from ..jobs import Job, one_thread, run_jobs
-from ..league.runs import UNSEEN
+from ..league.dataset import UNSEEN
 from ..pretrain.footage import REAL
 from ..results import command_line, write_results
 from ..runs import fingerprint

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg, style_svg
 from ..tables import Row, rows_of
-from .runs import ARMS, SEEN, UNSEEN
+from .dataset import SEEN, UNSEEN
+from .runs import VARIANTS
 from .tables import LABELS, START
 
 CELL, MARGIN, TOP = 34, 110, 96
@@ -47,7 +48,7 @@ def payoffs_svg(rows: Sequence[Row]) -> str:
 def auc_svg(rows: Sequence[Row]) -> str:
     """AUC after every chunk, mean over unseen families and over seen ones, of every arm's detectors."""
     charts = []
-    arms = [START, *(arm for arm in ARMS if any(row["arm"] == arm for row in rows_of({"rows": rows}, "family")))]
+    arms = [START, *(arm for arm in VARIANTS if any(row["arm"] == arm for row in rows_of({"rows": rows}, "family")))]
     for families, title in ((UNSEEN, "families that no league learns from"), (SEEN, "families seen in training")):
         lines = [Line(LABELS[arm], _curve(rows, arm, families), place) for place, arm in enumerate(arms)]
         charts.append(line_chart(lines, f"AUC, {title}", "chunks seen", baseline=0.5))
@@ -58,7 +59,7 @@ def clips_webp(groups: Mapping[str, Mapping[str, Tensor]]) -> bytes:
     """Clips of the same prompts and noise side by side: the start, and the newest generator of every arm."""
     first = next(iter(groups.values()))["start"]
     columns = [first, *(group["end"] for group in groups.values())]
-    heads = ["shipped student", *(ARMS[arm].label.split(":")[0] for arm in groups)]
+    heads = ["shipped student", *(VARIANTS[arm].label.split(":")[0] for arm in groups)]
     sheet = contact_sheet([[clip[place].numpy() for clip in columns] for place in range(len(first))], heads)
     return animation(sheet, FPS, quality=80, made_by="generators of a self-play league")
 

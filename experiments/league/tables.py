@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import getitem, itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..console import sections
 from ..stats import Interval, mean_interval, paired_difference
-from ..tables import Column, Row, markdown_table, number
-from .runs import ARMS, SEEN, UNSEEN
+from ..tables import Column, Row, interval, number
+from .dataset import SEEN, UNSEEN
+from .runs import VARIANTS
 
 Runs = Sequence[Mapping[str, Any]]
 """The results of one arm, one a seed."""
@@ -19,7 +23,7 @@ LABELS = {
     START: "before any round",
     "d3": "D3 on the shipped detector's features",
     "restrav": "ReStraV on the shipped detector's features",
-    **{name: arm.label for name, arm in ARMS.items()},
+    **{name: one.label for name, one in VARIANTS.items()},
 }
 PART_LABELS = {
     "student": "student, 4 steps (where every generator starts)",
@@ -39,13 +43,13 @@ def all_rows(
     prompts), "contrast", "family", "rating", "payoff", "run" and, as given, "across"."""
     first = next(iter(found.values()))
     rows = [_detector_row(START, first, "start"), *(_detector_row(arm, runs, "end") for arm, runs in found.items())]
-    rows += [_detector_row(name, [{"detectors": {"end": looks}}], "end") for name, looks in scorers.items()]
+    rows += [_detector_row(name, [{"detectors": {"end": report}}], "end") for name, report in scorers.items()]
     rows += [_generator_row(START, first, "start"), *(_generator_row(arm, runs, "end") for arm, runs in found.items())]
     rows += [_game_row(arm, runs) for arm, runs in found.items()]
     for arm, runs in found.items():
-        rows += [_contrast(name, arm, START, "end", runs, "start", runs) for name in QUESTIONS]
+        rows += [_contrast(name, arm, START, runs, "start", runs) for name in QUESTIONS]
     for arm in [name for name in found if name != "league" and "league" in found]:
-        rows += [_contrast(name, "league", arm, "end", found["league"], "end", found[arm]) for name in QUESTIONS]
+        rows += [_contrast(name, "league", arm, found["league"], "end", found[arm]) for name in QUESTIONS]
     for arm, runs in ((START, first), *found.items()):
         rows += _family_rows(arm, runs, "start" if arm == START else "end")
     for arm, runs in found.items():
@@ -55,24 +59,24 @@ def all_rows(
     return [*rows, *cross]
 
 
+def _read(runs: Runs, side: str, end: str, read: Callable[[Any], Any]) -> NDArray[np.float64]:
+    """A number, or a row of them, of every run's report [S, ...]."""
+    return np.array([read(run[side][end]) for run in runs], dtype=np.float64)
+
+
 def unseen(runs: Runs, end: str) -> NDArray[np.float64]:
     """AUC after the last chunk on families that no league learns from [S, F]."""
-    return np.array([[run["detectors"][end]["auc"][name][-1] for name in UNSEEN] for run in runs])
-
-
-def own(runs: Runs, end: str) -> NDArray[np.float64]:
-    """AUC on families that detectors learn from, [S, F]."""
-    return np.array([[run["detectors"][end]["auc"][name][-1] for name in SEEN] for run in runs])
+    return _read(runs, "detectors", end, lambda report: [report["auc"][name][-1] for name in UNSEEN])
 
 
 def told(runs: Runs, end: str) -> NDArray[np.float64]:
     """AUC of every held-out detector on the generator's clips [S, detectors]; low is good for the generator."""
-    return np.array([run["generators"][end]["panel_auc"] for run in runs])
+    return _read(runs, "generators", end, lambda report: report["panel_auc"])
 
 
 def totals(runs: Runs, end: str) -> NDArray[np.float64]:
     """Oracle totals [S, K]."""
-    return np.array([run["generators"][end]["scores"]["total"] for run in runs])
+    return _read(runs, "generators", end, lambda report: report["scores"]["total"])
 
 
 QUESTIONS: dict[str, tuple[str, Callable[[Runs, str], NDArray[np.float64]], bool]] = {
@@ -83,49 +87,47 @@ QUESTIONS: dict[str, tuple[str, Callable[[Runs, str], NDArray[np.float64]], bool
 """What is asked, how it is read off runs, and whether higher is better."""
 
 
-def _mean(runs: Runs, end: str, side: str, key: str) -> float:
-    return float(np.mean([run[side][end][key] for run in runs]))
-
-
 def _spread(prefix: str, interval: Interval) -> Row:
     return {prefix: interval.mean, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
 
 
 def _detector_row(arm: str, runs: Runs, end: str) -> Row:
+    def mean(read: Callable[[Any], Any]) -> float:
+        return float(_read(runs, "detectors", end, read).mean())
+
     row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)}
-    row |= _spread("unseen", mean_interval(unseen(runs, end))) | {"seen": float(own(runs, end).mean())}
-    tpr = [[run["detectors"][end]["tpr"][name] for name in UNSEEN] for run in runs]
-    row["tpr"] = float(np.mean(tpr))
-    for key in ("false_alarms", "chunks", "calibration_error", "floor_same", "floor_other", "reals"):
-        row[key] = _mean(runs, end, "detectors", key)
-    return row
+    row |= _spread("unseen", mean_interval(unseen(runs, end)))
+    row["seen"] = mean(lambda report: [report["auc"][name][-1] for name in SEEN])
+    row["tpr"] = mean(lambda report: [report["tpr"][name] for name in UNSEEN])
+    keys = ("false_alarms", "chunks", "calibration_error", "floor_same", "floor_other", "reals")
+    return row | {key: mean(itemgetter(key)) for key in keys}
 
 
 def _generator_row(arm: str, runs: Runs, end: str) -> Row:
+    def mean(read: Callable[[Any], Any]) -> float:
+        return float(_read(runs, "generators", end, read).mean())
+
     row: Row = {"kind": "generator", "arm": arm, "seeds": len(runs)}
     row |= _spread("panel_auc", mean_interval(told(runs, end))) | _spread("total", mean_interval(totals(runs, end)))
-    row["panel_wins"] = float(np.mean([run["generators"][end]["panel_wins"] for run in runs]))
-    for axis in ("VQ", "MQ", "TA"):
-        row[axis] = float(np.mean([run["generators"][end]["scores"][axis] for run in runs]))
-    for key in ("diversity", "quality", "below_floor"):
-        row[key] = _mean(runs, end, "generators", key)
-    return row
+    row["panel_wins"] = mean(itemgetter("panel_wins"))
+    scores = [run["generators"][end]["scores"] for run in runs]
+    row |= {axis: float(np.mean([score[axis] for score in scores])) for axis in ("VQ", "MQ", "TA")}
+    return row | {key: mean(itemgetter(key)) for key in ("diversity", "quality", "below_floor")}
 
 
 def _game_row(arm: str, runs: Runs) -> Row:
-    row: Row = {"kind": "game", "arm": arm, "seeds": len(runs)}
-    row["contested"] = float(np.mean([run["league"]["contested"] for run in runs]))
+    def mean(*keys: str) -> float:
+        return float(np.mean([reduce(getitem, keys, run) for run in runs]))
+
+    row: Row = {"kind": "game", "arm": arm, "seeds": len(runs), "contested": mean("league", "contested")}
     row["least_contested"] = min(run["league"]["contested"] for run in runs)
-    row["intransitive"] = float(np.mean([run["league"]["intransitive"] for run in runs]))
-    row["pairs"] = float(np.mean([run["league"]["pairs"] for run in runs]))
+    row |= {key: mean("league", key) for key in ("intransitive", "pairs")}
     for side in ("generator", "detector"):
         row |= _spread(f"response_{side}", mean_interval([[run["responses"][side]] for run in runs]))
         row[f"rise_{side}"] = float(np.mean([_rise(run, side) for run in runs]))
-        row[f"paused_{side}"] = float(np.mean([run["paused"][side] for run in runs]))
-    row["response_auc"] = float(np.mean([run["responses"]["detector_auc"] for run in runs]))
-    row["auc"] = float(np.mean([run["responses"]["auc"] for run in runs]))
-    row["seconds"] = float(np.mean([run["seconds"] for run in runs]))
-    return row
+        row[f"paused_{side}"] = mean("paused", side)
+    row |= {"response_auc": mean("responses", "detector_auc"), "auc": mean("responses", "auc")}
+    return row | {"seconds": mean("seconds")}
 
 
 def _rise(run: Mapping[str, Any], side: str) -> float:
@@ -137,12 +139,12 @@ def _rise(run: Mapping[str, Any], side: str) -> float:
 FLIPPED = {"yes": "no", "no": "yes", "unclear": "unclear"}
 
 
-def _contrast(name: str, arm: str, against: str, end: str, ours: Runs, other_end: str, theirs: Runs) -> Row:
+def _contrast(name: str, arm: str, against: str, ours: Runs, other_end: str, theirs: Runs) -> Row:
     """The paired difference of one question's measure, and whether `arm` is better; of a single cell nobody can say."""
     _, read, higher = QUESTIONS[name]
-    difference = paired_difference(read(ours, end), read(theirs, other_end))
-    told = difference.verdict if difference.low < difference.high else "unclear"
-    better = told if higher else FLIPPED[told]
+    difference = paired_difference(read(ours, "end"), read(theirs, other_end))
+    verdict = difference.verdict if difference.low < difference.high else "unclear"
+    better = verdict if higher else FLIPPED[verdict]
     row: Row = {"kind": "contrast", "question": name, "arm": arm, "against": against, "better": better}
     return row | _spread("difference", difference)
 
@@ -158,31 +160,25 @@ def _family_rows(arm: str, runs: Runs, end: str) -> list[Row]:
 
 
 def _standing_rows(arm: str, seed: int, league: Mapping[str, Any]) -> list[Row]:
-    rows: list[Row] = [
-        {
-            "kind": "rating",
-            "arm": arm,
-            "seed": seed,
-            "name": name,
-            "role": league["roles"][name],
-            "mu": mu,
-            "sigma": own,
-        }
-        for name, (mu, own) in league["ratings"].items()
+    whose: Row = {"arm": arm, "seed": seed}
+    ratings = league["ratings"].items()
+    rows = [
+        {"kind": "rating", **whose, "name": name, "role": league["roles"][name], "mu": mu, "sigma": sigma}
+        for name, (mu, sigma) in ratings
     ]
-    for generator, payoffs in zip(league["generators"], league["payoffs"], strict=True):
-        for detector, payoff in zip(league["detectors"], payoffs, strict=True):
-            pair = {"generator": generator, "detector": detector, "payoff": payoff}
-            rows.append({"kind": "payoff", "arm": arm, "seed": seed, **pair})
-    return rows
+    return rows + [
+        {"kind": "payoff", **whose, "generator": generator, "detector": detector, "payoff": payoff}
+        for generator, payoffs in zip(league["generators"], league["payoffs"], strict=True)
+        for detector, payoff in zip(league["detectors"], payoffs, strict=True)
+    ]
 
 
 def _span(key: str, form: str) -> Callable[[Row], str]:
-    return lambda row: f"{row[key]:{form}} [{row[f'{key}_low']:{form}}, {row[f'{key}_high']:{form}}]"
+    return interval(key, form, f"{key}_")
 
 
-def _paused(row: Row) -> float:
-    return float(row["paused_generator"] + row["paused_detector"])
+def _paused(row: Row) -> str:
+    return f"{row['paused_generator'] + row['paused_detector']:.1f}"
 
 
 def _label(row: Row) -> str:
@@ -230,7 +226,7 @@ GAME_COLUMNS = (
     Column("after response", "the same after the detector's best response", number("response_auc", ".3f")),
     Column("crossed", "pairs of generators that two detectors rank in opposite orders", number("intransitive", ".0f")),
     Column("of", "so many pairs of pairs", number("pairs", ",.0f")),
-    Column("paused", "rounds for which one of the two paused", lambda row: f"{_paused(row):.1f}"),
+    Column("paused", "rounds for which one of the two paused", _paused),
     Column("sec.", "seconds of training and matches on one core", number("seconds", ",.0f")),
 )
 CONTRAST_COLUMNS = (
@@ -270,46 +266,37 @@ def report(rows: Sequence[Row]) -> str:
     def of(kind: str) -> list[Row]:
         return [row for row in rows if row["kind"] == kind]
 
-    first = of("detector")[0]
     families = [row for row in of("family") if row["arm"] in (START, "league")]
     families.sort(key=lambda row: (list(PART_LABELS).index(row["family"]), row["arm"] != START))
-    parts = [
-        "\n".join(f"- {line}" for line in sentences(rows)),
-        f"**Detectors**, on {first['reals']:,.0f} held-out real clips",
-        markdown_table(DETECTOR_COLUMNS, of("detector")),
-        "**Generators**",
-        markdown_table(GENERATOR_COLUMNS, of("generator")),
-        "**The games**",
-        markdown_table(GAME_COLUMNS, of("game")),
-    ]
-    if of("across"):
-        parts += [
-            "**Generators of one arm against detectors of another**: share of streams taken for real",
-            _across(of("across")),
-        ]
-    parts += ["**Differences**", markdown_table(CONTRAST_COLUMNS, of("contrast"))]
-    parts += ["**AUC after so many chunks**", markdown_table(FAMILY_COLUMNS, families)]
     ratings = [row for row in of("rating") if row["arm"] == "league" and row["seed"] == of("run")[0]["seed"]]
-    if ratings:
-        ratings.sort(key=lambda row: -row["mu"])
-        parts += ["**Ratings**, a league of one seed", markdown_table(RATING_COLUMNS, ratings)]
-    return "\n\n".join(parts)
+    tables = sections(
+        (f"**Detectors**, on {of('detector')[0]['reals']:,.0f} held-out real clips", DETECTOR_COLUMNS, of("detector")),
+        ("**Generators**", GENERATOR_COLUMNS, of("generator")),
+        ("**The games**", GAME_COLUMNS, of("game")),
+        (
+            "**Generators of one arm against detectors of another**: share of streams taken for real",
+            *_across(of("across")),
+        ),
+        ("**Differences**", CONTRAST_COLUMNS, of("contrast")),
+        ("**AUC after so many chunks**", FAMILY_COLUMNS, families),
+        ("**Ratings**, a league of one seed", RATING_COLUMNS, sorted(ratings, key=lambda row: -row["mu"])),
+    )
+    said = "\n".join(f"- {line}" for line in sentences(rows))
+    return f"{said}\n\n{tables}"
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
     """What was asked of the game, answered in words."""
-    games = {row["arm"]: row for row in rows if row["kind"] == "game"}
     begin = next(row for row in rows if row["kind"] == "family" and row["arm"] == START and row["family"] == SEEN[0])
     start = begin[f"auc_{max(int(key[4:]) for key in begin if key.startswith('auc_'))}"]
     inside = "inside" if 0.6 <= start <= 0.95 else "outside"
     lines = [f"At the start the detector's AUC on the student's clips is {start:.3f}, {inside} [.6, .95]."]
-    for arm, row in games.items():
-        if arm == "league":
-            enough = "enough" if row["least_contested"] >= 0.3 else "too few"
-            lines.append(
-                f"Of the finished league's payoffs {row['contested']:.0%} are contested (least of the seeds "
-                f"{row['least_contested']:.0%}); {enough} against 30%."
-            )
+    for row in (row for row in rows if row["kind"] == "game" and row["arm"] == "league"):
+        enough = "enough" if row["least_contested"] >= 0.3 else "too few"
+        lines.append(
+            f"Of the finished league's payoffs {row['contested']:.0%} are contested (least of the seeds "
+            f"{row['least_contested']:.0%}); {enough} against 30%."
+        )
     for row in rows:
         if row["kind"] == "contrast" and "league" == row["arm"]:
             label = QUESTIONS[row["question"]][0]
@@ -321,11 +308,11 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _across(rows: Sequence[Row]) -> str:
-    detectors = list(dict.fromkeys(row["detector_of"] for row in rows))
-    columns = [Column("generator of", "", lambda row: LABELS[row["arm"]])]
-    columns += [Column(LABELS[name], "", number(name, ".3f")) for name in detectors]
-    table: dict[str, Row] = {}
+def _across(rows: Sequence[Row]) -> tuple[list[Column], list[Row]]:
+    """A line for every generator, a column for every detector."""
+    columns = [Column("generator of", "", _label)]
+    columns += [Column(LABELS[name], "", number(name, ".3f")) for name in dict.fromkeys(r["detector_of"] for r in rows)]
+    lines: dict[str, Row] = {}
     for row in rows:
-        table.setdefault(row["generator_of"], {"arm": row["generator_of"]})[row["detector_of"]] = row["payoff"]
-    return markdown_table(columns, list(table.values()))
+        lines.setdefault(row["generator_of"], {"arm": row["generator_of"]})[row["detector_of"]] = row["payoff"]
+    return columns, list(lines.values())

@@ -16,7 +16,7 @@ Act = Callable[[Tensor], Tensor]
 """Observations [N, K] to actions int64 [N]."""
 
 
-def examined(env: StreamDetectVectorEnv, act: Act) -> dict[str, list[float]]:
+def evaluated(env: StreamDetectVectorEnv, act: Act) -> dict[str, list[float]]:
     """Per clip of env's bank: reward (of an episode), right (1 for a right verdict), called_fake, chunks (shown), and
     its family, a place in bank.names.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...agents.recipes import DETECT, RECIPES, STEER
 from ...agents.saved import Agent, library_of
+from ...envs.stack import StackSpec
 from ...envs.stream_detect import FAKE, REAL
 from ...envs.worlds.fakes import FAKES
 from ..evaluate import Exam
@@ -33,72 +34,80 @@ WIDTH = 64
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How much of everything."""
+
+    exam: Exam = field(default_factory=lambda: Exam(prompts=64, clips=2, long_prompts=0))
+    """Test prompts of StreamSteer."""
+    validation: Exam = field(default_factory=lambda: Exam(prompts=24, clips=1, long_prompts=0, split="validation"))
+    """Prompts of its learning curve."""
+    clips: int = 1024
+    """Of StreamDetect's test bank; a quarter as many are in the one for its learning curve."""
+    steps: int | None = None
+    """Of training and of the search for a fixed setting; None: the recipes' own."""
+    points: int = 6
+    """Of the learning curve."""
+
+
+@dataclass(frozen=True)
 class AgentTask:
     """One cell: a row, an environment and a seed."""
 
     row: str
     env: str
     seed: int
-    exam: Exam
-    """Test prompts of StreamSteer."""
-    validation: Exam
-    """Prompts of its learning curve."""
-    clips: int = 512
-    """Clips of StreamDetect's test bank; a quarter as many are in the one for its learning curve."""
-    steps: int | None = None
-    """Of training and of the search for a fixed setting, if not the recipe's own."""
-    points: int = 6
-    """Points of the learning curve."""
-    preset: str = "tiny"
-    made_from: str = ""
-    """Hash of code and weights."""
+    budget: Budget
+    stack: StackSpec
+
+    @property
+    def name(self) -> str:
+        """Of the job."""
+        return f"{self.env.split('/')[1]}-{self.row}-{self.seed}"
+
+    def make(self, rows: int, **options: Any) -> Any:
+        """The environment, vectorised; `autoreset_mode` and the rest as options."""
+        return gymnasium.make_vec(self.env, num_envs=rows, preset=self.stack.stack, **options)
+
+    def exam_env(self, rows: int, **options: Any) -> Any:
+        """One that is reset by whoever plays in it."""
+        return self.make(rows, autoreset_mode="Disabled", check=False, **options)
 
 
 def work(task: AgentTask) -> Result:
     """Do a task: the weights of an agent, and per prompt or clip what the exam found, with the curve of a training."""
     started = time.perf_counter()
-    if task.row in BASELINES[task.env]:
-        exam = examined(task, BASELINES[task.env][task.row](task), "test")
-        return {}, {"exam": exam, "curve": [], "seconds": time.perf_counter() - started}
-    groups, result = _trained(task)
+    baseline = BASELINES[task.env].get(task.row)
+    groups, result = ({}, {"exam": evaluated(task, baseline(task), "test"), "curve": []}) if baseline else trained(task)
     return groups, result | {"seconds": time.perf_counter() - started}
 
 
-def _trained(task: AgentTask) -> Result:
+def trained(task: AgentTask) -> Result:
+    """An agent that learns."""
     recipe = RECIPES[task.row, task.env]
-    steps = task.steps or recipe.steps
+    library, steps = library_of(recipe), task.budget.steps or recipe.steps
     curve: list[dict[str, float]] = []
 
     def note(agent: Agent, done: int) -> None:
-        earned = examined(task, lambda env: agent.act, "validation")["reward"]
+        earned = evaluated(task, lambda env: agent.act, "validation")["reward"]
         curve.append({"steps": done, "reward": sum(earned) / len(earned)})
 
-    library = library_of(recipe)
-    kwargs = {"preset": task.preset, "autoreset_mode": library.AUTORESET}
-    vector = gymnasium.make_vec(task.env, num_envs=recipe.streams, **recipe.env, **kwargs)
-    every = max(1, steps // task.points)
+    vector = task.make(recipe.streams, autoreset_mode=library.AUTORESET, **recipe.env)
+    every = max(1, steps // task.budget.points)
     agent = library.learn(recipe, vector, task.seed, steps=steps, call=note, every=every)
-    exam = examined(task, lambda env: agent.act, "test")
+    exam = evaluated(task, lambda env: agent.act, "test")
     return {"policy": agent.tensors()}, {"exam": exam, "curve": curve, "steps": steps}
 
 
-def examined(task: AgentTask, build: Build, split: str) -> dict[str, list[float]]:
+def evaluated(task: AgentTask, build: Build, split: str) -> dict[str, list[float]]:
     """The exam on "test", or its small sister on "validation"."""
+    test, budget = split == "test", task.budget
     if task.env == STEER:
-        exam = task.exam if split == "test" else task.validation
-        noise = FIRST_NOISE + task.seed if split == "test" else FIRST_NOISE - 1
-        env = made(task, exam.prompts * exam.clips, split=split, chunks=exam.chunks)
-        return steering.examined(env, build(env), exam, noise)
-    clips = task.clips if split == "test" else task.clips // 4
-    families = {"families": tuple(FAKES)} if split == "test" else {}
-    env = made(task, min(WIDTH, clips), split=split, clips=clips, **families)
-    return detecting.examined(env, build(env))
-
-
-def made(task: AgentTask, rows: int, **kwargs: Any) -> Any:
-    """The task's environment, which is reset by whoever plays in it."""
-    kwargs |= {"preset": task.preset, "autoreset_mode": "Disabled", "check": False}
-    return gymnasium.make_vec(task.env, num_envs=rows, **kwargs)
+        exam = budget.exam if test else budget.validation
+        env = task.exam_env(exam.prompts * exam.clips, split=split, chunks=exam.chunks)
+        return steering.evaluated(env, build(env), exam, FIRST_NOISE + task.seed if test else FIRST_NOISE - 1)
+    clips, families = (budget.clips, {"families": tuple(FAKES)}) if test else (budget.clips // 4, {})
+    env = task.exam_env(min(WIDTH, clips), split=split, clips=clips, **families)
+    return detecting.evaluated(env, build(env))
 
 
 def unsteered(task: AgentTask) -> Build:
@@ -114,17 +123,16 @@ def random_steering(task: AgentTask) -> Build:
 
 def fixed_steering(task: AgentTask) -> Build:
     """The action that earned most when always taken, searched with as many steps as an agent learns with."""
-    steps = task.steps or max(recipe.steps for (_, env), recipe in RECIPES.items() if env == STEER)
-    best = _searched(task.preset, steps, task.exam.chunks)
+    best = _searched(replace(task, seed=0))
     return lambda env: constant(best)
 
 
 @lru_cache(maxsize=1)
-def _searched(preset: str, steps: int, chunks: int) -> Tensor:
+def _searched(task: AgentTask) -> Tensor:
     """One search serves all seeds that a worker examines."""
-    rows = min(WIDTH, max(1, steps // (steering.HALVING * chunks)))
-    env: Any = gymnasium.make_vec(STEER, num_envs=rows, preset=preset)
-    return steering.best_fixed(env, steps, seed=0)
+    steps = task.budget.steps or max(recipe.steps for (_, env), recipe in RECIPES.items() if env == STEER)
+    rows = min(WIDTH, max(1, steps // (steering.HALVING * task.budget.exam.chunks)))
+    return steering.best_fixed(task.make(rows), steps, seed=0)
 
 
 def by_hand(task: AgentTask) -> Build:
@@ -153,9 +161,9 @@ def random_verdicts(task: AgentTask) -> Build:
 def fixed_verdict(task: AgentTask) -> Build:
     """The moment and the verdict that earned most on the training bank when always taken."""
     bank = RECIPES["sb3-ppo", DETECT].env
-    env = made(task, min(WIDTH, bank["clips"]), **bank)
+    env = task.exam_env(min(WIDTH, bank["clips"]), **bank)
     rules = [(moment, verdict) for moment in range(env.chunks) for verdict in (REAL, FAKE)]
-    best = max(rules, key=lambda one: sum(detecting.examined(env, detecting.rule(env, *one))["reward"]))
+    best = max(rules, key=lambda one: sum(detecting.evaluated(env, detecting.rule(env, *one))["reward"]))
     return lambda env: detecting.rule(env, *best)
 
 

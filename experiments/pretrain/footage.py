@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...checkpoint import sha256_file
 from ...envs.detect_bank import HELD_OUT, SHOWN, STRENGTH, VISIBLE, Source, scripted
 from ...envs.self_play import coded
-from ...envs.stack import Stack
+from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.clips import scenes
 from ...envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts
 from ...envs.worlds.render import render
@@ -38,18 +36,14 @@ PART = 256
 AT_ONCE = 32
 FEW = 4
 """Clips that go through the codec together: what fits into a processor's cache is done sooner."""
-WEIGHTS_FILE = "weights.safetensors"
-ROOT = Path(__file__).resolve().parent.parent.parent
-CODE = (*sorted((ROOT / "envs" / "worlds").glob("*.py")), ROOT / "envs" / "detect_bank.py", Path(__file__).resolve())
-"""What decides, beside the weights, how a clip looks."""
 
 
 @dataclass(frozen=True)
 class Footage:
     """`count` clips of one family.
 
-    family: REAL or one of FAMILIES.   split: of the scripts.   part: clips of another part are other clips.   weights:
-    folder of the parts that make them.   digests: of these parts and of the code, so that others make other clips.
+    family: REAL or one of FAMILIES.   split: of the scripts.   part: clips of another part are other clips.   stack:
+    what makes them.
     """
 
     family: str
@@ -57,30 +51,32 @@ class Footage:
     split: str
     seed: int
     part: int
-    weights: str
-    digests: tuple[str, ...]
+    stack: StackSpec
 
 
 def footage(
     wanted: Mapping[str, int], split: str, seed: int, weights: Path, folder: Path, workers: int = 1
 ) -> dict[str, Tensor]:
     """Clips uint8 [M, F, 3, H, W] of each family, as many as `wanted` says; what `folder` holds is not made again."""
-    parts = [weights / part / WEIGHTS_FILE for part in ("codec", "student", "teacher")]
-    digests = tuple(sha256_file(file) for file in (*parts, *CODE))
-    jobs = {
-        family: [
-            Job(_name(split, family, part), Footage(family, size, split, seed, part, str(weights), digests))
-            for part, size in enumerate(_parts(count))
-        ]
-        for family, count in wanted.items()
-    }
+    jobs = clip_jobs(wanted, split, seed, StackSpec(str(weights)))
     made = run_jobs([job for row in jobs.values() for job in row], film, folder, workers=workers)
     return {family: torch.cat([made[job.name][0]["clips"]["video"] for job in row]) for family, row in jobs.items()}
 
 
+def clip_jobs(wanted: Mapping[str, int], split: str, seed: int, stack: StackSpec) -> dict[str, list[Job]]:
+    """The jobs by family, for `film` to do."""
+    return {
+        family: [
+            Job(_name(split, family, part), Footage(family, size, split, seed, part, stack))
+            for part, size in enumerate(_parts(count))
+        ]
+        for family, count in wanted.items()
+    }
+
+
 def film(config: Footage) -> Result:
     """Make clips. Of a held-out family those that show nothing are left out, so that there may be fewer."""
-    stack = _stack(Path(config.weights))
+    stack = config.stack.load()
     seed = (config.seed * len(SPLITS) + SPLITS.index(config.split)) * 1000 + config.part
     scripts = sample_scripts(config.count, split=config.split, seed=seed, grammar=GRAMMARS[stack.grammar])
     video = clips_of(stack, config.family, scripts, seed, visible=True)
@@ -119,8 +115,3 @@ def _name(split: str, family: str, part: int) -> str:
 
 def _parts(count: int) -> list[int]:
     return [min(PART, count - start) for start in range(0, count, PART)]
-
-
-@lru_cache(maxsize=1)
-def _stack(folder: Path) -> Stack:
-    return Stack.load(folder)

@@ -9,7 +9,8 @@ import torch
 
 from reelgym.agents.detection import Detection, DetectionConfig, FakePool
 from reelgym.agents.finetune import FineTune, FineTuneConfig
-from reelgym.agents.league.league import League, LeagueConfig
+from reelgym.agents.league.config import LeagueConfig
+from reelgym.agents.league.league import League
 from reelgym.agents.league.match import apply_camera, detector_logits, record, resolve_match
 from reelgym.agents.league.payoffs import Payoffs, contested, intransitive, priorities
 from reelgym.agents.league.ratings import rated

@@ -12,7 +12,7 @@ from reelgym.envs.registration import vector_env
 from reelgym.experiments import agents
 from reelgym.experiments.cli import main
 from reelgym.experiments.evaluate import Exam
-from reelgym.experiments.learning import detecting, steering, tables
+from reelgym.experiments.learning import detecting, runs, steering, tables
 from reelgym.noise import stream_keys
 
 EXAM = Exam(prompts=2, clips=2, long_prompts=0)
@@ -36,9 +36,9 @@ def steer(stack):
 
 def test_an_exam_of_steering(steer):
     action = steering.setting(steer, 2)
-    found = steering.examined(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
-    again = steering.examined(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
-    other = steering.examined(steer, lambda seen: action.expand(len(seen), -1), EXAM, 4)
+    found = steering.evaluated(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
+    again = steering.evaluated(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
+    other = steering.evaluated(steer, lambda seen: action.expand(len(seen), -1), EXAM, 4)
     assert found == again != other and {len(column) for column in found.values()} == {2}
     assert found["passes"] == [3, 3]
     paid = [q - r for q, r in zip(found["quality"], found["reward"], strict=True)]
@@ -82,45 +82,45 @@ def test_the_search_finds_the_best_setting_within_its_steps(steer):
 
 def test_the_planner_is_no_worse_than_what_it_plans_with(steer):
     plain = steering.setting(steer, 3)
-    fixed = steering.examined(steer, lambda seen: plain.expand(len(seen), -1), EXAM, 0)
+    fixed = steering.evaluated(steer, lambda seen: plain.expand(len(seen), -1), EXAM, 0)
     tries = torch.stack([plain, steering.setting(steer, 1), steering.setting(steer, 4)])
-    found = steering.examined(steer, steering.planned(steer, tries, plain), EXAM, 0)
+    found = steering.evaluated(steer, steering.planned(steer, tries, plain), EXAM, 0)
     assert sum(found["reward"]) >= sum(fixed["reward"]) - 1e-4
 
 
 def test_an_exam_of_detection(stack):
     env = vector_env("stream_detect", 8, stack, clips=16, autoreset_mode="Disabled", check=False)
-    told = detecting.examined(env, lambda seen: 1 + env.bank.label[env.state.clip].long())
+    told = detecting.evaluated(env, lambda seen: 1 + env.bank.label[env.state.clip].long())
     assert told["reward"] == told["right"] == [1] * 16 and told["chunks"] == [1] * 16
     assert told["called_fake"] == env.bank.label.float().tolist() and told["family"] == env.bank.family.tolist()
-    late = detecting.examined(env, detecting.rule(env, 2, 2))
+    late = detecting.evaluated(env, detecting.rule(env, 2, 2))
     cost = 2 * env.settings.wait_cost
     paid = [(1.0 if fake else -1.0) - cost for fake in env.bank.label.tolist()]
     assert late["reward"] == pytest.approx(paid) and late["chunks"] == [3] * 16
-    asleep = detecting.examined(env, lambda seen: torch.zeros(len(seen), dtype=torch.int64))
+    asleep = detecting.evaluated(env, lambda seen: torch.zeros(len(seen), dtype=torch.int64))
     assert asleep["right"] == [0] * 16 and asleep["chunks"] == [4] * 16
     odd = vector_env("stream_detect", 5, stack, clips=16, autoreset_mode="Disabled", check=False)
     with pytest.raises(ValueError, match="5 rows do not divide a bank of 16 clips"):
-        detecting.examined(odd, lambda seen: seen)
+        detecting.evaluated(odd, lambda seen: seen)
 
 
 def test_agents_runs_and_goes_on(stack, few, tmp_path, monkeypatch, capsys):
     tiny = {"prompts": 2, "clips": 1, "long_prompts": 0}
     exams = {"exam": Exam(**tiny), "validation": Exam(**tiny, split="validation")}
-    size = agents.Size(seeds=2, **exams, clips=16, steps=16, points=1)
-    monkeypatch.setitem(agents.SIZES, "smoke", size)
-    config = agents.Config(preset="smoke", out=tmp_path / "out", workers=1, weights=stack)
+    preset = agents.Preset(runs.Budget(**exams, clips=16, steps=16, points=1), seeds=2)
+    monkeypatch.setitem(agents.PRESETS, "smoke", preset)
+    config = agents.Config(preset="smoke", out=tmp_path / "out", workers=1, stack=stack)
     agents.run(config)
     first = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     kinds = {(row["kind"], row["env"], row["row"]) for row in results["rows"]}
-    for env, row in agents.rows_of_all():
+    for env, row in agents.cells(config):
         assert ("row", env, row) in kinds and ("run", env, row) in kinds and f"| {tables.LABELS[row]} |" in first
     assert {row for kind, _, row in kinds if kind == "curve"} == {"sb3-ppo", "sb3-sac", "tianshou-ppo"}
     seeds = {row["row"]: row["seeds"] for row in results["rows"] if row["kind"] == "row" and row["env"] == STEER}
     assert seeds["sb3-sac"] == seeds["fixed"] == 2 and seeds["tianshou-ppo"] == 1
     assert (tmp_path / "out" / "StreamSteer-v0.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
-    monkeypatch.setattr("reelgym.experiments.learning.runs._trained", None)
+    monkeypatch.setattr(runs, "trained", None)
     agents.run(config)
     assert capsys.readouterr().out == first
 

@@ -59,7 +59,7 @@ def test_clips_are_kept_and_made_once(weights, tmp_path, monkeypatch):
     assert all(torch.equal(first[name], again[name]) for name in wanted)
     other = footage({REAL: 3}, "test", 0, weights, tmp_path)
     assert not torch.equal(other[REAL], first[REAL])
-    monkeypatch.setattr(module, "film", lambda config: pytest.fail("made again"))
+    monkeypatch.setattr(module, "clips_of", lambda *args, **kwargs: pytest.fail("made again"))
     assert torch.equal(footage(wanted, "train", 0, weights, tmp_path)[REAL], first[REAL])
 
 

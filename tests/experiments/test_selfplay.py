@@ -8,14 +8,13 @@ import pytest
 
 from reelgym.agents.league.league import League
 from reelgym.checkpoint import has_checkpoint
-from reelgym.experiments import cli, selfplay
-from reelgym.experiments.league import runs
-from reelgym.experiments.league.runs import Size
+from reelgym.experiments import cli, jobs, selfplay
+from reelgym.experiments.league.dataset import SEEN, UNSEEN, Budget, ClipDataset
 from reelgym.experiments.league.tables import LABELS, all_rows, report, sentences
 from reelgym.experiments.readme import filled
 from reelgym.models.tiny import load_tiny
 
-SMALL = Size(
+SMALL = Budget(
     rounds=2,
     generator_updates=1,
     detector_updates=2,
@@ -35,10 +34,9 @@ SMALL = Size(
 @pytest.fixture
 def small(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(selfplay.PRESETS, "quick", replace(selfplay.PRESETS["quick"], size=SMALL))
-    monkeypatch.setattr(selfplay, "fingerprint", lambda weights: "one state of the code")
-    for cached in (runs._stack, runs.footage):
-        cached.cache_clear()
-    return ["selfplay", "--workers", "1", "--weights", str(weights), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "one state of the code")
+    ClipDataset.load.cache_clear()
+    return ["selfplay", "--workers", "1", "--stack", str(weights), "--out", str(tmp_path / "run")]
 
 
 def test_end_to_end_and_again(small, tmp_path, monkeypatch, capsys):
@@ -58,7 +56,7 @@ def test_end_to_end_and_again(small, tmp_path, monkeypatch, capsys):
     page = filled("<!-- measured: run/results.json -->\n<!-- end -->", tmp_path)
     assert report(written["rows"]) in page
 
-    monkeypatch.setattr(selfplay, "work", None)
+    monkeypatch.setattr(jobs, "_do", None)
     assert cli.main(small) == 0, capsys.readouterr().err
     assert capsys.readouterr().out == shown.out
 
@@ -92,10 +90,10 @@ def test_a_killed_league_goes_on_and_a_damaged_one_says_so(small, tmp_path, monk
 
     shutil.rmtree(out / "jobs" / "newest-0")
     shutil.copytree(tmp_path / "kept", place)
-    monkeypatch.setattr(selfplay, "fingerprint", lambda weights: "another state of the code")
+    monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "another state of the code")
     played.clear()
     assert cli.main(small) == 0 and played == [0, 1], "what other code began is not gone on with"
-    monkeypatch.setattr(selfplay, "fingerprint", lambda weights: "one state of the code")
+    monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "one state of the code")
     shutil.copytree(tmp_path / "kept", place)
     (place / "fakes.safetensors").write_bytes(b"no")
     capsys.readouterr()
@@ -110,8 +108,8 @@ def test_bad_input(small, weights, tmp_path, capsys):
     bare = tmp_path / "bare"
     shutil.copytree(weights, bare)
     shutil.rmtree(bare / "rival")
-    assert cli.main(["selfplay", "--weights", str(bare), "--out", str(tmp_path / "run")]) == 1
-    assert "no rival weights here" in capsys.readouterr().err
+    assert cli.main(["selfplay", "--stack", str(bare), "--out", str(tmp_path / "run")]) == 1
+    assert "self-play needs rival" in capsys.readouterr().err
 
 
 def test_one_seed_and_one_detector_tell_nothing_apart():
@@ -125,8 +123,8 @@ def test_one_seed_and_one_detector_tell_nothing_apart():
 
 def a_run(unseen, fooled, total):
     detector = {
-        "auc": {name: [0.5, unseen] for name in (*runs.SEEN, *runs.UNSEEN)},
-        "tpr": dict.fromkeys((*runs.SEEN, *runs.UNSEEN), 0.1),
+        "auc": {name: [0.5, unseen] for name in (*SEEN, *UNSEEN)},
+        "tpr": dict.fromkeys((*SEEN, *UNSEEN), 0.1),
         **dict.fromkeys(("floor_same", "floor_other", "false_alarms", "chunks", "calibration_error"), 0.5),
         "reals": 9,
     }

@@ -1,0 +1,94 @@
+"""A league of a stack: its student against its rival, in the game that they play.
+
+M clips uint8 [M, F, 3, H, W].
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from ...envs.detect_bank import Source
+from ...envs.game_rules import GameRules, ThresholdPolicy
+from ...envs.self_play import SelfPlayGame
+from ...envs.stack import Stack
+from ...envs.worlds.grammar import GRAMMARS, sample_scripts
+from ...models.classifiers import NetworkDetector
+from ...models.detector import ClipDetector
+from ...models.generator import Generator
+from ...models.scorers import D3
+from ...rewards.stream_reward import StreamReward
+from ...training.learner import LearnerConfig
+from ..detection import Detection, DetectionConfig, FakePool, drawn
+from ..finetune_recipes import FINETUNE
+from .config import LeagueConfig
+from .league import League, MakeClips
+from .match import apply_camera
+from .reward import OpponentReward
+
+DETECTION = DetectionConfig(learner=LearnerConfig(learning_rate=2e-3))
+"""How a league's detectors learn; their camera is that of the rules."""
+D3_ALARMS = 0.2
+"""Real clips that the scripted detector takes for made."""
+PATIENT = float("inf")
+"""Confidence of who decides at the end."""
+
+
+def league_of(
+    stack: Stack,
+    config: LeagueConfig,
+    real: Tensor,
+    fakes: Mapping[str, Tensor],
+    scripted: Tensor,
+    *,
+    streams: int = 64,
+    rules: GameRules | None = None,
+) -> League:
+    """The league of a stack's student and rival before its first round.
+
+    real, fakes: what detectors learn from, fakes by family, those of the student as "generator-0". scripted: made
+    clips, a generator that is met and never trained; such a detector is D3 on the rival's features, fitted on as many
+    real clips as the largest family has. streams: of a match. rules: by default the game's; in a match all are made.
+    """
+    rules, rival, frames = rules or GameRules(), rival_of(stack), stack.clock.frames_per_chunk
+    reward = OpponentReward(stack.reward.model, rules)
+    recipe = replace(FINETUNE["reward"], seed=config.seed)
+    trainer = recipe.trainer(stack.with_parts(reward=StreamReward(reward)), stack.student())
+    learns = replace(DETECTION, camera=rules.camera, pool=rules.pool, seed=config.seed)
+    first = copy.deepcopy(rival).requires_grad_(True).train()
+    detector = Detection(learns, first, drawn(real), FakePool(dict(fakes)), frames)
+    game = SelfPlayGame(
+        streams,
+        stack.codec,
+        stack.reward,
+        stack.prompts("validation"),
+        rules=replace(rules, share=0.0),
+        clock=stack.clock,
+        device=stack.device,
+    )
+    some = apply_camera(real[: max(map(len, fakes.values()))].float() / 255, rules, frames, 1, real=True)
+    d3 = D3.fit(rival.features, some.film.flatten(1, 2) / 255, D3_ALARMS)
+    whole = NetworkDetector(d3, stack.clock.clip_frames, rival.size)
+    shown = apply_camera(scripted.float() / 255, rules, frames, 0, real=False)
+    policies, recordings = {"d3": ThresholdPolicy(whole, PATIENT)}, {"scripted": shown}
+    return League(config, trainer, detector, reward, game, clip_maker(stack), policies, recordings)
+
+
+def rival_of(stack: Stack) -> ClipDetector:
+    """The detector that a league begins with; ValueError for one that `Detection` does not train."""
+    if not isinstance(rival := stack.rival, ClipDetector):
+        raise ValueError(f"a league trains a ClipDetector, the stack's rival is a {type(rival).__name__}")
+    return rival
+
+
+def clip_maker(stack: Stack) -> MakeClips:
+    """Clips [M, F, 3, H, W] in [0, 1] of a generator, of training scripts that a seed draws."""
+
+    def make(generator: Generator, count: int, seed: int) -> Tensor:
+        scripts = sample_scripts(count, split="train", seed=seed, grammar=GRAMMARS[stack.grammar])
+        return Source(generator, stack.codec, stack.encoder, stack.grammar)(scripts, stack.clock.chunks, seed)
+
+    return make
