@@ -18,8 +18,8 @@ from torch import Tensor
 from ..envs.prompt_source import Draw, Texts
 from ..envs.stack import Stack
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState, generate_chunk
-from ..models.sampler import guided, renoise, x0_from_v
+from ..models.generator import Generator, chunks
+from ..models.sampler import denoise, guided, renoise
 from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys, uniform
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
@@ -94,12 +94,7 @@ def self_forcing(generator: Generator, embeds: Tensor, keys: Tensor, exit_step: 
 
     embeds [B, n, L, D]; keys int64 [B]. Gradient does not cross chunks: the cache is written without.
     """
-    state, chunks = StreamState.start(keys), []
-    with torch.set_grad_enabled(grad):
-        for prompts in embeds.unbind(1):
-            x0, _, state = generate_chunk(generator, state, prompts, exit_step=exit_step, grad=grad)
-            chunks.append(x0)
-    return torch.cat(chunks, 1)
+    return torch.cat([x0 for x0, _, _ in chunks(generator, embeds, keys, exit_step=exit_step, grad=grad)], 1)
 
 
 @torch.no_grad()
@@ -109,11 +104,10 @@ def score_direction(
     """DMD's direction at x0 [B, F, C, h, w] noised by eps to sigma [B]; scores: real (guided by w) and fake."""
     real, fake = scores
     x = renoise(x0, eps, sigma)
-    conditional = x0_from_v(x, real(x, sigma, embeds), sigma)
+    conditional = denoise(real, x, sigma, embeds)
     if w != 1:
-        unconditional = x0_from_v(x, real(x, sigma, null.expand_as(embeds)), sigma)
-        conditional = guided(unconditional, conditional, w)
-    return dmd_direction(x0, conditional, x0_from_v(x, fake(x, sigma, embeds), sigma))
+        conditional = guided(denoise(real, x, sigma, null.expand_as(embeds)), conditional, w)
+    return dmd_direction(x0, conditional, denoise(fake, x, sigma, embeds))
 
 
 def flow_loss(model: CausalWan, x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState, read_chunk
+from ..models.generator import Generator, StreamState, read_clip
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
 from ..noise import normal
 from ..rewards.windows import TINY, Clock
@@ -156,10 +156,10 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
     def _begin(self, options: dict[str, Any]) -> SteerState:
         clip = self.clips.begin(self.num_envs, self.np_random, options.get("scripts"))
         stream = StreamState.start(self._keys(options))
-        frames = self.clock.frames_per_chunk
-        for chunk in range(clip.position):  # what the world gives, the generator has to have read
-            given = clip.latents[:, (chunk - clip.position) * frames :][:, :frames]
-            stream = read_chunk(self.generator, stream, given, clip.prompts[chunk].embeds)
+        if clip.position:  # what the world gives, the generator has to have read
+            embeds = torch.stack([prompts.embeds for prompts in clip.prompts], 1)
+            given = clip.latents[:, -clip.position * self.clock.frames_per_chunk :]
+            stream = read_clip(self.generator, stream, given, embeds)
         zeros = age = torch.zeros(self.num_envs, device=self.device)
         for old, new in pairwise(clip.prompts[: clip.position + 1]):
             age = _older(age, old.embeds, new.embeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..noise import normal
 from .cache import KVCache
 from .causal_attention import Recall
-from .sampler import Kernel, KernelOf, consistency, x0_from_v
+from .sampler import Kernel, KernelOf, consistency, denoise
 from .wan import CausalWan
 
 
@@ -34,6 +35,12 @@ class Generator:
         never meets eviction, nor does a training on such rollouts."""
         size = self.frames_per_chunk
         return self.model.cache_config.evicts(chunks * size, size)
+
+    def denoise(
+        self, x: Tensor, sigma: float | Tensor, embeds: Tensor, cache: KVCache | Recall | None = None
+    ) -> Tensor:
+        """The clean prediction x0 at x [B, f, C, h, w] of level sigma (a number or [B]), after what the cache holds."""
+        return denoise(self.model, x, sigma, embeds, cache=cache)
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ def denoise_chunk(
         else:
             x = eps
         with torch.set_grad_enabled(grad and step == last):
-            x0 = x0_from_v(x, generator.model(x, sigmas[step], embeds, cache=past), sigmas[step])
+            x0 = generator.denoise(x, sigmas[step], embeds, past)
         next_sigma = 0.0 if step == last else sigmas[step + 1]
         kernel = generator.kernel(sigmas[step], next_sigma)
         transitions.append(Transition(x, sigmas[step], next_sigma, x0.detach(), x0, kernel, state.cache))
@@ -184,21 +191,47 @@ def read_chunk(
     return replace(state, cache=cache, chunk=state.chunk + 1, prompt=embeds)
 
 
+def read_clip(generator: Generator, state: StreamState, latents: Tensor, embeds: Tensor) -> StreamState:
+    """The state after clean latents [B, m * f, C, h, w], chunk after chunk; embeds [B, n, L, D], n >= m."""
+    parts = latents.split(generator.frames_per_chunk, 1) if latents.shape[1] else ()
+    for chunk, prompts in zip(parts, embeds.unbind(1), strict=False):
+        state = read_chunk(generator, state, chunk, prompts)
+    return state
+
+
+def chunks(
+    generator: Generator,
+    embeds: Tensor,
+    keys: Tensor,
+    *,
+    given: Sequence[Tensor] = (),
+    exit_step: int | None = None,
+    grad: bool = False,
+) -> Iterator[tuple[Tensor, tuple[Transition, ...], StreamState]]:
+    """B new streams with noise from keys int64 [B], chunk after chunk: the one loop over chunks of all rollouts.
+
+    embeds [B, n, L, D] holds the prompt of each chunk. Yields what `generate_chunk` returns: the chunk
+    [B, f, C, h, w], its transitions and the state after it. given: chunks to begin with in place of generated ones;
+    they are read, and have no transitions. exit_step, grad: see `generate_chunk`.
+    """
+    state, transitions = StreamState.start(keys), tuple[Transition, ...]()
+    for number, prompts in enumerate(embeds.unbind(1)):
+        if number < len(given):
+            x0, transitions = given[number], ()
+            state = read_chunk(generator, state, x0, prompts)
+        else:
+            x0, transitions, state = generate_chunk(generator, state, prompts, exit_step=exit_step, grad=grad)
+        yield x0, transitions, state
+
+
 @torch.no_grad()
 def stream(generator: Generator, embeds: Tensor, keys: Tensor, opening: Tensor | None = None) -> Tensor:
     """Latents [B, n * f, C, h, w] of B new streams; embeds [B, n, L, D] holds the prompt of each chunk.
 
     opening: latents [B, m * f, C, h, w] that the streams begin with; the generator reads them and goes on.
     """
-    state, chunks = StreamState.start(keys), []
     given = () if opening is None else opening.split(generator.frames_per_chunk, 1)
-    for number, prompts in enumerate(embeds.unbind(1)):
-        if number < len(given):
-            x0, state = given[number], read_chunk(generator, state, given[number], prompts)
-        else:
-            x0, _, state = generate_chunk(generator, state, prompts)
-        chunks.append(x0)
-    return torch.cat(chunks, 1)
+    return torch.cat([x0 for x0, _, _ in chunks(generator, embeds, keys, given=given)], 1)
 
 
 @torch.no_grad()
@@ -207,8 +240,7 @@ def prediction(generator: Generator, x: Tensor, sigma: Tensor, past: Tensor, emb
 
     embeds [B, n, L, D], n > k. Its cache is made here: another model's would not be its own.
     """
-    state, prompt = StreamState.start(torch.zeros(len(x), dtype=torch.long, device=x.device)), embeds[:, 0]
-    for number, chunk in enumerate(past.split(x.shape[1], 1) if past.shape[1] else ()):
-        state, prompt = read_chunk(generator, state, chunk, embeds[:, number]), embeds[:, number + 1]
-    cache = at_prompt(generator, state, prompt).cache
-    return x0_from_v(x, generator.model(x, sigma, prompt, cache=cache), sigma)
+    keys = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    state = read_clip(generator, StreamState.start(keys), past, embeds)
+    prompt = embeds[:, state.chunk]
+    return generator.denoise(x, sigma, prompt, at_prompt(generator, state, prompt).cache)

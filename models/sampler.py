@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ def step_sigmas(steps: int, shift: float) -> tuple[float, ...]:
 def x0_from_v(x: Tensor, v: Tensor, sigma: float | Tensor) -> Tensor:
     """The clean prediction behind a velocity."""
     return x - _spread(sigma, x) * v
+
+
+def denoise(model: Callable[..., Tensor], x: Tensor, sigma: float | Tensor, embeds: Tensor, **options: Any) -> Tensor:
+    """The clean prediction of a velocity model at x of level sigma: the model as a denoiser."""
+    return x0_from_v(x, model(x, sigma, embeds, **options), sigma)
 
 
 def renoise(x0: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from reelgym.models.generator import (
     Generator,
     StreamState,
     at_prompt,
+    chunks,
     denoise_chunk,
     generate_chunk,
     read_chunk,
+    read_clip,
     stream,
 )
 from reelgym.models.sampler import kernel_log_prob, renoise, step_sigmas, x0_from_v
@@ -38,13 +40,13 @@ def generator(cache=None):
     return Generator(model, step_sigmas(4, 5.0), SHAPE[1:], 3)
 
 
-def prompts(batch=3, chunks=4):
-    return torch.randn(batch, chunks, 5, 8, generator=torch.Generator().manual_seed(1))
+def prompts(batch=3, length=4):
+    return torch.randn(batch, length, 5, 8, generator=torch.Generator().manual_seed(1))
 
 
-def after(gen, keys, embeds, chunks=2):
+def after(gen, keys, embeds, count=2):
     state = StreamState.start(keys)
-    for i in range(chunks):
+    for i in range(count):
         _, _, state = generate_chunk(gen, state, embeds[:, i])
     return state
 
@@ -62,6 +64,21 @@ def test_a_stream_is_the_same_in_any_batch():
 
 
 @torch.no_grad()
+def test_chunks_are_those_of_generate_chunk_and_go_on_from_given_ones():
+    gen, keys, embeds = generator(), stream_keys(0, 3), prompts()
+    made = list(chunks(gen, embeds, keys))
+    x0, transitions, state = generate_chunk(gen, after(gen, keys, embeds), embeds[:, 2])
+    assert torch.equal(made[2][0], x0) and torch.equal(made[2][1][0].x, transitions[0].x) and made[2][2].chunk == 3
+    opening = torch.cat((made[0][0], made[1][0]), 1)
+    again = list(chunks(gen, embeds, keys, given=opening.split(3, 1)))
+    assert [len(steps) for _, steps, _ in again] == [0, 0, 4, 4]
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(made, again, strict=True))
+    read = read_clip(gen, StreamState.start(keys), opening, embeds)
+    assert read.chunk == 2 and torch.equal(read.cache.keys[1], made[1][2].cache.keys[1])
+    assert read_clip(gen, state, opening[:, :0], embeds) is state
+
+
+@torch.no_grad()
 def test_transitions_tell_the_whole_story():
     gen, keys, embeds = generator(), stream_keys(0, 3), prompts()
     state = after(gen, keys, embeds)
@@ -71,7 +88,9 @@ def test_transitions_tell_the_whole_story():
     x = normal(keys, 2, 0, SHAPE)
     for step, t in enumerate(transitions):
         assert torch.equal(t.x, x) and t.context is state.cache
-        assert torch.equal(t.x0, x0_from_v(x, gen.model(x, t.sigma, embeds[:, 2], cache=t.context), t.sigma))
+        v = gen.model(x, t.sigma, embeds[:, 2], cache=t.context)
+        assert torch.equal(t.x0, x0_from_v(x, v, t.sigma))
+        assert torch.equal(t.x0, gen.denoise(x, t.sigma, embeds[:, 2], t.context))
         if t.next_sigma:
             assert torch.equal(t.x_next, renoise(t.x0, normal(keys, 2, step + 1, SHAPE), t.next_sigma))
             assert kernel_log_prob(t.x_next, t.x0, t.next_sigma).isfinite().all()
@@ -137,7 +156,7 @@ def test_by_default_nothing_carries_gradient():
 
 
 def test_the_window_bounds_the_cache():
-    state = after(generator(), stream_keys(0, 1), prompts(1, 6), chunks=6)
+    state = after(generator(), stream_keys(0, 1), prompts(1, 6), count=6)
     assert state.cache.frames == (0, 1, 2, 15, 16, 17)
 
 
