@@ -12,7 +12,6 @@ from ..envs.stack import StackSpec
 from ..training.recipe import find_recipe
 from ..training.sequence import Sequence as RecipeSequence
 from ..training.sequence import Stage
-from .evaluate import REFERENCES
 from .events import write_events
 from .jobs import Job
 from .options import StackOptions
@@ -21,6 +20,7 @@ from .report import load_media, summary_text, write_picture, write_report
 from .rows import clip_rows, curve_rows, table_rows
 from .runs import Task, work
 from .study import Results, Study, finished, run_study
+from .systems import REFERENCES
 from .tables import Row
 
 SEARCH_SEED = 10_000

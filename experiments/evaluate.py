@@ -6,33 +6,24 @@ P prompts, K clips of each, Q prompts of long streams, n chunks a clip; videos [
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..envs.stack import Stack
-from ..envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
+from ..envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts, script_text
 from ..envs.worlds.oracle import diversity, judge, judge_long
-from ..envs.worlds.render import render
-from ..envs.worlds.scene import roll
 from ..envs.worlds.world import World
-from ..models.codec import Codec
-from ..models.generator import Generator, stream
 from ..models.prompts import PromptBatch
-from ..models.sampler import TeacherSampling, sample_teacher
-from ..models.streaming import StreamingGenerator, TextEncoder
-from ..models.tiny import TEACHER_SAMPLING
-from ..models.wan import CausalWan
-from ..noise import fold, normal, stream_keys
+from ..noise import fold, stream_keys
 from ..plugins import find, resolve
 from ..rewards.stream_reward import RewardSignal, StreamReward
 from ..rewards.windows import clip_prompts, clip_reward
+from .systems import Chunks, System, encode_clauses
 
-Chunks = Sequence[Sequence[Clause]]
-"""B rows of one clause per chunk (a world of one's own gives prompts, strings, in their place)."""
 AXES = ("VQ", "MQ", "TA", "physics", "total")
 EXAM = 2**40
 """Folded into an exam's noise, so that no training has met it."""
@@ -117,26 +108,6 @@ class Grades:
     long_video: Tensor
 
 
-class System(Protocol):
-    """Whatever makes videos for scripts."""
-
-    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
-        """Videos of B rows of clauses; row i is a function of clauses[i] and keys[i] (int64) alone."""
-        ...
-
-
-@runtime_checkable
-class Continues(Protocol):
-    """A system that can carry on what the world began."""
-
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
-        """Videos of B rows of clauses that begin as the world's own video [B, F, 3, H, W] does.
-
-        A generator looks at the first `given` frames alone; the world and its codec give all of them back.
-        """
-        ...
-
-
 @torch.no_grad()
 def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str = "cpu", long: bool = True) -> Grades:
     """Let a system sit the exam with the noise of `seed`; `long` False leaves the long streams out."""
@@ -171,106 +142,6 @@ def oracle_scores(video: Tensor, rows: Chunks, exam: Exam) -> dict[str, Tensor]:
     return {**dict.fromkeys(AXES, scores["total"]), **scores}
 
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """What the world shows. world: of one's own; None: ShapeStream."""
-
-    frames_per_chunk: int
-    world: World | None = None
-
-    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
-        """Every row rolls alone, from a random generator of its own key."""
-        if self.world is not None:
-            rows = [[str(clause) for clause in row] for row in clauses]
-            return self.world.video(rows, self.frames_per_chunk, keys.tolist()).to(keys.device)
-        scenes = (
-            roll([row], self.frames_per_chunk, torch.Generator().manual_seed(key))
-            for row, key in zip(clauses, keys.tolist(), strict=True)
-        )
-        return torch.cat([render(scene) for scene in scenes]).to(keys.device)
-
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
-        """See Continues."""
-        return video
-
-
-@dataclass(frozen=True)
-class Coded:
-    """Another system's videos through the codec and back: what no generator of its latents can beat for sharpness."""
-
-    codec: Codec
-    system: System
-
-    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
-        return self.codec.decode(self.codec.encode(self.system(clauses, keys)))
-
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
-        """See Continues."""
-        return self.codec.decode(self.codec.encode(video))
-
-
-@dataclass(frozen=True)
-class Student:
-    """A streaming generator; the clauses are encoded chunk by chunk."""
-
-    pipeline: StreamingGenerator
-
-    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
-        return self._streamed(clauses, keys, None)
-
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
-        """See Continues."""
-        return self._streamed(clauses, keys, self.pipeline.codec.encode(video[:, :given]))
-
-    def _streamed(self, clauses: Chunks, keys: Tensor, given: Tensor | None) -> Tensor:
-        embeds = encode_clauses(self.pipeline.encoder, clauses).to(keys.device)
-        return self.pipeline.codec.decode(stream(self.pipeline.generator, embeds, keys, given))
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A bidirectional, guided teacher of whole clips, in the latents of a pipeline; its noise is what the chunks of the
-    pipeline's generator begin with."""
-
-    model: CausalWan
-    pipeline: StreamingGenerator
-    sampling: TeacherSampling = TEACHER_SAMPLING
-
-    def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
-        embeds = encode_clauses(self.pipeline.encoder, clauses).to(keys.device)
-        shape = (self.model.frames_per_chunk, *self.pipeline.generator.latent_shape)
-        noise = torch.cat([normal(keys, chunk, 0, shape) for chunk in range(embeds.shape[1])], 1)
-        null = torch.zeros_like(embeds[0, 0])
-        latents = sample_teacher(self.model, embeds, null, noise, self.sampling)
-        return self.pipeline.codec.decode(latents)
-
-
-REFERENCES = {
-    "truth": "ground truth",
-    "codec": "codec ceiling",
-    "teacher": "teacher",
-    "start": "starting student",
-}
-"""What is measured beside trained students, and is not trained."""
-
-
-def reference(stack: Stack, name: str) -> System:
-    """One of REFERENCES."""
-    world = GroundTruth(stack.clock.frames_per_chunk, stack.world)
-    systems: dict[str, Callable[[], System]] = {
-        "truth": lambda: world,
-        "codec": lambda: Coded(stack.codec, world),
-        "teacher": lambda: Teacher(stack.teacher, stack.pipeline),
-        "start": lambda: Student(stack.pipeline),
-    }
-    return systems[name]()
-
-
-def as_system(stack: Stack, generator: Generator) -> Student:
-    """A generator that was a student of the stack."""
-    return Student(replace(stack.pipeline, generator=generator))
-
-
 def exam_prompts(stack: Stack, exam: Exam, rows: Sequence[int]) -> PromptBatch:
     """The prompts of an exam's clips at `rows`, as rewards of whole clips take them."""
     clauses = exam.clauses()
@@ -288,15 +159,6 @@ def reward_scores(stack: Stack, reward: StreamReward, exam: Exam, grades: Grades
         for at in torch.arange(len(video)).split(exam.batch)
     ]
     return RewardSignal(torch.cat([part.scores for part in parts]), torch.cat([part.reward for part in parts]))
-
-
-def encode_clauses(encoder: TextEncoder, clauses: Chunks) -> Tensor:
-    """One prompt per chunk: embeddings [B, n, L, D]."""
-    texts = [str(clause) for row in clauses for clause in row]
-    distinct = list(dict.fromkeys(texts))
-    place = {text: number for number, text in enumerate(distinct)}
-    rows = torch.tensor([place[text] for text in texts])
-    return encoder.encode(distinct)[rows].unflatten(0, (len(clauses), -1))
 
 
 def texts_of(scripts: Sequence[Script]) -> list[str]:

@@ -9,7 +9,8 @@ from ..agents.finetune_recipes import FINETUNE
 from ..distill.recipes import CONTINUED, DISTILL
 from ..training.recipe import Recipe
 from ..training.sequence import Sequence, Stage
-from .evaluate import REFERENCES, Exam
+from .evaluate import Exam
+from .systems import REFERENCES
 
 METHODS = {
     "continued": "starting recipe continued",

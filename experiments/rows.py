@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import AXES, REFERENCES, Exam, texts_of
+from .evaluate import AXES, Exam, texts_of
 from .presets import METHODS, label_of
 from .stats import mean_interval, paired_difference, sign_test
+from .systems import REFERENCES
 from .tables import Row
 
 COUNTS = ("updates", "chunks", "generator_calls", "teacher_calls", "critic_calls", "reference_calls", "reward_calls")

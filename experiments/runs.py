@@ -17,9 +17,10 @@ from ..rewards.windows import clip_reward
 from ..training.learner import NonFiniteError
 from ..training.loop import fit
 from ..training.sequence import Stage
-from .evaluate import Exam, Grades, System, as_system, exam_prompts, examine, reference, reward_scores
+from .evaluate import Exam, Grades, exam_prompts, examine, reward_scores
 from .jobs import Result
 from .slices import examine_slices
+from .systems import System, as_system, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 VALIDATION_NOISE = 1_000_003

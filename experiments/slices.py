@@ -13,7 +13,8 @@ from ..envs.worlds.oracle import judge
 from ..envs.worlds.render import render
 from ..envs.worlds.slices import SLICES, heard, slice_scene, slice_scripts
 from ..noise import fold, stream_keys
-from .evaluate import AXES, Chunks, Continues, Exam
+from .evaluate import AXES, Exam
+from .systems import Chunks, Continues
 
 SLICE_EXAM = 2**41
 """Folded into the slices' noise, so that no training and no other part of an exam has met it."""

@@ -18,11 +18,12 @@ from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
 from ..training.recipe import Recipe
 from .console import progress
-from .evaluate import Exam, as_system, examine
+from .evaluate import Exam, examine
 from .jobs import one_thread
 from .options import CacheOptions, StackOptions
 from .results import command_line, write_results
 from .runs import VALIDATION_NOISE
+from .systems import as_system
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,13 @@ from ...models.streaming import StreamingGenerator
 from ...models.tiny import CHUNKS
 from ...noise import fold, stream_keys
 from ..console import progress, publish, sections
-from ..evaluate import EXAM, encode_clauses
+from ..evaluate import EXAM
 from ..jobs import on_threads
 from ..options import StackName, cache_policies, load_generator
 from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg
 from ..results import pick_device
 from ..stats import mean_interval, paired_difference
+from ..systems import encode_clauses
 from ..tables import Column, Row, interval, number, rows_of
 
 FRAMES = 3

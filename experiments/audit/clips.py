@@ -11,7 +11,7 @@ from ...envs.worlds.grammar import COLOURS, Clause
 from ...envs.worlds.scene import RGB
 from ...models.prompts import PromptBatch
 from ...rewards.windows import clip_prompts
-from ..evaluate import encode_clauses
+from ..systems import encode_clauses
 
 
 def clip_texts(stack: Stack, clauses: list[Clause]) -> PromptBatch:

@@ -25,12 +25,13 @@ from ...models.generator import Generator
 from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
 from ...training.guard import GuardConfig, guard_of
 from ...training.loop import fit
-from ..evaluate import Exam, Grades, as_system, examine, reward_scores
+from ..evaluate import Exam, Grades, examine, reward_scores
 from ..jobs import Job, Result
 from ..options import StackOptions
 from ..runs import VALIDATION_NOISE
 from ..stats import mean_interval, paired_difference
 from ..study import Results, Study, run_study, seeds_of
+from ..systems import as_system
 from ..tables import Column, Row, markdown_table, number
 
 __all__ = ["COLUMNS", "Config", "report", "run"]

@@ -13,8 +13,9 @@ from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE
 from ...envs.stack import Stack
 from ...training.learner import NonFiniteError
-from ..evaluate import Exam, System, as_system, examine, reference, reward_scores
+from ..evaluate import Exam, examine, reward_scores
 from ..jobs import Result
+from ..systems import System, as_system, reference
 
 LOOK_NOISE = 1_000_004
 """Of every look: the same for all runs, so that they are paired."""

@@ -23,7 +23,8 @@ from ...models.classifiers import NetworkDetector
 from ...models.detector import ClipDetector
 from ...models.scorers import D3, ReStraV
 from ...training.loop import fit
-from ..evaluate import Exam, as_system, examine
+from ..evaluate import Exam, examine
+from ..systems import as_system
 from ..jobs import Job, Result
 from ..pretrain.footage import Footage, film
 from ..runs import plain

@@ -21,8 +21,8 @@ from ...envs.worlds.render import render
 from ...models.sampler import step_sigmas
 from ...models.tiny import CHUNKS, SAMPLER_SHIFT, STEPS
 from ...noise import stream_keys
-from ..evaluate import reference
 from ..jobs import Job, Result, run_jobs
+from ..systems import reference
 
 REAL = "real"
 STUDENTS = {"student": STEPS, "student-2": 2, "student-1": 1}

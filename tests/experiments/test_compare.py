@@ -20,11 +20,11 @@ from reelgym.experiments.compare import (
     training_jobs,
     winners,
 )
-from reelgym.experiments.evaluate import REFERENCES
 from reelgym.experiments.jobs import digests_of, stored
 from reelgym.experiments.presets import ALONE, METHODS, PRESETS, SEQUENCES, chain
 from reelgym.experiments.rows import curve_rows, table_rows
 from reelgym.experiments.runs import Task, work
+from reelgym.experiments.systems import REFERENCES
 from reelgym.training.learner import NonFiniteError
 from reelgym.training.loop import fit
 

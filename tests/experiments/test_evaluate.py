@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses
-from reelgym.experiments.evaluate import Coded, Exam, GroundTruth, Student, Teacher, encode_clauses, examine, texts_of
+from reelgym.experiments.evaluate import Exam, examine, texts_of
+from reelgym.experiments.systems import Coded, GroundTruth, Student, Teacher, encode_clauses
 from reelgym.models.generator import Generator, stream
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.sampler import TeacherSampling

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from reelgym.envs.worlds.slices import SLICES
-from reelgym.experiments.evaluate import AXES, REFERENCES, Coded, Exam, GroundTruth, Student
+from reelgym.experiments.evaluate import AXES, Exam
 from reelgym.experiments.rows import slice_rows
 from reelgym.experiments.slices import examine_slices
+from reelgym.experiments.systems import REFERENCES, Coded, GroundTruth, Student
 from reelgym.models.generator import Generator
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.streaming import StreamingGenerator
