@@ -24,10 +24,10 @@ from ...models.detector import ClipDetector
 from ...models.scorers import D3, ReStraV
 from ...training.loop import fit
 from ..evaluate import Exam, examine
-from ..systems import as_system
 from ..jobs import Job, Result
 from ..pretrain.footage import Footage, film
 from ..runs import plain
+from ..systems import as_system
 from .dataset import PANEL_SEED, PANEL_SEES, SEEN, Budget, ClipDataset
 from .measure import Recordings, detector_of, detector_report, generator_report, responses, standing
 
