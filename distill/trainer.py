@@ -24,7 +24,7 @@ from ..models.wan import CausalWan
 from ..noise import fold, normal, stream_keys, uniform
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
 from ..rewards.stream_reward import StreamReward
-from ..rewards.windows import Clock, clip_prompts, clip_reward
+from ..rewards.windows import Clock, clip_prompts
 from ..training.learner import Groups, Learner, LearnerConfig
 from ..training.loop import own_draw
 from ..training.state import State, pack, unpack
@@ -143,7 +143,7 @@ class Distill:
         critic = copy.deepcopy(teacher).requires_grad_(True)
         self.teacher = teacher.requires_grad_(False)
         self.codec, self.clock = codec, clock
-        self.reward = clip_reward(reward, codec, clock) if weighted and reward and codec and clock else None
+        self.reward = reward.windowed(clock, codec) if weighted and reward and codec and clock else None
         self.learner = Learner(generator.model, config.generator, accelerator)
         self.critic = Learner(critic, config.critic, accelerator)
         axes = len(self.reward.axes) if self.reward else 1

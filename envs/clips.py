@@ -6,6 +6,7 @@ N streams, n chunks a clip, f latent frames a chunk, W latent frames a window, L
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
-from ..rewards.stream_reward import NoGradientError, RewardSignal, StreamReward
+from ..rewards.stream_reward import NoGradientError, Scores, StreamReward
 from ..rewards.windows import Clock, chunk_of_frame, prompt_columns
 from .draw import View, overlay, to_pixels
 from .prompt_source import Draw, Texts
@@ -33,7 +34,7 @@ class Reward(Protocol):
         """The shortest video, in frames, that it scores."""
         ...
 
-    def __call__(self, video: Tensor, prompts: PromptBatch, *, need: Collection[str]) -> RewardSignal:
+    def __call__(self, video: Tensor, prompts: PromptBatch, *, need: Collection[str]) -> Scores:
         """video [N, F, 3, H, W] in [0, 1] and N prompts; `need` is {"scores"}; `.reward` [N] is read, and `.scores`
         [N, A] where the reward has `axes`, the A names of them."""
         ...
@@ -176,15 +177,11 @@ class Clips:
         none to give: the window is too short, or no score depends on the pixels by a gradient."""
         newest = state.video[-1].shape[1] if state.video else 0
         if state.video and isinstance(self.reward, StreamReward):
-            video = torch.cat(state.video, 1)
-            grid = self._window_grid(video.shape[1], self.clock.frames_per_chunk * len(state.video))
-            if grid is not None and video.shape[1] >= self.reward.min_frames:
-                try:
-                    signal = self.reward(video, state.prompts[state.position - 1], grid, need={"perplexity"})
-                    if signal.perplexity is not None:
-                        return signal.perplexity[:, grid.latent_of_frame[-newest:]]
-                except NoGradientError:
-                    pass
+            video, prompts = torch.cat(state.video, 1), state.prompts[state.position - 1]
+            with suppress(NoGradientError):
+                if found := self._window_perplexity(video, prompts, len(state.video)):
+                    weight, grid = found
+                    return weight[:, grid.latent_of_frame[-newest:]]
         grid = self.codec.grid(1)
         return torch.zeros(len(state.latents), newest, grid.h, grid.w, device=self.device)
 
@@ -194,25 +191,27 @@ class Clips:
         prompts: N, those of that chunk. Ones where the window is too short for the reward.
         """
         frames = self.clock.frames_per_chunk
-        number = latents.shape[1] // frames - 1
+        window = self.clock.window(latents.shape[1] // frames - 1)
         with torch.no_grad():
             video = self.codec.decode(latents)
-        chunks = chunk_of_frame(self.codec.grid(video.shape[1]), self.clock)
-        video = video[:, chunks.index(self.clock.window(number)[0]) :]
-        grid = self._window_grid(video.shape[1], frames * len(self.clock.window(number)))
-        if grid is None or video.shape[1] < self.reward.min_frames:
+        first = chunk_of_frame(self.codec.grid(video.shape[1]), self.clock).index(window[0])
+        found = self._window_perplexity(video[:, first:], prompts, len(window))
+        if found is None:
             return torch.ones(len(latents), frames, *self.latent[1:], device=self.device)
-        if not isinstance(self.reward, StreamReward):
-            raise TypeError(f"perplexity needs a StreamReward, not {type(self.reward).__name__}")
-        weight = self.reward(video, prompts, grid, need={"perplexity"}).perplexity
-        assert weight is not None
-        newest = weight[:, -frames:]
+        newest = found[0][:, -frames:]
         return newest / newest.mean(dim=(1, 2, 3), keepdim=True)
 
-    def _window_grid(self, frames: int, latents: int) -> Grid | None:
-        """Of a window at a stream's start, or later: a causal codec's first latent has fewer frames than others."""
-        grids = (self.codec.grid(frames, start) for start in range(2))
-        return next((grid for grid in grids if grid.latent_frames == latents), None)
+    def _window_perplexity(self, video: Tensor, prompts: PromptBatch, chunks: int) -> tuple[Tensor, Grid] | None:
+        """Perplexity [N, F', h, w] of windows [N, F, 3, H, W] of so many chunks, and their grid; None where a window
+        is too short for the reward. A causal codec's first latent has fewer frames than others."""
+        latents = chunks * self.clock.frames_per_chunk
+        grids = (self.codec.grid(video.shape[1], start) for start in range(2))
+        grid = next((grid for grid in grids if grid.latent_frames == latents), None)
+        if grid is None or video.shape[1] < self.reward.min_frames:
+            return None
+        if not isinstance(self.reward, StreamReward):
+            raise TypeError(f"perplexity needs a StreamReward, not {type(self.reward).__name__}")
+        return self.reward.weights(video, prompts, grid).perplexity, grid
 
     def _encoded(self, scripts: Sequence[Any]) -> tuple[Tensor, Texts]:
         encode = getattr(self.prompts, "encode", None)

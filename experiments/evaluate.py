@@ -20,8 +20,8 @@ from ..envs.worlds.world import World
 from ..models.prompts import PromptBatch
 from ..noise import fold, stream_keys
 from ..plugins import find, resolve
-from ..rewards.stream_reward import RewardSignal, StreamReward
-from ..rewards.windows import clip_prompts, clip_reward
+from ..rewards.stream_reward import Scores, StreamReward
+from ..rewards.windows import clip_prompts
 from .systems import Chunks, System, encode_clauses
 
 AXES = ("VQ", "MQ", "TA", "physics", "total")
@@ -151,14 +151,14 @@ def exam_prompts(stack: Stack, exam: Exam, rows: Sequence[int]) -> PromptBatch:
 
 
 @torch.no_grad()
-def reward_scores(stack: Stack, reward: StreamReward, exam: Exam, grades: Grades) -> RewardSignal:
+def reward_scores(stack: Stack, reward: StreamReward, exam: Exam, grades: Grades) -> Scores:
     """What a reward thinks of an exam's clips, P * K of them: the return in the environment, and each axis."""
-    scorer, video = clip_reward(reward, stack.codec, stack.clock), grades.video.flatten(0, 1)
+    scorer, video = reward.windowed(stack.clock, stack.codec), grades.video.flatten(0, 1)
     parts = [
-        scorer(video[at], exam_prompts(stack, exam, at.tolist()), need={"scores"})
+        scorer.score(video[at], exam_prompts(stack, exam, at.tolist()))
         for at in torch.arange(len(video)).split(exam.batch)
     ]
-    return RewardSignal(torch.cat([part.scores for part in parts]), torch.cat([part.reward for part in parts]))
+    return Scores(torch.cat([part.scores for part in parts]), torch.cat([part.reward for part in parts]))
 
 
 def texts_of(scripts: Sequence[Script]) -> list[str]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..envs.stack import Stack, StackSpec
 from ..models.generator import Generator
-from ..rewards.windows import clip_reward
 from ..training.learner import NonFiniteError
 from ..training.loop import fit
 from ..training.sequence import Stage
@@ -118,9 +117,8 @@ def _maps(stack: Stack, exam: Exam, grades: Grades, shown: int) -> dict[str, Ten
     """What Stream-R1 would weigh the first clips with."""
     video = grades.video[:shown, 0]
     prompts = exam_prompts(stack, exam, range(0, shown * exam.clips, exam.clips))
-    scorer = clip_reward(stack.reward, stack.codec, stack.clock)
-    weights = scorer(video, prompts, stack.codec.grid(video.shape[1]), need={"scores", "perplexity"}).perplexity
-    assert weights is not None
+    scorer = stack.reward.windowed(stack.clock, stack.codec)
+    weights = scorer.weights(video, prompts, stack.codec.grid(video.shape[1])).perplexity
     return {"map/frames": _bytes(video), "map/weights": weights.cpu()}
 
 

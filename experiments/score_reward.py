@@ -87,9 +87,8 @@ def _scores(read: str, found: WindowScores, axes: Sequence[str]) -> VideoScores:
     return VideoScores(f"{read}, {len(found.starts)} windows", rows, table(rows, axes))
 
 
-def _frame_weights(perplexity: Tensor | None, grid: Grid) -> Tensor:
+def _frame_weights(perplexity: Tensor, grid: Grid) -> Tensor:
     """Perplexity [B, F', h, w] as one weight per video frame, [B, F]."""
-    assert perplexity is not None
     return perplexity.mean(dim=(-1, -2))[:, grid.latent_of_frame].cpu()
 
 
@@ -148,7 +147,7 @@ class TinyScorer:
         total, count = torch.zeros(frames), torch.zeros(frames)
         scores = []
         for rows in torch.arange(len(starts)).split(BATCH):
-            signal = self.reward(clips[rows], batch.take(rows), grid, need={"scores", "perplexity"})
+            signal = self.reward.weights(clips[rows], batch.take(rows), grid)
             scores.append(signal.scores.cpu())
             for row, weight in zip(rows.tolist(), _frame_weights(signal.perplexity, grid), strict=True):
                 total[starts[row] : starts[row] + length] += weight
@@ -200,11 +199,14 @@ class VideoRewardScorer:
         frames, _, height, width = video.shape
         grid = Grid(torch.arange(frames), height // FACTOR, width // FACTOR)
         batch = PromptBatch((prompt,), video.new_zeros(1, 0, 0))
-        need = {"scores", "perplexity"} if self.config.frame_weights else {"scores"}
-        signal = StreamReward(model)(video[None], batch, grid, need=need)
-        weights = _frame_weights(signal.perplexity, grid)[0] if self.config.frame_weights else None
+        reward, weights = StreamReward(model), None
+        if self.config.frame_weights:
+            signal = reward.weights(video[None], batch, grid)
+            scores, weights = signal.scores, _frame_weights(signal.perplexity, grid)[0]
+        else:
+            scores = reward.score(video[None], batch).scores
         seconds = [index / rate for index in chosen.tolist()]
-        found = WindowScores([0], frames, [prompt], signal.scores.cpu(), seconds, weights)
+        found = WindowScores([0], frames, [prompt], scores.cpu(), seconds, weights)
         return _scores(
             f"{frames} frames of {total} (the file has {rate:g} fps), {width} x {height} pixels", found, model.axes
         )

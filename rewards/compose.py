@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.prompts import PromptBatch
-from .stream_reward import RewardModel, StreamReward
+from .reward_model import RewardModel
+from .stream_reward import StreamReward
 
 
 class CallableReward(nn.Module):

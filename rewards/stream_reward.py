@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..models.codec import Grid
+from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
-from .microbatch import activation_bytes
+from .microbatch import Microbatcher
 from .perplexity import SPATIAL_FLOOR, TEMPORAL_FLOOR, fuse, intra_perplexity, to_latents
+from .reward_model import RewardModel, WindowedModel
+from .windows import Clock
 
 NEEDS = frozenset({"scores", "saliency", "perplexity", "gradient"})
 ROUNDING = 1e-3
@@ -31,35 +32,35 @@ class PixelError(ValueError):
     """A video holds NaN, or pixels far outside [0, 1]."""
 
 
-class RewardModel(Protocol):
-    """What StreamReward asks of a video reward model. axes: names of its scores; mean, std [A]: for z-scores;
-    min_frames: the shortest clip it scores."""
-
-    axes: tuple[str, ...]
-    min_frames: int
-
-    @property
-    def mean(self) -> Tensor: ...
-
-    @property
-    def std(self) -> Tensor: ...
-
-    def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
-        """video [B, F, 3, H, W] in [0, 1]. Returns raw scores [B, A]; rows do not interact."""
-
-
 @dataclass(frozen=True)
-class RewardSignal:
-    """What a clip earned.
-
-    scores: z-scored [B, A]. reward: their mean [B]. perplexity: [B, F', h, w] on latents, mean 1 per clip, or None.
-    gradient: d reward / d video, [B, F, 3, H, W], or None; latents get theirs by the chain rule through the codec's
-    decode: `torch.autograd.grad(video, latents, gradient)`. saliency: [B, F, H, W] on pixels, what perplexity is made
-    of, or None.
-    """
+class Scores:
+    """What clips earned: z-scored axes [B, A], and their mean [B], the reward."""
 
     scores: Tensor
     reward: Tensor
+
+
+@dataclass(frozen=True)
+class RewardWeights(Scores):
+    """Scores, and where in the clips the reward is sensitive: saliency [B, F, H, W] on pixels, and perplexity
+    [B, F', h, w] on latents, made of it, of mean 1 per clip."""
+
+    saliency: Tensor
+    perplexity: Tensor
+
+
+@dataclass(frozen=True)
+class PixelGradient(Scores):
+    """Scores, and d reward / d video [B, F, 3, H, W]; latents get theirs by the chain rule through the codec's decode:
+    `torch.autograd.grad(video, latents, gradient)`."""
+
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class RewardSignal(Scores):
+    """Scores, and of the rest what was needed: see RewardWeights and PixelGradient."""
+
     perplexity: Tensor | None = None
     gradient: Tensor | None = None
     saliency: Tensor | None = None
@@ -102,6 +103,11 @@ class RewardSettings:
 class StreamReward:
     """Scores clips by one forward pass; backward passes run on its graph, and only when asked.
 
+    Everywhere video is [B, F, 3, H, W] in [0, 1] with prompts of B rows (or of n a clip, clip by clip, where the model
+    takes so many). Scores and reward carry a gradient exactly where the caller's video does; the others never do. A
+    pixel outside [0, 1], which only a video with a gradient may have, is scored as it would be shown, clamped; its
+    gradient passes. ValueError for a video or prompts that do not fit.
+
     model: its parameters are frozen here. ValueError for an axis that it does not have.
     """
 
@@ -115,11 +121,27 @@ class StreamReward:
         self.model = model
         self.axes = model.axes if self.settings.axes is None else self.settings.axes
         self._columns = [model.axes.index(axis) for axis in self.axes]
-        self._row_bytes: dict[Hashable, int] = {}
+        self._batches = Microbatcher(self.settings.memory, model)
 
     @property
     def min_frames(self) -> int:
         return self.model.min_frames
+
+    def windowed(self, clock: Clock, codec: Codec) -> StreamReward:
+        """This reward for whole clips and their `clip_prompts`; its `.reward` is the environment's return."""
+        return StreamReward(WindowedModel(self.model, codec, clock), self.settings)
+
+    def score(self, video: Tensor, prompts: PromptBatch) -> Scores:
+        """Scores alone, without a backward pass."""
+        return Scores(**self._read(video, prompts))
+
+    def weights(self, video: Tensor, prompts: PromptBatch, grid: Grid) -> RewardWeights:
+        """Scores, saliency and perplexity; grid: the codec's for these frames. A backward pass for each axis."""
+        return RewardWeights(**self._read(video, prompts, {"saliency", "perplexity"}, grid))
+
+    def gradient(self, video: Tensor, prompts: PromptBatch) -> PixelGradient:
+        """Scores, and the reward's gradient with respect to the pixels. One backward pass."""
+        return PixelGradient(**self._read(video, prompts, {"gradient"}))
 
     def __call__(
         self,
@@ -129,47 +151,41 @@ class StreamReward:
         *,
         need: Collection[str] = frozenset({"scores"}),
     ) -> RewardSignal:
-        """video [B, F, 3, H, W] in [0, 1], prompts of B rows (or of n a clip, clip by clip, where the model takes so
-        many); grid: the codec's for these frames, asked for perplexity.
+        """Several of these by one forward pass. need: any of "scores", "saliency", "perplexity" (on `grid`) and
+        "gradient"; ValueError for another, and for a missing grid."""
+        if not NEEDS.issuperset(need):
+            raise ValueError(f"unknown need {sorted(set(need) - NEEDS)}: choose from {sorted(NEEDS)}")
+        if "perplexity" in need and grid is None:
+            raise ValueError("perplexity lies on the latent grid: pass grid=codec.grid(frames)")
+        return RewardSignal(**self._read(video, prompts, set(need) - {"scores"}, grid))
 
-        need: any of "scores", "saliency", "perplexity", "gradient". scores and reward carry a gradient exactly where
-        the caller's video does; the others never do. A pixel outside [0, 1], which only a video with a gradient may
-        have, is scored as it would be shown, clamped; its gradient passes. ValueError for an unknown need, a missing
-        grid, and for a video or prompts that do not fit.
-        """
-        self._check(video, prompts, grid, need)
+    def _read(
+        self, video: Tensor, prompts: PromptBatch, derived: Collection[str] = (), grid: Grid | None = None
+    ) -> dict[str, Tensor]:
+        """`scores`, `reward` and what is derived from their graph, by name."""
+        self._check(video, prompts)
         if torch.is_grad_enabled() and video.requires_grad:
-            return self._signal(video + (video.clamp(0, 1) - video).detach(), prompts, grid, need, attached=True)
+            return self._part(video + (video.clamp(0, 1) - video).detach(), prompts, derived, grid, attached=True)
         video = video.detach()
-        rows = self._rows(video, prompts) if not {"scores"}.issuperset(need) else len(video)
-        if rows >= len(video):
-            return self._signal(video, prompts, grid, need)
-        each = len(prompts.text) // len(video)
-        parts = [
-            self._signal(video[part], prompts.take((part[:, None] * each + torch.arange(each)).flatten()), grid, need)
-            for part in torch.arange(len(video)).split(rows)
-        ]
-        return RewardSignal(
-            torch.cat([part.scores for part in parts]),
-            torch.cat([part.reward for part in parts]),
-            _joined([part.perplexity for part in parts]),
-            _joined([part.gradient for part in parts]),
-            _joined([part.saliency for part in parts]),
-        )
+        batches = self._batches.split(video, prompts, self._scores) if derived else [(video, prompts)]
+        parts = [self._part(*batch, derived, grid) for batch in batches]
+        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _signal(
-        self, video: Tensor, prompts: PromptBatch, grid: Grid | None, need: Collection[str], attached: bool = False
-    ) -> RewardSignal:
-        backward = not {"scores"}.issuperset(need)
-        with torch.set_grad_enabled(attached or backward):
-            if backward and not attached:
+    def _part(
+        self,
+        video: Tensor,
+        prompts: PromptBatch,
+        derived: Collection[str],
+        grid: Grid | None,
+        attached: bool = False,
+    ) -> dict[str, Tensor]:
+        with torch.set_grad_enabled(attached or bool(derived)):
+            if derived and not attached:
                 video = video.detach().requires_grad_()
             scores = self._scores(video, prompts)
-            reward = scores.mean(dim=-1)
-            found = self._backward(scores, video, grid, need) if backward else (None, None, None)
-        if not attached:
-            scores, reward = scores.detach(), reward.detach()
-        return RewardSignal(scores, reward, *found)
+            found = {"scores": scores, "reward": scores.mean(dim=-1)}
+            rest = self._derived(scores, video, derived, grid) if derived else {}
+        return (found if attached else {name: value.detach() for name, value in found.items()}) | rest
 
     def _scores(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         dtype = self.settings.autocast
@@ -177,24 +193,21 @@ class StreamReward:
             raw = self.model.score(video, prompts)
         return ((raw.float() - self.model.mean) / self.model.std)[:, self._columns]
 
-    def _backward(
-        self, scores: Tensor, video: Tensor, grid: Grid | None, need: Collection[str]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Perplexity, gradient and saliency, those that are needed; one backward pass where only a gradient is."""
+    def _derived(self, scores: Tensor, video: Tensor, names: Collection[str], grid: Grid | None) -> dict[str, Tensor]:
+        """Saliency, perplexity and gradient, those that are named; one backward pass where only a gradient is."""
         if not scores.requires_grad:
-            names = ", ".join(self.axes)
-            raise NoGradientError(f"no score of {names} depends on the pixels by a gradient: ask for scores")
-        if not {"saliency", "perplexity"}.intersection(need):
-            (gradient,) = torch.autograd.grad(scores.mean(dim=-1).sum(), video, retain_graph=True)
-            return None, gradient, None
+            axes = ", ".join(self.axes)
+            raise NoGradientError(f"no score of {axes} depends on the pixels by a gradient: ask for scores")
+        if not {"saliency", "perplexity"}.intersection(names):
+            return {"gradient": torch.autograd.grad(scores.mean(dim=-1).sum(), video, retain_graph=True)[0]}
         gradients = self._axis_gradients(scores, video)
-        saliency = fuse(scores, gradients, self.settings.tau)
-        perplexity = None
-        if "perplexity" in need and grid is not None:
+        found = {"saliency": fuse(scores, gradients, self.settings.tau)}
+        if "perplexity" in names and grid is not None:
             floors = self.settings.temporal_floor, self.settings.spatial_floor
-            perplexity = intra_perplexity(to_latents(saliency, grid), *floors)
-        mean = gradients.mean(dim=0) if "gradient" in need else None
-        return perplexity, mean, saliency if "saliency" in need else None
+            found["perplexity"] = intra_perplexity(to_latents(found["saliency"], grid), *floors)
+        if "gradient" in names:
+            found["gradient"] = gradients.mean(dim=0)
+        return {name: found[name] for name in names}
 
     def _axis_gradients(self, scores: Tensor, video: Tensor) -> Tensor:
         """d score_m / d video on the one retained graph, [A, B, F, 3, H, W]; exact, since rows do not interact."""
@@ -205,22 +218,7 @@ class StreamReward:
             return torch.autograd.grad(totals, video, chosen, retain_graph=True, is_grads_batched=True)[0]
         return torch.stack([torch.autograd.grad(total, video, retain_graph=True)[0] for total in totals.unbind()])
 
-    def _rows(self, video: Tensor, prompts: PromptBatch) -> int:
-        """How many clips fit into the memory budget at once; measured on one clip of each shape."""
-        if self.settings.memory is None or len(video) == 1:
-            return len(video)
-        first = prompts.take(torch.arange(len(prompts.text) // len(video)))
-        kind = (video.shape[1:], video.dtype, first.embeds.shape)
-        if kind not in self._row_bytes:
-            one = video[:1].detach().clone().requires_grad_()
-            self._row_bytes[kind] = activation_bytes(lambda: self._scores(one, first), self.model)
-        return max(1, self.settings.memory // max(1, self._row_bytes[kind]))
-
-    def _check(self, video: Tensor, prompts: PromptBatch, grid: Grid | None, need: Collection[str]) -> None:
-        if not NEEDS.issuperset(need):
-            raise ValueError(f"unknown need {sorted(set(need) - NEEDS)}: choose from {sorted(NEEDS)}")
-        if "perplexity" in need and grid is None:
-            raise ValueError("perplexity lies on the latent grid: pass grid=codec.grid(frames)")
+    def _check(self, video: Tensor, prompts: PromptBatch) -> None:
         shape = list(video.shape)
         if video.ndim != 5 or shape[2] != 3 or not video.is_floating_point():
             raise ValueError(f"video is {video.dtype} {shape}: expected floating point [B, F, 3, H, W]")
@@ -242,8 +240,3 @@ class StreamReward:
         if not (low >= -slack and high <= 1 + slack):
             bad = "NaN" if low != low else f"pixels from {low:g} to {high:g}"
             raise PixelError(f"video {list(video.shape)} holds {bad}: expected values in [0, 1]")
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None

@@ -15,7 +15,7 @@ from ...envs.game_rules import GameRules
 from ...envs.worlds.camera import CAMERAS, exposed, lens_of
 from ...models.detector import ClipDetector
 from ...models.prompts import PromptBatch
-from ...rewards.stream_reward import RewardModel
+from ...rewards.reward_model import RewardModel
 
 
 class OpponentReward(nn.Module):

@@ -21,7 +21,7 @@ def clip_texts(stack: Stack, clauses: list[Clause]) -> PromptBatch:
 
 
 def chunk_texts(stack: Stack, clauses: list[tuple[Clause, ...]]) -> PromptBatch:
-    """The prompts of every chunk of every clip, as `clip_reward` wants them."""
+    """The prompts of every chunk of every clip, as a windowed reward wants them."""
     texts = [[str(clause) for clause in row] for row in clauses]
     return clip_prompts(encode_clauses(stack.encoder, clauses).to(stack.device), texts)
 

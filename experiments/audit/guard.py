@@ -22,7 +22,8 @@ from ...agents.finetune_recipes import FINETUNE, rate
 from ...agents.reward_gradient import RewardGradient
 from ...envs.stack import Stack, StackSpec
 from ...models.generator import Generator
-from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
+from ...rewards.reward_model import RewardModel
+from ...rewards.stream_reward import RewardSettings, StreamReward
 from ...training.guard import GuardConfig, guard_of
 from ...training.loop import fit
 from ..evaluate import Exam, Grades, examine, reward_scores

@@ -23,6 +23,7 @@ from ...envs.worlds.camera import blurred
 from ...envs.worlds.clips import FRAMES_PER_CHUNK
 from ...envs.worlds.exploits import ground
 from ...envs.worlds.scene import SIDE
+from ...models.codec import Grid
 from ...models.prompts import PromptBatch
 from ...rewards.perplexity import temporal_weight
 from ...rewards.stream_reward import RewardSettings, StreamReward
@@ -176,12 +177,8 @@ def compared(saliency: Tensor, clean: Tensor, region: str) -> Found:
 
 def look(reward: StreamReward, video: Tensor, prompts: PromptBatch) -> Tensor:
     """Saliency [B, F, H, W] of the reward, so many clips at a time."""
-    parts = []
-    for rows in torch.arange(len(video)).split(64):
-        saliency = reward(video[rows], prompts.take(rows), need={"saliency"}).saliency
-        assert saliency is not None
-        parts.append(saliency)
-    return torch.cat(parts)
+    grid, parts = Grid(torch.arange(video.shape[1]), *video.shape[-2:]), torch.arange(len(video)).split(64)
+    return torch.cat([reward.weights(video[rows], prompts.take(rows), grid).saliency for rows in parts])
 
 
 def damaged(video: Tensor, damage: Damage, region: str, noise: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from ...envs.worlds.oracle import judge
 from ...models.generator import stream
 from ...noise import stream_keys
 from ...rewards.reliability import BalanceConfig, BalanceState, balance
-from ...rewards.stream_reward import RewardSignal
-from ...rewards.windows import Clock, clip_reward
+from ...rewards.stream_reward import Scores
+from ...rewards.windows import Clock
 from ..jobs import one_thread
 from ..options import StackOptions
 from ..pretrain.reward_measure import changed
@@ -144,7 +144,7 @@ def ascent_rows(stack: Stack, clips: Clips, config: Config) -> list[dict[str, An
     """One row for every start and number of steps: reward and oracle before and after ascent on the reward."""
     clauses = clips.clauses[: config.climbers]
     video = clips.frames(torch.arange(len(clauses))).to(stack.device)
-    reward, prompts = clip_reward(stack.reward, stack.codec, Clock()), chunk_texts(stack, clauses)
+    reward, prompts = stack.reward.windowed(Clock(), stack.codec), chunk_texts(stack, clauses)
     real = reward(video, prompts).reward
     rows = []
     begun = starts(video, config.seed)
@@ -202,15 +202,15 @@ def bound_rows(scores: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def score(stack: Stack, video: Tensor, clauses: list[tuple[Clause, ...]]) -> RewardSignal:
+def score(stack: Stack, video: Tensor, clauses: list[tuple[Clause, ...]]) -> Scores:
     """The environment's return of whole clips, on the CPU."""
-    reward, prompts = clip_reward(stack.reward, stack.codec, Clock()), chunk_texts(stack, clauses)
+    reward, prompts = stack.reward.windowed(Clock(), stack.codec), chunk_texts(stack, clauses)
     places = torch.arange(len(prompts.text)).view(len(video), -1)
     parts = [
         reward(video[rows].to(stack.device), prompts.take(places[rows].flatten()))
         for rows in torch.arange(len(video)).split(BATCH)
     ]
-    return RewardSignal(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("scores", "reward")))
+    return Scores(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("scores", "reward")))
 
 
 def report(rows: list[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from ...models.codec import Codec, Grid
 from ...models.generator import stream
 from ...models.prompts import PromptBatch
 from ...noise import stream_keys
-from ...rewards.stream_reward import RewardSignal
+from ...rewards.stream_reward import Scores
 from .timing import interleaved_timings
 
 GROUP = 8
@@ -67,9 +67,9 @@ class NoReward:
 
     min_frames = 1
 
-    def __call__(self, video: Tensor, prompts: PromptBatch, *, need: Collection[str]) -> RewardSignal:
+    def __call__(self, video: Tensor, prompts: PromptBatch, *, need: Collection[str]) -> Scores:
         zeros = video.new_zeros(len(video))
-        return RewardSignal(zeros[:, None], zeros, None, None)
+        return Scores(zeros[:, None], zeros)
 
 
 def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> dict[str, Any]:

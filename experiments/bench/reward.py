@@ -19,14 +19,14 @@ from ...envs.stack import Stack
 from ...models.codec import Grid
 from ...models.prompts import PromptBatch
 from ...rewards.microbatch import activation_bytes
-from ...rewards.stream_reward import RewardModel, RewardSettings, StreamReward
+from ...rewards.reward_model import RewardModel
+from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..console import publish
 from ..jobs import on_threads
 from ..results import pick_device
 from ..tables import Column, markdown_table, number
 from .timing import median_timings
 
-NEED = frozenset({"scores", "perplexity"})
 TOWERS = {"tiny": ("encoder",), "qwen": ("backbone.visual",)}
 PROMPT = "a red circle moves left fast"
 
@@ -111,9 +111,7 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
     bounded = StreamReward(subject.model, RewardSettings(memory=4 * one))
 
     def weights(reward: StreamReward) -> Tensor:
-        found = reward(video, prompts, subject.grid, need=NEED).perplexity
-        assert found is not None
-        return found
+        return reward.weights(video, prompts, subject.grid).perplexity
 
     def sequential() -> Tensor:
         return torch.cat([_published(published, video, prompts, row, subject.grid) for row in range(clips)])
@@ -138,10 +136,8 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
 
 def _published(reward: StreamReward, video: Tensor, prompts: PromptBatch, row: int, grid: Grid) -> Tensor:
     clip, prompt = video[row : row + 1], prompts.take(torch.tensor([row]))
-    reward(clip, prompt)
-    found = reward(clip, prompt, grid, need={"perplexity"}).perplexity
-    assert found is not None
-    return found
+    reward.score(clip, prompt)
+    return reward.weights(clip, prompt, grid).perplexity
 
 
 def kept_bytes(model: RewardModel, video: Tensor, prompts: PromptBatch) -> int:

@@ -11,7 +11,8 @@ from ...models.generator import stream
 from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward
 from ...noise import stream_keys
-from ...rewards.windows import Clock, WindowedModel, clip_prompts
+from ...rewards.reward_model import WindowedModel
+from ...rewards.windows import Clock, clip_prompts
 
 UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
 """Families of fakes, one for each axis, that are left out of the reward's training."""

@@ -20,7 +20,7 @@ from reelgym.agents.reward_gradient import augmented, reward_direction
 from reelgym.agents.rollout import Choice
 from reelgym.models.sampler import FlowSDE, Kernel, consistency
 from reelgym.noise import stream_keys
-from reelgym.rewards.windows import clip_prompts, clip_reward
+from reelgym.rewards.windows import clip_prompts
 from reelgym.training.surrogate import surrogate
 
 SHAPE = (3, 2, 4, 5, 5)
@@ -178,7 +178,7 @@ def test_a_perfect_prediction_is_left_alone():
 
 def test_reward_direction_is_the_gradient_of_the_return(codec, reward, prompts, clock):
     latents, (embeds, texts) = torch.randn(2, 12, 4, 4, 4), prompts(2, 0)
-    scorer, keys = clip_reward(reward, codec, clock), stream_keys(0, 2)
+    scorer, keys = reward.windowed(clock, codec), stream_keys(0, 2)
     direction = reward_direction(latents, clip_prompts(embeds, texts), scorer, codec, keys, 0.0, 0)
     leaf, total = latents.clone().requires_grad_(), 0.0
     for j in range(4):

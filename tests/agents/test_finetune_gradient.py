@@ -17,7 +17,7 @@ from reelgym.models.generator import prediction
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.sampler import FlowSDE, consistency, x0_from_v
 from reelgym.noise import fold
-from reelgym.rewards.windows import clip_prompts, clip_reward
+from reelgym.rewards.windows import clip_prompts
 from reelgym.training.learner import LearnerConfig
 
 BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning_rate=1e-3, ema=0.5))
@@ -161,7 +161,7 @@ def test_the_forward_process_noises_chunks_afresh(make, among, alike):
 def test_the_gradient_of_an_update_is_the_reward_gradient(make, monkeypatch):
     trainer = make(REWARD)
     found, played, keys, _ = updated(trainer, monkeypatch)
-    scorer = clip_reward(trainer.env.reward, trainer.env.codec, trainer.env.clock)
+    scorer = trainer.env.reward.windowed(trainer.env.clock, trainer.env.codec)
     prompts = clip_prompts(played.embeds, played.texts)
     towards = reward_direction(played.latents, prompts, scorer, trainer.env.codec, fold(keys, 1), 0.03, 1)
     for turn, part in zip(played.turns, towards.split(3, 1), strict=True):

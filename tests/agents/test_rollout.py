@@ -12,7 +12,7 @@ from reelgym.models.generator import StreamState, denoise_chunk, prediction, rea
 from reelgym.models.sampler import FlowSDE
 from reelgym.models.wan import CacheConfig
 from reelgym.noise import normal, stream_keys
-from reelgym.rewards.windows import clip_prompts, clip_reward
+from reelgym.rewards.windows import clip_prompts
 
 GROUP = 3
 SHARED = (("own", 0), ("local", 0), ("local", 2), ("full", 0))
@@ -61,7 +61,7 @@ def test_without_sharing_it_is_the_generators_own_stream(generator, codec, rewar
     embeds, _ = prompts.encode(done.texts)
     assert torch.equal(done.embeds, embeds) and done.texts == tuple(map(tuple, repeated(prompts, 6, GROUP)))
     assert torch.equal(done.latents, stream(generator, embeds, stream_keys(3, 6)))
-    total = clip_reward(reward, codec, clock)(codec.decode(done.latents), clip_prompts(embeds, done.texts)).reward
+    total = reward.windowed(clock, codec)(codec.decode(done.latents), clip_prompts(embeds, done.texts)).reward
     torch.testing.assert_close(done.rewards.sum(1), total)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from reelgym.models.codec import Grid
 from reelgym.models.prompts import PromptBank, PromptBatch, WordEncoder
 from reelgym.models.reward_net import TinyReward
-from reelgym.rewards.microbatch import activation_bytes
+from reelgym.rewards.microbatch import Microbatcher, activation_bytes
 from reelgym.rewards.perplexity import fuse, intra_perplexity, to_latents
 from reelgym.rewards.stream_reward import RewardSettings, StreamReward
 
@@ -82,6 +82,18 @@ def test_one_forward_and_only_the_backwards_asked_for(need: set[str], backwards:
     assert (signal.gradient is not None) == ("gradient" in need)
     assert (signal.saliency is not None) == ("saliency" in need)
     assert not signal.scores.requires_grad
+
+
+def test_three_methods_are_the_call_by_parts() -> None:
+    model, video, grid = Counting(), torch.rand(2, 3, 3, 4, 4), frame_grid(3)
+    reward = StreamReward(model, RewardSettings(batched=False))
+    call = reward(video, batch(2), grid, need={"saliency", "perplexity", "gradient"})
+    model.forwards = model.backwards = 0
+    scores, weights = reward.score(video, batch(2)), reward.weights(video, batch(2), grid)
+    assert (model.forwards, model.backwards) == (2, 3)
+    assert torch.equal(scores.scores, call.scores) and torch.equal(weights.reward, call.reward)
+    assert torch.equal(weights.saliency, call.saliency) and torch.equal(weights.perplexity, call.perplexity)
+    assert torch.allclose(reward.gradient(video, batch(2)).gradient, call.gradient)
 
 
 def test_axes_in_one_batched_backward() -> None:
@@ -210,15 +222,14 @@ def test_activation_bytes_leave_weights_out() -> None:
     assert activation_bytes(lambda: layer(x[:1].detach().requires_grad_()).sum(), layer.requires_grad_(False)) == 0
 
 
-def test_activation_bytes_of_one_row_of_many(tiny: StreamReward) -> None:
-    class Square(nn.Module):
-        axes, min_frames, mean, std = ("x",), 1, torch.zeros(1), torch.ones(1)
+def test_a_microbatch_holds_as_many_clips_as_the_budget_does() -> None:
+    def forward(video: Tensor, prompts: PromptBatch) -> Tensor:
+        return video.square().mean(dim=(1, 2, 3, 4))[:, None]
 
-        def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
-            return video.square().mean(dim=(1, 2, 3, 4))[:, None]
-
-    reward = StreamReward(Square(), RewardSettings(memory=5 * 3 * 3 * 4 * 4 * 2))
-    assert reward._rows(torch.rand(6, 3, 3, 4, 4), batch(6)) == 2
+    batches = Microbatcher(5 * 3 * 3 * 4 * 4 * 2, None)
+    parts = batches.split(torch.rand(6, 3, 3, 4, 4), batch(6), forward)
+    assert [(len(video), len(prompts.text)) for video, prompts in parts] == [(2, 2)] * 3
+    assert len(Microbatcher(None, None).split(torch.rand(6, 3, 3, 4, 4), batch(6), forward)) == 1
 
 
 def test_the_callers_autocast_is_kept(tiny: StreamReward) -> None:
