@@ -87,12 +87,13 @@ def legend_svg(names: Sequence[str]) -> str:
     return "".join(parts)
 
 
-def stacked_svg(charts: Sequence[str], names: Sequence[str]) -> str:
-    """Charts of `line_chart` below each other over their legend, as a picture that stands alone."""
-    tall = len(charts) * HEIGHT
+def stacked_svg(charts: Sequence[str], names: Sequence[str], columns: int = 1) -> str:
+    """Charts of `line_chart` in so many columns over their legend, as a picture that stands alone."""
+    tall = ceil(len(charts) / columns) * HEIGHT
     height = tall + 16 * (len(names) + 1) // 2 + 16
-    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
-    placed = (f'<g transform="translate(0 {place * HEIGHT})">{chart}</g>' for place, chart in enumerate(charts))
+    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * WIDTH} {height}" role="img">'
+    corners = [(place % columns * WIDTH, place // columns * HEIGHT) for place in range(len(charts))]
+    placed = (f'<g transform="translate({x} {y})">{chart}</g>' for (x, y), chart in zip(corners, charts, strict=True))
     sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
     legend = f'<g transform="translate(0 {tall})">{legend_svg(names)}</g>'
     return "\n".join([box, style_svg(), *sized, legend, "</svg>"])

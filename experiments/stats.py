@@ -64,6 +64,25 @@ def paired_difference(
     return mean_interval(a - b, level, resamples, seed)
 
 
+def iqm(scores: ArrayLike) -> float:
+    """Interquartile mean of scores[S, P]: the mean of the middle half of all cells, those on its edges in part
+    (Agarwal et al. 2021)."""
+    cells = np.sort(_table(scores), axis=None)
+    place, cut = np.arange(cells.size), cells.size / 4
+    inside = np.clip(np.minimum(place + 1, cells.size - cut) - np.maximum(place, cut), 0, 1)
+    return float((inside * cells).sum() / inside.sum())
+
+
+def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """How probable it is that a run of ours scores above a run of theirs on a prompt, mean over prompts; ties count
+    half (Agarwal et al. 2021). scores[S, P] and [T, P]; their seeds need not be paired."""
+    a, b = _table(ours), _table(theirs)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"scores of the same prompts are compared, not of {a.shape[1]} and {b.shape[1]}")
+    gap = a[:, None] - b[None]
+    return float(((gap > 0) + 0.5 * (gap == 0)).mean())
+
+
 def sign_test(differences: ArrayLike) -> float:
     """Two-sided exact sign test of differences[N]; zeros are left out. Returns p (1.0 where nothing is left)."""
     values = np.asarray(differences, dtype=float).ravel()

@@ -3,36 +3,24 @@ how many seconds of sampling and training, until it is told apart as well as aft
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from tqdm import tqdm
+from typing import Any, Literal, cast
 
 from ...agents.detection import DetectionConfig
-from ...checkpoint import sha256_file
 from ...envs.worlds.scene import SIDE
-from ...models.tiny import WEIGHTS, load_tiny
-from ..jobs import Job, one_thread, run_jobs
+from ...models.detector import ClipDetector
+from ..console import worker_count
+from ..jobs import Job
 from ..league.dataset import UNSEEN
+from ..options import StackOptions
 from ..pretrain.footage import REAL
-from ..results import command_line, write_results
-from ..runs import fingerprint
+from ..study import Results, Study, finished, job_folder, run_study, seeds_of, settings_of
+from ..tables import Row
 from .adaptation_clips import FAMILIES, ClipsTask
-from .adaptation_runs import (
-    FROM_PARTS,
-    METHODS,
-    ORDERS,
-    BaseTask,
-    Plan,
-    RunTask,
-    clips_job,
-    rungs,
-    work,
-)
+from .adaptation_runs import FROM_PARTS, METHODS, ORDERS, BaseTask, Plan, RunTask, clips_job, eval_schedule, work
 from .adaptation_tables import COLUMNS, curves_svg, report, table_rows
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
@@ -47,7 +35,7 @@ GOING_ON = ("finetune", "replay", *FROM_PARTS)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StackOptions):
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
     orders: tuple[str, ...] = ("student", "ghosting")
@@ -78,8 +66,6 @@ class Config:
     """Through which all clips pass."""
     workers: int | None = None
     """Processes of one thread each; by default 2, or as many as there are cores."""
-    weights: Path | None = None
-    """Folder of a pretrained stack; by default the shipped one."""
     device: Literal["cpu"] = "cpu"
     """All runs on the CPU."""
     out: Path = Path("runs/bench-adaptation")
@@ -88,31 +74,65 @@ class Config:
 
 def run(config: Config) -> None:
     """Make the clips, train on what is known, meet what is new, report."""
-    plan = _plan(config)
-    workers = config.workers or min(2, os.cpu_count() or 1)
+    plan_of(config)
+    workers = worker_count(config.device, config.workers)
     minutes = core_seconds(config) / workers / 60
     print(f"bench adaptation: about {minutes:.0f} minutes on {workers} idle cores", file=sys.stderr)
-    jobs, made_from = config.out / "jobs", _made_from(config)
-    stages = [_clips(config, made_from), _bases(config, plan, made_from), _runs(config, plan, made_from)]
-    with tqdm(total=sum(map(len, stages)), desc="bench adaptation", unit="job", file=sys.stderr) as bar:
-        how: dict[str, Any] = {"workers": workers, "done": lambda name: bar.update(), "tick": bar.refresh}
-        for stage in stages:
-            results = run_jobs(stage, work, jobs, **how)
+    done = run_study(STUDY, config)
+    (done.out / PICTURE).write_text(curves_svg(done.rows) + "\n")
+    print(f"curves: {done.out / PICTURE}")
+
+
+def jobs(config: Config, results: Results) -> list[Job]:
+    """The clips; then, from them, detectors of what is known; then, from those, whoever meets what is new."""
+    plan, folder = plan_of(config), job_folder(config)
+    paces = {name: FAMILIES[name].pace * sum(_counts(config, name)) for name in _families(config)}
+    wanted = [
+        Job(clips_job(name), ClipsTask(name, *_counts(config, name), config.spec), pace) for name, pace in paces.items()
+    ]
+    if not finished(wanted, results):
+        return wanted
+    wanted += [
+        Job(_name(order, "base", seed), BaseTask(ORDERS[order], seed, plan, str(folder), config.spec))
+        for order in config.orders
+        for seed in seeds_of(config)
+    ]
+    return [*wanted, *_runs(config, plan, folder)] if finished(wanted, results) else wanted
+
+
+def _runs(config: Config, plan: Plan, folder: Path) -> Iterator[Job]:
+    costs = {"frozen": 0.0, "retrain": float(config.scratch)}
+    for order, method, seed in _asked(config):
+        starts = {
+            "retrain": "",
+            "rival": str(config.spec.load().places.get("rival", "")),
+            "selfplay": str(_league(config, seed)),
+        }
+        start = starts.get(method, str(folder / _name(order, "base", seed)))
+        task = RunTask(method, ORDERS[order], seed, plan, str(folder), start, config.spec)
+        yield Job(_name(order, method, seed), task, costs.get(method, 100.0))
+
+
+def rows(config: Config, results: Results) -> list[Row]:
+    """Those of the tables."""
     runs = {(order, method, seed): results[_name(order, method, seed)][1] for order, method, seed in _asked(config)}
-    rows = table_rows(runs, config.orders, _methods(config), _seeds(config))
-    settings = asdict(config) | {"workers": workers, "plan": asdict(plan), "rungs": rungs(config.fakes)}
-    with one_thread():
-        command = command_line(["reelgym", "bench", "adaptation"], config)
-        written = write_results(config.out, command, _seeds(config), settings, rows)
-    (config.out / PICTURE).write_text(curves_svg(rows) + "\n")
-    print(f"{report(rows)}\n\nresults: {written}\ncurves: {config.out / PICTURE}")
+    return table_rows(runs, config.orders, _methods(config), seeds_of(config))
+
+
+def settings(config: Config, results: Results) -> dict[str, Any]:
+    """The config with the plan that it makes."""
+    steps = eval_schedule(config.fakes)
+    return settings_of(config, results) | {"plan": asdict(plan_of(config)), "rungs": steps}
+
+
+STUDY = Study("bench adaptation", work, jobs, rows, lambda found: report(found["rows"]), settings)
 
 
 def core_seconds(config: Config) -> float:
     """About what the whole takes one idle core."""
     clips = sum(FAMILIES[name].pace * sum(_counts(config, name)) for name in _families(config))
     clips += sum(FAMILIES[name].updates * RL_UPDATE for name in _families(config))
-    rounds = (len(rungs(config.fakes)) - 1) * config.rung + config.last
+    rounds = (len(eval_schedule(config.fakes)) - 1) * config.rung + config.last
     going = [method for method in _methods(config) if method in GOING_ON]
     updates = 2 * config.scratch + len(going) * rounds
     looks = 2 + (1 + len(going)) * rounds // config.every
@@ -121,7 +141,7 @@ def core_seconds(config: Config) -> float:
     return clips + config.seeds * (len(config.orders) * per_seed + looks * films)
 
 
-def _plan(config: Config) -> Plan:
+def plan_of(config: Config) -> Plan:
     """What the config asks for; ValueError or CheckpointError where it cannot be."""
     unknown = [name for name in config.orders if name not in ORDERS]
     if unknown or not config.orders:
@@ -134,16 +154,12 @@ def _plan(config: Config) -> Plan:
             "seeds, fakes, test, scratch and every are at least 1, and rung and last are no less than every"
         )
     detection = DetectionConfig(Plan().detection.learner, config.batch, config.camera)
-    for seed in _seeds(config) if config.detectors else ():
-        size = load_tiny("rival", _league(config, seed)).size
+    for seed in seeds_of(config) if config.detectors else ():
+        size = cast(ClipDetector, config.spec.load().with_weights(rival=_league(config, seed)).rival).size
         if size != SIDE // detection.pool:
             raise ValueError(f"{_league(config, seed)}: it looks at {size} pixels a side, not {SIDE // detection.pool}")
     sizes = {name: getattr(config, name) for name in ("scratch", "rung", "last", "every", "fakes", "test")}
     return Plan(detection, **sizes)
-
-
-def _seeds(config: Config) -> list[int]:
-    return list(range(config.seed, config.seed + config.seeds))
 
 
 def _methods(config: Config) -> list[str]:
@@ -156,7 +172,7 @@ def _asked(config: Config) -> list[tuple[str, str, int]]:
         (order, method, seed)
         for order in config.orders
         for method in _methods(config)
-        for seed in _seeds(config)
+        for seed in seeds_of(config)
         if method not in FROM_PARTS or ORDERS[order].new in UNSEEN
     ]
 
@@ -174,52 +190,9 @@ def _counts(config: Config, family: str) -> tuple[int, int]:
     return config.fakes if trained else 0, config.test
 
 
-def _clips(config: Config, made_from: str) -> list[Job]:
-    weights = "" if config.weights is None else str(config.weights)
-    return [
-        Job(
-            clips_job(name),
-            ClipsTask(name, *_counts(config, name), weights, made_from),
-            FAMILIES[name].pace * sum(_counts(config, name)),
-        )
-        for name in _families(config)
-    ]
-
-
-def _bases(config: Config, plan: Plan, made_from: str) -> list[Job]:
-    folder = str(config.out / "jobs")
-    return [
-        Job(_name(order, "base", seed), BaseTask(ORDERS[order], seed, plan, folder, made_from))
-        for order in config.orders
-        for seed in _seeds(config)
-    ]
-
-
-def _runs(config: Config, plan: Plan, made_from: str) -> list[Job]:
-    folder = config.out / "jobs"
-    costs = {"frozen": 0.0, "retrain": float(config.scratch)}
-    jobs = []
-    for order, method, seed in _asked(config):
-        start, made = ("", made_from) if method == "retrain" else (str(folder / _name(order, "base", seed)), made_from)
-        if method in FROM_PARTS:
-            start = str(_league(config, seed) if method == "selfplay" else (config.weights or WEIGHTS) / "rival")
-            made = made_from + sha256_file(Path(start) / "weights.safetensors")
-        task = RunTask(method, ORDERS[order], seed, plan, str(folder), start, made)
-        jobs.append(Job(_name(order, method, seed), task, costs.get(method, 100.0)))
-    return jobs
-
-
 def _league(config: Config, seed: int) -> Path:
     return Path(config.detectors or "") / f"league-{seed}"
 
 
 def _name(order: str, what: str, seed: int) -> str:
     return f"{order}-{what}-{seed}"
-
-
-def _made_from(config: Config) -> str:
-    """Hash of the code and the weights that a result depends on."""
-    digest = hashlib.sha256(fingerprint(config.weights or WEIGHTS).encode())
-    for part in ("clips", "runs"):
-        digest.update(Path(__file__).with_name(f"adaptation_{part}.py").read_bytes())
-    return digest.hexdigest()

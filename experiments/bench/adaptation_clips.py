@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ...agents.finetune_recipes import FINETUNE
 from ...envs.detect_bank import Source
-from ...envs.stack import Stack
+from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.grammar import GRAMMARS, Script, sample_scripts
 from ...training.loop import fit
 from ..jobs import Result
@@ -59,15 +58,12 @@ class ClipsTask:
     family: str
     train: int
     test: int
-    weights: str = ""
-    """Folder of the pretrained stack; empty: the shipped one."""
-    made_from: str = ""
-    """Hash of code and weights."""
+    stack: StackSpec = StackSpec()
 
 
 def make_clips(task: ClipsTask) -> Result:
     """Groups of uint8 clips, and the seconds that one took to sample."""
-    stack = _stack(task.weights)
+    stack = task.stack.load()
     sampler = sampler_of(stack, task.family)
     clips: dict[str, Tensor] = {}
     seconds = 0.0
@@ -105,8 +101,3 @@ def sampler_of(stack: Stack, family: str) -> Sampler:
     fit(trainer, updates)
     source = Source(student, stack.codec, stack.encoder, stack.grammar)
     return lambda scripts, seed: source(scripts, stack.clock.chunks, seed)
-
-
-@lru_cache(maxsize=1)
-def _stack(weights: str) -> Stack:
-    return Stack.load(weights or "tiny")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from torch import Tensor
 from ...agents.detection import Detection, DetectionConfig, FakePool
 from ...checkpoint import load_checkpoint
 from ...envs.self_play import stored
+from ...envs.stack import StackSpec
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...envs.worlds.scene import SIDE
 from ...models.detector import ClipDetector
-from ...models.tiny import load_tiny
 from ...training.learner import LearnerConfig
 from ..jobs import Result
 from ..pretrain.footage import REAL
@@ -96,15 +96,15 @@ class Plan:
     """Clips of a family in a look."""
 
     @property
-    def due(self) -> list[tuple[int, int]]:
+    def eval_points(self) -> list[tuple[int, int]]:
         """Looks of a detector that goes on: the fakes that it has, and the updates since it got them."""
-        found = rungs(self.fakes)
+        found = eval_schedule(self.fakes)
         lengths = [self.rung] * (len(found) - 1) + [self.last]
         looks = [range(self.every, length + 1, self.every) for length in lengths]
         return [(fakes, number) for fakes, numbers in zip(found, looks, strict=True) for number in numbers]
 
 
-def rungs(fakes: int) -> list[int]:
+def eval_schedule(fakes: int) -> list[int]:
     """8, 16, 32, ... and `fakes` itself, the last."""
     below = [FIRST_RUNG << power for power in range(max(fakes // FIRST_RUNG, 1).bit_length())]
     return [rung for rung in below if rung < fakes] + [fakes]
@@ -119,7 +119,8 @@ class BaseTask:
     plan: Plan
     clips: str
     """Folder of the jobs that made the clips."""
-    made_from: str = ""
+    stack: StackSpec = StackSpec()
+    """What they were made with."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,13 @@ class RunTask:
     start: str = ""
     """Folder of the detector that goes on: a base job's, the shipped rival's, or one of `reelgym selfplay`; empty for a
     full retrain."""
-    made_from: str = ""
+    stack: StackSpec = StackSpec()
+    """What the clips were made with."""
+
+    @property
+    def depends_on(self) -> list[Path]:
+        """The weights of a detector that no job here has trained."""
+        return [Path(self.start) / "weights.safetensors"] if self.method in FROM_PARTS else []
 
 
 def work(task: ClipsTask | BaseTask | RunTask) -> Result:
@@ -222,7 +229,7 @@ def _run(task: RunTask, reel: Reel) -> dict[str, Any]:
 
 def _retrained(task: RunTask, reel: Reel) -> list[dict[str, float]]:
     """From scratch with all fakes from the first update on, looked at as often as those that go on."""
-    plan, total = task.plan, len(task.plan.due)
+    plan, total = task.plan, len(task.plan.eval_points)
     detector = _untrained(task.seed, plan.detection)
     detection = replace(plan.detection, seed=task.seed)
     trainer = Detection(detection, detector, reel.real, reel.pool(True, plan.fakes))
@@ -240,7 +247,7 @@ def _went_on(task: RunTask, reel: Reel, detector: ClipDetector) -> list[dict[str
     detection = replace(task.plan.detection, seed=task.seed + GOES_ON)
     trainer = Detection(detection, detector, reel.real, FakePool())
     looks = list[dict[str, float]]()
-    for fakes, number in task.plan.due:
+    for fakes, number in task.plan.eval_points:
         if number == task.plan.every:
             trainer.fakes = reel.pool(task.method != "finetune", fakes, task.seed)
         for _ in range(task.plan.every):
@@ -264,7 +271,8 @@ def _untrained(seed: int, detection: DetectionConfig) -> ClipDetector:
 def _started(task: RunTask) -> ClipDetector:
     """The detector that goes on, of its first training or of self-play."""
     if task.method in FROM_PARTS:
-        return load_tiny("rival", task.start).train().requires_grad_(True)
+        part = task.stack.load().with_weights(rival=Path(task.start)).rival
+        return cast(ClipDetector, part).train().requires_grad_(True)
     detector = _untrained(task.seed, task.plan.detection)
     detector.load_state_dict(load_checkpoint(Path(task.start))[0]["weights"])
     return detector

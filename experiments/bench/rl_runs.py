@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from ...agents.credit import Credit
-from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE
-from ...envs.stack import Stack
+from ...envs.stack import Stack, StackSpec
 from ...training.learner import NonFiniteError
+from ...training.recipe import Recipe, find_recipe
 from ..evaluate import Exam, examine, reward_scores
+from ..evaluation.time_to_target import first_at
 from ..jobs import Result
 from ..systems import System, as_system, reference
 
@@ -30,7 +29,7 @@ class Setting:
     chunks after which runs of the committed results had gained half of the gap, mean."""
 
     label: str
-    recipe: FineTuneConfig
+    recipe: Recipe
     pace: float = 45.0
     arrives: float = math.inf
 
@@ -57,6 +56,17 @@ SETTINGS = {
 """What can be run. Ours share prefixes and credit the window; each "forward, ..." changes that in one way."""
 
 
+def setting_of(name: str) -> Setting:
+    """One of SETTINGS, or a recipe of one's own by import path or installed name; ValueError for anything else."""
+    if name in SETTINGS:
+        return SETTINGS[name]
+    try:
+        return Setting(name, find_recipe(name, {}))
+    except ValueError as error:
+        known = ", ".join(SETTINGS)
+        raise ValueError(f"unknown setting {name}; choose from {known}, or give a recipe module:name") from error
+
+
 @dataclass(frozen=True)
 class ReferenceTask:
     """Measure "start" or "teacher": one look, and the exam with the noise of every seed."""
@@ -65,48 +75,31 @@ class ReferenceTask:
     seeds: tuple[int, ...]
     look: Exam
     exam: Exam
-    weights: str = ""
-    """Folder of the pretrained stack; empty: the shipped one."""
-    device: str = "cpu"
-    made_from: str = ""
-    """Hash of code and weights."""
+    stack: StackSpec = StackSpec()
 
 
 @dataclass(frozen=True)
 class RunTask:
-    """Train with one setting and one seed."""
+    """Train with one recipe and one seed."""
 
-    recipe: FineTuneConfig
+    recipe: Recipe
     seed: int
     """Of the training and of the exam's noise."""
-    goal: float
+    target: float
     """Mean oracle total of a look that counts as arrived."""
     chunks: int
     """Generated at most."""
     look: Exam
     exam: Exam | None
     """None where a learning rate is tried: then there is one look, at the end."""
-    weights: str = ""
-    device: str = "cpu"
-    made_from: str = ""
+    stack: StackSpec = StackSpec()
 
 
-def with_rate(recipe: FineTuneConfig, factor: float) -> FineTuneConfig:
-    """The recipe at so many times its learning rate."""
-    learner = replace(recipe.learner, learning_rate=factor * recipe.learner.learning_rate)
-    return replace(recipe, learner=learner)
-
-
-def ladder(chunks: int) -> list[int]:
+def eval_schedule(chunks: int) -> list[int]:
     """Chunk counts at which a run is looked at: 64, 96, 128, 192, 256, ... and `chunks` itself, the last."""
     doublings = range(max(chunks // FIRST_LOOK, 1).bit_length())
-    rungs = sorted(first << power for first in (FIRST_LOOK, FIRST_LOOK * 3 // 2) for power in doublings)
-    return [rung for rung in rungs if rung < chunks] + [chunks]
-
-
-def arrival(looks: Sequence[Mapping[str, Any]], goal: float) -> Mapping[str, Any] | None:
-    """The first look whose oracle total reaches the goal."""
-    return next((look for look in looks if look["oracle"] >= goal), None)
+    steps = sorted(first << power for first in (FIRST_LOOK, FIRST_LOOK * 3 // 2) for power in doublings)
+    return [step for step in steps if step < chunks] + [chunks]
 
 
 def work(task: ReferenceTask | RunTask) -> Result:
@@ -115,7 +108,7 @@ def work(task: ReferenceTask | RunTask) -> Result:
 
 
 def _measured(task: ReferenceTask) -> dict[str, Any]:
-    stack = _stack(task.weights, task.device)
+    stack = task.stack.load()
     system = reference(stack, task.row)
     exams = [_sat(stack, system, task.exam, seed) for seed in task.seeds]
     return {"looks": [looked(stack, system, task.look)], "exams": exams}
@@ -123,20 +116,20 @@ def _measured(task: ReferenceTask) -> dict[str, Any]:
 
 def _trained(task: RunTask) -> dict[str, Any]:
     """A run that diverges keeps its last finite weights; it is not looked at again, and sits the exam with them."""
-    stack, recipe = _stack(task.weights, task.device), replace(task.recipe, seed=task.seed)
+    stack = task.stack.load()
     student = stack.student()
-    trainer = recipe.trainer(stack, student)
+    trainer = task.recipe.with_seed(task.seed).trainer(stack, student)
     system, counts = as_system(stack, student), trainer.counts
-    rungs = [task.chunks] if task.exam is None else ladder(task.chunks)
+    steps = [task.chunks] if task.exam is None else eval_schedule(task.chunks)
     looks, diverged = list[dict[str, Any]](), False
-    while rungs and not arrival(looks, task.goal) and not diverged:
+    while steps and not first_at(looks, "oracle", task.target) and not diverged:
         try:
             trainer.update()
         except NonFiniteError:
             diverged = True
-        passed = [rung for rung in rungs if rung <= counts.chunks]
+        passed = [step for step in steps if step <= counts.chunks]
         if passed and not diverged:
-            rungs = rungs[len(passed) :]
+            steps = steps[len(passed) :]
             spent = {"rung": passed[-1], "chunks": counts.chunks, "seconds": counts.seconds}
             looks.append(spent | looked(stack, system, task.look))
     spent = {"chunks": counts.chunks, "seconds": counts.seconds, "updates": counts.updates, "diverged": diverged}
@@ -149,19 +142,14 @@ def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
     grades = examine(system, exam, LOOK_NOISE, device=stack.device, long=False)
     axes = {"oracle": "total", "vq": "VQ", "mq": "MQ", "ta": "TA"}
     found: dict[str, float | None] = {name: float(grades.scores[axis].mean()) for name, axis in axes.items()}
-    heldout = stack.heldout if stack.has("heldout") else None
+    rewards = {"reward": stack.reward, "heldout": stack.heldout if stack.has("heldout") else None}
+    found["diversity"] = float(grades.diversity.mean())
     return found | {
-        "diversity": float(grades.diversity.mean()),
-        "reward": float(reward_scores(stack, stack.reward, exam, grades).reward.mean()),
-        "heldout": None if heldout is None else float(reward_scores(stack, heldout, exam, grades).reward.mean()),
+        name: None if model is None else float(reward_scores(stack, model, exam, grades).reward.mean())
+        for name, model in rewards.items()
     }
 
 
 def _sat(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, list[float]]:
     grades = examine(system, exam, seed, device=stack.device, long=False)
     return {"total": grades.scores["total"].tolist(), "diversity": grades.diversity.tolist()}
-
-
-@lru_cache(maxsize=1)
-def _stack(weights: str, device: str) -> Stack:
-    return Stack.load(weights or "tiny", device)

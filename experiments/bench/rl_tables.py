@@ -1,8 +1,4 @@
-"""From the runs of `reelgym bench rl` to rows, tables and a picture. S seeds, R resamples.
-
-How long half of the runs take is a span (at least, at most): one number where it was seen, open above where most runs
-gave up. So is a ratio of two.
-"""
+"""From the runs of `reelgym bench rl` to rows, tables and a picture; times as in evaluation/."""
 
 from __future__ import annotations
 
@@ -12,133 +8,105 @@ from typing import Any
 
 import numpy as np
 
+from ...training.recipe import Recipe
+from ..evaluation.time_to_target import Times, first_at, ratio_cells, ratio_shown, span_cells, span_of, time_shown
 from ..plots import COLOURS, Line, line_chart, stacked_svg
-from ..stats import Interval, censored_median, paired_difference
-from ..tables import NOTHING, Column, Row, markdown_table, number, rows_of
-from .rl_runs import BASELINES, OURS, SETTINGS, arrival
+from ..stats import iqm, paired_difference, probability_of_improvement
+from ..tables import Column, Row, interval, markdown_table, number, rows_of
+from .rl_runs import BASELINES, OURS, SETTINGS
 
-Span = tuple[float, float]
 Runs = Sequence[Mapping[str, Any]]
 """The results of one setting, one per seed."""
-RESAMPLES = 1000
 UNITS = ("chunks", "seconds")
 PARTS = {"": 1.0, "half_": 0.5}
 """Shares of the gain that times are taken to, by the prefix of their keys; a run goes on to the whole."""
 
 
-def times_of(runs: Runs, goal: float, unit: str) -> tuple[list[float], list[bool]]:
+def times_of(runs: Runs, target: float, unit: str) -> Times:
     """For every run when it arrived or gave up, and whether it arrived. A run that diverged before it did never
     will: it outlasts all."""
-    found = [arrival(run["looks"], goal) for run in runs]
+    found = [first_at(run["looks"], "oracle", target) for run in runs]
     times = [float((run if at is None else at)[unit]) for run, at in zip(runs, found, strict=True)]
-    longest = max(times)
     lost = [run["diverged"] and at is None for run, at in zip(runs, found, strict=True)]
-    return [longest if never else time for never, time in zip(lost, times, strict=True)], [
-        at is not None for at in found
-    ]
+    ends = [max(times) if never else time for never, time in zip(lost, times, strict=True)]
+    return tuple(((time, at is not None),) for time, at in zip(ends, found, strict=True))
 
 
-def median_span(times: Sequence[float], reached: Sequence[bool]) -> Span:
-    """The Kaplan-Meier median, or, where too few arrived, what half of the runs exceed at least."""
-    median = censored_median(times, reached)
-    return (median, median) if math.isfinite(median) else (sorted(times)[(len(times) - 1) // 2], math.inf)
-
-
-def ratio_span(theirs: Span, ours: Span) -> Span:
-    """theirs / ours; (0, inf) where neither is known, inf where ours is nothing and theirs is not."""
-    return _divided(theirs[0], ours[1]), _divided(theirs[1], ours[0])
-
-
-def _divided(theirs: float, ours: float) -> float:
-    if ours:
-        return theirs / ours
-    return math.inf if theirs else 1.0
-
-
-def resampled(times: Sequence[float], reached: Sequence[bool], resamples: int = RESAMPLES) -> list[Span]:
-    """`median_span` of S runs drawn anew; the draws are the same for all settings of S seeds, so that these stay
-    paired."""
-    draws = np.random.default_rng(0).integers(len(times), size=(resamples, len(times)))
-    when, whether = np.asarray(times), np.asarray(reached)
-    return [median_span(when[draw].tolist(), whether[draw].tolist()) for draw in draws]
-
-
-def interval_of(theirs: Sequence[Span], ours: Sequence[Span], level: float = 0.95) -> Span:
-    """Percentile interval of the ratio; an end that the runs leave open is taken as far out as it can be."""
-    spans = [ratio_span(a, b) for a, b in zip(theirs, ours, strict=True)]
-    out = math.floor((1 - level) / 2 * len(spans))
-    return sorted(low for low, _ in spans)[out], sorted(high for _, high in spans)[-1 - out]
-
-
-def part_of(start: float, goal: float, share: float) -> float:
+def part_of(start: float, target: float, share: float) -> float:
     """The oracle total at which a run has gained that share of what it is to gain."""
-    return start + share * (goal - start)
+    return start + share * (target - start)
 
 
-def ratio_rows(found: Mapping[str, Runs], goal: float, gain: float) -> list[Row]:
-    """How many times more chunks and seconds each baseline takes to the goal than each of ours. gain: to note down."""
-    pairs = [(theirs, ours) for theirs in BASELINES for ours in OURS if theirs in found and ours in found]
-    wanted = {name for pair in pairs for name in pair}
-    times = {(name, unit): times_of(found[name], goal, unit) for name in wanted for unit in UNITS}
-    draws = {key: resampled(*value) for key, value in times.items()}
+def ratio_rows(found: Mapping[str, Runs], target: float, gain: float) -> list[Row]:
+    """How many times more chunks and seconds each baseline takes to the target than each of ours, and than each recipe
+    of the user's own. gain: to note down."""
+    own = [name for name in found if name in OURS or name not in SETTINGS]
+    pairs = [(theirs, ours) for theirs in BASELINES for ours in sorted(own, key=_place) if theirs in found]
     rows: list[Row] = []
     for theirs, ours in pairs:
         row: Row = {"kind": "ratio", "setting": theirs, "against": ours, "gain": gain}
         for unit in UNITS:
-            span = ratio_span(median_span(*times[theirs, unit]), median_span(*times[ours, unit]))
-            ends = interval_of(draws[theirs, unit], draws[ours, unit])
-            row |= _ends(unit, span) | {f"{unit}_low": ends[0], f"{unit}_high": _known(ends[1])}
+            row |= ratio_cells(unit, *(times_of(found[name], target, unit) for name in (theirs, ours)))
         rows.append(row)
     return rows
 
 
+def _place(name: str) -> int:
+    return OURS.index(name) if name in OURS else len(OURS)
+
+
+def label_of(name: str) -> str:
+    """A setting in words; a recipe of the user's own by its import path."""
+    return SETTINGS[name].label if name in SETTINGS else name
+
+
 def table_rows(
-    found: Mapping[str, Runs], references: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], goal: float
+    found: Mapping[str, Runs],
+    recipes: Mapping[str, Recipe],
+    references: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    target: float,
 ) -> list[Row]:
     """Rows of kind "reference" (start, teacher), "setting", "ratio", "run" and "curve" (one look)."""
     start = references["start"]
-    rows = [_reference_row(name, result, goal) for name, result in references.items()]
-    rows += [_setting_row(name, runs, start, goal) for name, runs in found.items()]
+    rows = [_reference_row(name, result, target) for name, result in references.items()]
+    rows += [_setting_row(name, runs, recipes[name], start, target) for name, runs in found.items()]
     begun = start["looks"][0]["oracle"]
     for share in PARTS.values():
-        rows += ratio_rows(found, part_of(begun, goal, share), share * (goal - begun))
+        rows += ratio_rows(found, part_of(begun, target, share), share * (target - begun))
     for name, runs in found.items():
         for seed, run, exam in zip(seeds, runs, start["exams"], strict=True):
             spent = {key: run[key] for key in ("chunks", "seconds", "updates", "diverged")}
             gain = float(np.mean(run["exam"]["total"]) - np.mean(exam["total"]))
-            arrived = arrival(run["looks"], goal) is not None
+            arrived = first_at(run["looks"], "oracle", target) is not None
             rows.append({"kind": "run", "setting": name, "seed": seed, **spent, "arrived": arrived, "gain": gain})
             rows += [{"kind": "curve", "setting": name, "seed": seed, **look} for look in run["looks"]]
     return rows
 
 
-def _reference_row(name: str, result: Mapping[str, Any], goal: float) -> Row:
+def _reference_row(name: str, result: Mapping[str, Any], target: float) -> Row:
     exams = [exam["total"] for exam in result["exams"]]
-    return {"kind": "reference", "row": name, **result["looks"][0], "exam": float(np.mean(exams)), "goal": goal}
+    return {"kind": "reference", "row": name, **result["looks"][0], "exam": float(np.mean(exams)), "goal": target}
 
 
-def _setting_row(name: str, runs: Runs, start: Mapping[str, Any], goal: float) -> Row:
-    recipe = SETTINGS[name].recipe
-    row: Row = {"kind": "setting", "setting": name, "label": SETTINGS[name].label, "seeds": len(runs)}
+def _setting_row(name: str, runs: Runs, recipe: Recipe, start: Mapping[str, Any], target: float) -> Row:
+    row: Row = {"kind": "setting", "setting": name, "label": label_of(name), "seeds": len(runs)}
     for prefix, share in PARTS.items():
         for unit in UNITS:
-            times, reached = times_of(runs, part_of(start["looks"][0]["oracle"], goal, share), unit)
-            row |= _ends(prefix + unit, median_span(times, reached)) | {f"{prefix}arrived": sum(reached)}
-    gain = _gain(runs, start)
+            times = times_of(runs, part_of(start["looks"][0]["oracle"], target, share), unit)
+            arrived = sum(reached for seed in times for _, reached in seed)
+            row |= span_cells(prefix + unit, span_of(times)) | {f"{prefix}arrived": arrived}
+    totals = [run["exam"]["total"] for run in runs], [exam["total"] for exam in start["exams"]]
+    gain = paired_difference(*totals)
     row |= {"gain": gain.mean, "low": gain.low, "high": gain.high, "verdict": gain.verdict}
+    row |= {"gain_iqm": iqm(totals[0]) - iqm(totals[1]), "improvement": probability_of_improvement(*totals)}
     spread = [np.mean([one["diversity"] for one in exams]) for exams in ([run["exam"] for run in runs], start["exams"])]
     row["diversity_ratio"] = float(spread[0] / spread[1]) if spread[1] > 0 else None
     for key in ("reward", "heldout"):
         row[f"{key}_gain"] = _last_gain(runs, start["looks"][0], key)
-    row |= {"updates": float(np.mean([run["updates"] for run in runs])), "learning_rate": recipe.learner.learning_rate}
-    return row | {"prompts": recipe.prompts, "group": recipe.group, "diverged": sum(run["diverged"] for run in runs)}
-
-
-def _gain(runs: Runs, start: Mapping[str, Any]) -> Interval:
-    return paired_difference(
-        [run["exam"]["total"] for run in runs],
-        [exam["total"] for exam in start["exams"]],
-    )
+    row |= {"updates": float(np.mean([run["updates"] for run in runs])), "learning_rate": recipe.learning_rate}
+    row |= {key: getattr(recipe, key, None) for key in ("prompts", "group")}
+    return row | {"diverged": sum(run["diverged"] for run in runs)}
 
 
 def _last_gain(runs: Runs, start: Mapping[str, Any], key: str) -> float | None:
@@ -146,49 +114,22 @@ def _last_gain(runs: Runs, start: Mapping[str, Any], key: str) -> float | None:
     return float(np.mean(last)) - start[key] if last and start[key] is not None else None
 
 
-def _ends(unit: str, span: Span) -> Row:
-    """A span as numbers that JSON holds: None is an open end, `unit` itself is None unless both ends agree."""
-    exact = span[0] if span[0] == span[1] else None
-    return {unit: exact, f"{unit}_at_least": span[0], f"{unit}_at_most": _known(span[1])}
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _taken(unit: str) -> Callable[[Row], str]:
-    return lambda row: f"> {row[f'{unit}_at_least']:,.0f}" if row[unit] is None else f"{row[unit]:,.0f}"
-
-
 def _share(key: str) -> Callable[[Row], str]:
     return lambda row: f"{row[key]}/{row['seeds']}"
 
 
-def _times(unit: str) -> Callable[[Row], str]:
-    def show(row: Row) -> str:
-        if row[unit] is not None:
-            high = row[f"{unit}_high"]
-            ends = f"{row[f'{unit}_low']:.1f}, " + ("open" if high is None else f"{high:.1f}")
-            return f"{row[unit]:.1f} [{ends}]"
-        if row[f"{unit}_at_least"]:
-            return f">= {row[f'{unit}_at_least']:.1f}"
-        return NOTHING if row[f"{unit}_at_most"] is None else f"<= {row[f'{unit}_at_most']:.1f}"
-
-    return show
-
-
 SETTING_COLUMNS = (
     Column("setting", "how the starting student was trained", lambda row: row["label"]),
-    Column("chunks", "generated until half of the runs had gained enough (Kaplan-Meier)", _taken("chunks")),
-    Column("sec.", "of training until then, looks not counted, on one of two busy cores", _taken("seconds")),
+    Column("chunks", "generated until half of the runs had gained enough (Kaplan-Meier)", time_shown("chunks")),
+    Column("sec.", "of training until then, looks not counted, on one of two busy cores", time_shown("seconds")),
     Column("arrived", "runs that gained enough before they had to give up", _share("arrived")),
-    Column("half: chunks", "the same for half of that gain", _taken("half_chunks")),
-    Column("half: sec.", "", _taken("half_seconds")),
+    Column("half: chunks", "the same for half of that gain", time_shown("half_chunks")),
+    Column("half: sec.", "", time_shown("half_seconds")),
     Column("half: arrived", "", _share("half_arrived")),
     Column(
         "gain [95%]",
         "oracle total above the start's on other prompts, where training stopped; paired over seeds and prompts",
-        lambda row: f"{row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+        interval("gain", "+.3f"),
     ),
     Column("above the start", "yes: interval above zero; no: below zero; else unclear", lambda row: row["verdict"]),
     Column(
@@ -200,14 +141,14 @@ SETTING_COLUMNS = (
     Column("rate", "learning rate", number("learning_rate", ".1e")),
 )
 RATIO_COLUMNS = (
-    Column("baseline / ours", "", lambda r: f"{SETTINGS[r['setting']].label} / {SETTINGS[r['against']].label}"),
+    Column("baseline / ours", "", lambda row: f"{label_of(row['setting'])} / {label_of(row['against'])}"),
     Column("gain", "of the oracle total that is compared", number("gain", "+.3f")),
     Column(
         "times the chunks",
         "of medians [95%, bootstrap over seeds]; >= where most of the baseline's runs gave up, <= where ours did",
-        _times("chunks"),
+        ratio_shown("chunks", bounded=False),
     ),
-    Column("times the seconds", "the same, of training on one core", _times("seconds")),
+    Column("times the seconds", "the same, of training on one core", ratio_shown("seconds", bounded=False)),
 )
 COLUMNS = (*SETTING_COLUMNS, *RATIO_COLUMNS)
 
@@ -244,7 +185,7 @@ def curves_svg(rows: Sequence[Row]) -> str:
     for key, title in (("oracle", "Oracle total gained (held out)"), ("reward", "Trained reward gained")):
         lines = [line for place, name in enumerate(names) for line in _lines(results, name, place, key, start[key])]
         charts.append(line_chart(lines, title, "chunks generated: 2 to the power of", baseline=0.0))
-    return stacked_svg(charts, [SETTINGS[name].label for name in names])
+    return stacked_svg(charts, [label_of(name) for name in names])
 
 
 def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list[Line]:
@@ -254,12 +195,12 @@ def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list
             runs.setdefault(row["seed"], {})[row["rung"]] = row[key] - start
     rungs = sorted({rung for run in runs.values() for rung in run})
     lines = [
-        Line(f"{SETTINGS[name].label}, seed {seed}", tuple((math.log2(x), y) for x, y in run.items()), colour, True)
+        Line(f"{label_of(name)}, seed {seed}", tuple((math.log2(x), y) for x, y in run.items()), colour, True)
         for seed, run in runs.items()
     ]
     shared = [rung for rung in rungs if all(min(run) <= rung for run in runs.values())]
     mean = [(math.log2(rung), float(np.mean([_held(run, rung) for run in runs.values()]))) for rung in shared]
-    return [*lines, Line(SETTINGS[name].label, tuple(mean), colour)] if mean else lines
+    return [*lines, Line(label_of(name), tuple(mean), colour)] if mean else lines
 
 
 def _held(run: Mapping[int, float], rung: int) -> float:

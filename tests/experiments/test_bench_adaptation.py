@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from reelgym.agents.detection import DetectionConfig
-from reelgym.envs.stack import Stack
+from reelgym.envs.stack import Stack, StackSpec
 from reelgym.envs.worlds.grammar import GRAMMARS, sample_scripts
-from reelgym.experiments import cli
+from reelgym.experiments import cli, jobs
 from reelgym.experiments.bench import adaptation, adaptation_tables
 from reelgym.experiments.bench.adaptation import Config, core_seconds
 from reelgym.experiments.bench.adaptation_clips import FAMILIES, ClipsTask, sampler_of
-from reelgym.experiments.bench.adaptation_runs import METHODS, ORDERS, Order, Plan, Reel, rungs, work
-from reelgym.experiments.bench.adaptation_tables import arrival, goal_of, report, table_rows
+from reelgym.experiments.bench.adaptation_runs import METHODS, ORDERS, Order, Plan, Reel, eval_schedule, work
+from reelgym.experiments.bench.adaptation_tables import arrival, report, table_rows, target_of, times_of
+from reelgym.experiments.evaluation.time_to_target import resampled
 from reelgym.experiments.readme import filled
 from reelgym.models.detector import ClipDetector
 from reelgym.models.tiny import save_tiny
@@ -27,7 +28,6 @@ SMALL += ["--last", "3", "--every", "1", "--batch", "2", "--workers", "1"]
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setitem(ORDERS, "tiny", Order(("flicker", "student"), "ghosting", "student-1"))
-    monkeypatch.setattr(adaptation, "fingerprint", lambda weights: "one state of the code")
 
 
 def rows_of(folder, kind):
@@ -64,11 +64,11 @@ def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
     titles = [part.text for part in picture.iter("{http://www.w3.org/2000/svg}title")]
     assert titles.count("replay, seed 1") == titles.count("replay") == 2 and titles.count("frozen") == 2
     written = json.loads((out / "results.json").read_text())
-    assert written["command"].startswith("reelgym bench adaptation --orders tiny --seeds 2")
+    assert "--orders tiny --seeds 2" in written["command"]
     page = filled("<!-- measured: results.json -->\n<!-- end -->", out)
     assert report(written["rows"]) in page
 
-    monkeypatch.setattr(adaptation, "work", None)
+    monkeypatch.setattr(jobs, "_do", None)
     assert cli.main(args) == 0, capsys.readouterr().err
     assert capsys.readouterr().out == shown.out
 
@@ -86,20 +86,22 @@ def test_known_families_are_replayed_whole_and_the_new_one_in_part():
 @pytest.mark.parametrize("family", ["real", "hue_drift", "student-2", "tuned", "teacher"])
 def test_clips_of_every_kind_of_family(family, weights, monkeypatch):
     monkeypatch.setitem(FAMILIES, "tuned", replace(FAMILIES["tuned"], updates=1))
-    groups, meta = work(ClipsTask(family, 3, 2, str(weights)))
+    groups, meta = work(ClipsTask(family, 3, 2, StackSpec(str(weights))))
     train, test = groups["clips"]["train"], groups["clips"]["test"]
     assert train.shape == (3, 12, 3, 32, 32) and test.shape == (2, 12, 3, 32, 32) and train.dtype == torch.uint8
     assert not torch.equal(train[:2], test) and meta["seconds"] > 0
 
 
 def test_who_only_tests_makes_no_clips_to_train_on(weights):
-    assert list(work(ClipsTask("blank", 0, 2, str(weights)))[0]["clips"]) == ["test"]
+    assert list(work(ClipsTask("blank", 0, 2, StackSpec(str(weights))))[0]["clips"]) == ["test"]
     config = Config(orders=("student",), fakes=10, test=4)
     assert adaptation._counts(config, "tuned") == (0, 4) and adaptation._counts(config, "student") == (10, 4)
 
 
 def test_families_are_made_as_they_say(weights):
-    clips = {name: work(ClipsTask(name, 2, 1, str(weights)))[0]["clips"]["train"] for name in ("real", "blank")}
+    clips = {
+        name: work(ClipsTask(name, 2, 1, StackSpec(str(weights))))[0]["clips"]["train"] for name in ("real", "blank")
+    }
     assert (clips["real"] != clips["blank"]).any()
     stack = Stack.load(weights)
     scripts = sample_scripts(2, split="train", seed=0, grammar=GRAMMARS["plain"])
@@ -108,11 +110,11 @@ def test_families_are_made_as_they_say(weights):
     assert torch.equal(made["student-1"], sampler_of(stack, "student-1")(scripts, 5))
 
 
-def test_rungs():
-    assert rungs(256) == [8, 16, 32, 64, 128, 256] and rungs(100) == [8, 16, 32, 64, 100]
-    assert rungs(8) == [8] and rungs(5) == [5]
+def test_eval_schedule():
+    assert eval_schedule(256) == [8, 16, 32, 64, 128, 256] and eval_schedule(100) == [8, 16, 32, 64, 100]
+    assert eval_schedule(8) == [8] and eval_schedule(5) == [5]
     plan = Plan(fakes=16, rung=4, last=6, every=2)
-    assert plan.due == [(8, 2), (8, 4), (16, 2), (16, 4), (16, 6)]
+    assert plan.eval_points == [(8, 2), (8, 4), (16, 2), (16, 4), (16, 6)]
 
 
 def test_orders_are_of_families_that_are_there_and_never_the_same_twice():
@@ -131,11 +133,12 @@ def a_run(new, known=None, seconds=None, sampling=0.1):
 
 
 def test_goal_and_arrival_by_hand():
-    assert goal_of(a_run([0.5, 0.9])) == pytest.approx(0.88) and goal_of(a_run([0.9, 0.79])) is None
+    assert target_of(a_run([0.5, 0.9])) == pytest.approx(0.88) and target_of(a_run([0.9, 0.79])) is None
     at, whether = arrival(a_run([0.5, 0.9, 0.6]), 0.88)
     assert (at["fakes"], whether) == (8, True)
     at, whether = arrival(a_run([0.5, 0.6, 0.7]), 0.88)
     assert (at["fakes"], whether) == (16, False)
+    assert arrival(a_run([0.5, 0.6]), None)[1] is False
 
 
 def runs_of(retrained):
@@ -181,9 +184,8 @@ def test_what_a_retrain_cannot_tell_does_not_count():
 
 def test_seeds_are_drawn_with_all_their_orders():
     arrived = {seed: [({"seconds": seconds}, True)] * 3 for seed, seconds in ((0, 1.0), (1, 9.0))}
-    assert {span[0] for span in adaptation_tables._resampled(arrived, "seconds")} == {1.0, 9.0}
-    drawn = [span[0] for span in adaptation_tables._resampled(arrived, "seconds")]
-    assert 0.15 < drawn.count(9.0) / len(drawn) < 0.35
+    drawn = [span[0] for span in resampled(times_of(arrived, "seconds"))]
+    assert set(drawn) == {1.0, 9.0} and 0.15 < drawn.count(9.0) / len(drawn) < 0.35
 
 
 def test_the_default_is_within_its_budget():
@@ -216,4 +218,4 @@ def test_detectors_of_another_size_are_refused(tmp_path, capsys):
 
 def test_who_goes_on_has_as_many_updates_as_who_begins_anew():
     plan = Plan()
-    assert len(plan.due) * plan.every == plan.scratch and plan.due[-1] == (plan.fakes, plan.last)
+    assert len(plan.eval_points) * plan.every == plan.scratch and plan.eval_points[-1] == (plan.fakes, plan.last)

@@ -2,16 +2,16 @@
 
 import json
 from dataclasses import replace
-from math import inf
 
 import pytest
 
-from reelgym.experiments import cli
+from reelgym.envs.stack import StackSpec
+from reelgym.experiments import cli, jobs
 from reelgym.experiments.bench import rl, rl_tables
-from reelgym.experiments.bench.rl import Config, apart, core_seconds, goal_of, winners
-from reelgym.experiments.bench.rl_runs import SETTINGS, arrival, ladder
-from reelgym.experiments.bench.rl_tables import interval_of, median_span, ratio_rows, ratio_span, report, times_of
-from reelgym.experiments.evaluate import Exam, texts_of
+from reelgym.experiments.bench.rl import Config, apart, core_seconds, target_of, winners
+from reelgym.experiments.bench.rl_runs import SETTINGS, eval_schedule, setting_of
+from reelgym.experiments.bench.rl_tables import ratio_rows, report, times_of
+from reelgym.experiments.evaluate import Exam
 from reelgym.experiments.readme import filled
 
 
@@ -24,7 +24,6 @@ def test_end_to_end_and_again(weights, tmp_path, monkeypatch, capsys):
     size = ["--settings", "reward", "raven", "--seeds", "1", "--chunks", "64", "--prompts", "2", "--exam-prompts", "2"]
     small = replace(SETTINGS["raven"].recipe, prompts=1)
     monkeypatch.setitem(SETTINGS, "raven", replace(SETTINGS["raven"], recipe=small))
-    monkeypatch.setattr(rl, "fingerprint", lambda weights: "one state of the code")
     args = ["bench", "rl", *size, "--gain", "0.9", "--workers", "1", "--weights", str(weights), "--out", str(tmp_path)]
     assert cli.main(args) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
@@ -35,13 +34,13 @@ def test_end_to_end_and_again(weights, tmp_path, monkeypatch, capsys):
     assert [row["updates"] for row in rows["run"]] == [4, 2] and not any(row["diverged"] for row in rows["run"])
     assert all(row["rung"] == row["chunks"] == 64 and row["seconds"] > 0 for row in rows["curve"])
     assert all(row["heldout"] is None and row["reward"] is not None for row in rows["curve"])
-    assert written["command"].startswith("reelgym bench rl --settings reward raven --seeds 1")
+    assert "--settings reward raven --seeds 1 --chunks 64" in written["command"]
     assert "minutes on 1 idle cores" in shown.err and "> 64" in shown.out and "Not run, for want of time" in shown.out
     assert (tmp_path / "bench-rl.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
     page = filled("<!-- measured: results.json -->\n<!-- end -->", tmp_path)
     assert report(written["rows"]) in page and "| – |" in page
 
-    monkeypatch.setattr(rl, "work", None)
+    monkeypatch.setattr(jobs, "_do", None)
     assert cli.main(args) == 0, capsys.readouterr().err
     assert capsys.readouterr().out == shown.out
 
@@ -53,7 +52,7 @@ def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch
 
     exam = Exam(prompts=2, clips=2, long_prompts=0)
     recipe = replace(SETTINGS["reward"].recipe, prompts=16)
-    task = rl_runs.RunTask(recipe, 0, -1.0, 256, exam, exam, str(weights))
+    task = rl_runs.RunTask(recipe, 0, -1.0, 256, exam, exam, StackSpec(str(weights)))
     found = rl_runs.work(task)[1]
     assert [look["chunks"] for look in found["looks"]] == [64] and found["updates"] == 1
     assert len(found["exam"]["total"]) == len(found["exam"]["diversity"]) == 2
@@ -66,7 +65,7 @@ def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch
 
     updated = FineTune.update
     monkeypatch.setattr(FineTune, "update", fails)
-    found = rl_runs.work(replace(task, goal=2.0))[1]
+    found = rl_runs.work(replace(task, target=2.0))[1]
     assert found["diverged"] and found["chunks"] == 64 and len(found["looks"]) == 1
 
 
@@ -79,38 +78,40 @@ def test_a_variant_changes_one_thing(differences):
             assert len(differences(one, setting.recipe)) == 1, name
 
 
-def test_a_tie_goes_to_the_lower_rate(monkeypatch):
+def test_a_recipe_of_ones_own(tmp_path, monkeypatch):
+    text = "from reelgym.agents.finetune_recipes import FINETUNE as ALL\nmine = ALL['raven'].with_batch(2)\n"
+    (tmp_path / "a_recipe_of_mine.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "a_recipe_of_mine:mine"
+    assert setting_of(name).recipe.prompts == 2 and setting_of(name).label == name
+    assert core_seconds(Config(settings=(name,))) > 0
+    run = a_run([1, 1])
+    assert [row["against"] for row in ratio_rows({name: [run], "ddpo": [run], "reward": [run]}, 0.5, 0.1)] == [
+        "reward",
+        name,
+    ]
+
+
+def test_a_diverged_search_takes_the_lowest_rate():
     lost = {"diverged": True, "looks": []}
-    recipes, _ = winners(Config(settings=("raven",)), {f"search-raven-{place}": ({}, lost) for place in range(3)})
-    rate = SETTINGS["raven"].recipe.learner.learning_rate
-    assert recipes["raven"].learner.learning_rate == pytest.approx(rate / 3)
+    recipes = winners(Config(settings=("raven",)), {f"search-raven-{place}": ({}, lost) for place in range(3)})
+    assert recipes["raven"].learning_rate == pytest.approx(SETTINGS["raven"].recipe.learning_rate / 3)
 
 
-def test_ladder():
-    assert ladder(2048) == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
-    assert ladder(64) == [64] and ladder(10) == [10] and ladder(100) == [64, 96, 100] and ladder(65) == [64, 65]
+def test_eval_schedule():
+    assert eval_schedule(2048) == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
+    assert eval_schedule(64) == [64] and eval_schedule(10) == [10]
+    assert eval_schedule(100) == [64, 96, 100] and eval_schedule(65) == [64, 65]
 
 
-def test_arrival_and_censoring():
+def test_times_and_censoring():
     late, early, never = a_run([0.1, 0.6]), a_run([0.5, 0.4]), a_run([0.1, 0.2])
-    assert arrival(late["looks"], 0.5)["chunks"] == 128 and arrival(early["looks"], 0.5)["seconds"] == 6.4
-    assert arrival(never["looks"], 0.5) is None and arrival([], 0.5) is None
-    assert times_of([late, early, never], 0.5, "chunks") == ([128, 64, 128], [True, True, False])
+    assert times_of([late, early, never], 0.5, "chunks") == (((128, True),), ((64, True),), ((128, False),))
     half = a_run([0.3, 0.2], (64, 256), diverged=True)
-    assert times_of([half, late], 0.3, "chunks") == ([64, 128], [True, True])
-    assert times_of([half, late], 0.5, "chunks") == ([256, 128], [False, True])
+    assert times_of([half, late], 0.3, "chunks") == (((64, True),), ((128, True),))
+    assert times_of([half, late], 0.5, "chunks") == (((256, False),), ((128, True),))
     broken = {"looks": [], "chunks": 16, "seconds": 1.6, "diverged": True}
-    assert times_of([broken, late], 0.5, "chunks") == ([128, 128], [False, True])
-
-
-def test_medians_and_ratios_by_hand():
-    assert median_span([64, 96, 128], [True, True, True]) == (96, 96)
-    assert median_span([64, 512, 512, 512], [True, False, False, False]) == (512, inf)
-    assert median_span([64, 96, 512, 512], [False] * 4) == (96, inf)
-    assert ratio_span((512, 512), (64, 64)) == (8, 8) and ratio_span((512, inf), (64, 64)) == (8, inf)
-    assert ratio_span((64, 64), (512, inf)) == (0, 0.125) and ratio_span((512, inf), (512, inf)) == (0, inf)
-    spans = [(2, 2)] * 95 + [(4, 4)] * 5
-    assert interval_of(spans, [(1, 1)] * 100) == (2, 4) and interval_of([(9, inf)] * 9, [(3, 3)] * 9) == (3, inf)
+    assert times_of([broken, late], 0.5, "chunks") == (((128, False),), ((128, True),))
 
 
 def test_ratio_rows_and_how_they_are_shown():
@@ -132,8 +133,9 @@ def test_half_of_the_gain_is_timed_too(monkeypatch):
     runs = [a_run([0.6, 0.7]) | {"exam": exam, "updates": 2} for _ in range(3)]
     for run in runs:
         run["looks"] = [look | {"reward": 0.1, "heldout": None} for look in run["looks"]]
+    recipes = {name: SETTINGS[name].recipe for name in ("reward", "raven")}
     rows = rl_tables.table_rows(
-        {"reward": runs, "raven": runs}, {"start": start | {"exams": [exam] * 3}}, [0, 1, 2], 0.7
+        {"reward": runs, "raven": runs}, recipes, {"start": start | {"exams": [exam] * 3}}, [0, 1, 2], 0.7
     )
     setting = next(row for row in rows if row["kind"] == "setting")
     assert (setting["chunks"], setting["half_chunks"], setting["half_seconds"]) == (128, 64, 6.4)
@@ -150,16 +152,20 @@ def test_the_curve_of_a_run_that_stopped_stays():
 def test_looks_and_exam_share_no_prompt(monkeypatch):
     exam = Exam(prompts=32, long_prompts=0)
     look = apart(Exam(prompts=24, long_prompts=0, scripts_seed=2), exam)
-    assert not set(texts_of(look.scripts())) & set(texts_of(exam.scripts()))
+    assert not set(look.texts()) & set(exam.texts())
     monkeypatch.setattr(rl, "DRAWS", 3)
     with pytest.raises(ValueError, match="too many to lie apart"):
         apart(exam, exam)
 
 
-def test_the_goal():
-    assert goal_of(Config(), 0.8, 0.9) == pytest.approx(0.85) and goal_of(Config(gain=0.02), 0.8, 0.7) == 0.8 + 0.02
+def test_the_target():
+    def found(start, teacher):
+        return {name: ({}, {"looks": [{"oracle": x}]}) for name, x in (("start", start), ("teacher", teacher))}
+
+    assert target_of(Config(), found(0.8, 0.9)) == pytest.approx(0.85)
+    assert target_of(Config(gain=0.02), found(0.8, 0.7)) == 0.8 + 0.02
     with pytest.raises(ValueError, match=r"the teacher \(0.700\) is not above the start"):
-        goal_of(Config(), 0.8, 0.7)
+        target_of(Config(), found(0.8, 0.7))
 
 
 def test_the_default_is_within_its_budget():
@@ -170,6 +176,7 @@ def test_the_default_is_within_its_budget():
     ("args", "words"),
     [
         (["--settings", "mystery"], "unknown setting mystery; choose from reward, forward"),
+        (["--settings", "no.such:recipe"], "or give a recipe module:name"),
         (["--seeds", "0"], "are at least 1"),
         (["--gain", "0"], "a gain is positive"),
     ],

@@ -7,8 +7,10 @@ from reelgym.experiments.stats import (
     bootstrap_means,
     calibration_error,
     censored_median,
+    iqm,
     mean_interval,
     paired_difference,
+    probability_of_improvement,
     sign_test,
     tpr_at,
 )
@@ -130,3 +132,16 @@ def test_wrong_shapes_are_refused():
         auc([], [1.0])
     with pytest.raises(ValueError, match="finite row"):
         auc([np.nan], [1.0])
+
+
+def test_iqm_leaves_out_the_outer_quarters():
+    assert iqm([[0, 1, 2, 100]]) == pytest.approx(1.5) and iqm([[7.0]]) == 7
+    assert iqm(np.arange(12).reshape(3, 4)) == pytest.approx(np.arange(3, 9).mean())
+    assert iqm([[0, 3, 9]]) == pytest.approx((0.25 * 0 + 3 + 0.25 * 9) / 1.5)
+
+
+def test_probability_of_improvement():
+    assert probability_of_improvement([[1, 1]], [[0, 2], [1, 0]]) == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert probability_of_improvement([[3.0]], [[3.0]]) == 0.5
+    with pytest.raises(ValueError, match="the same prompts"):
+        probability_of_improvement([[1, 2]], [[1]])
