@@ -67,19 +67,14 @@ def run(config: Config) -> None:
 
 def stream_gen(seed: int) -> tuple[Frames, float]:
     """The shipped student makes a clip."""
-    env, policy = _env("StreamGen"), GeneratorPolicy(Stack.load().generator)
-    policy.reset(stream_keys(seed, 1))
+    env, policy = _env("StreamGen"), _student(stream_keys(seed, 1))
     return _held(_played(env, policy.act, seed, {"scripts": [SCRIPT]}))
 
 
 def stream_denoise(seed: int) -> tuple[Frames, float]:
     """The same clip, one denoising step at a time."""
-    env, policy, keys = (
-        _env("StreamDenoise", "rgb_array"),
-        GeneratorPolicy(Stack.load().generator),
-        stream_keys(seed, 1),
-    )
-    policy.reset(keys)
+    env, keys = _env("StreamDenoise", "rgb_array"), stream_keys(seed, 1)
+    policy = _student(keys)
     steps: list[Tensor] = []
 
     def act(observation: dict[str, Tensor]) -> Tensor:
@@ -125,8 +120,7 @@ def self_play(seed: int) -> tuple[Frames, float]:
 
 def _moves(env: Any, seen: Any, seed: int) -> Iterator[Frames]:
     """The canvases of one game for two, in order."""
-    policy = GeneratorPolicy(Stack.load().generator)
-    policy.reset(stream_keys(seed, 1))
+    policy = _student(stream_keys(seed, 1))
     while env.agents:
         yield from env.render()
         chunk = policy.act(env.game.observe()[GENERATOR])[0].numpy()
@@ -137,6 +131,13 @@ def _moves(env: Any, seen: Any, seed: int) -> Iterator[Frames]:
 def _said(words: list[int], observation: Tensor) -> Tensor:
     """The last word, which is taken away."""
     return torch.tensor([words.pop()])
+
+
+def _student(keys: Tensor) -> GeneratorPolicy:
+    """The shipped student, about to make its first chunk."""
+    policy = GeneratorPolicy(Stack.load().generator)
+    policy.reset(keys)
+    return policy
 
 
 def _env(name: str, mode: str = "rgb_array_list", **others: Any) -> Any:

@@ -189,16 +189,14 @@ def _pixels(video: Tensor, scale: int) -> Tensor:
 
 def _check(config: Config) -> None:
     """ValueError for options that do not make sense, or not together."""
-    if config.scale is not None and config.scale < 1:
-        raise ValueError(f"scale must be at least 1, not {config.scale}")
-    if config.seconds is not None and not (math.isfinite(config.seconds) and config.seconds > 0):
-        raise ValueError(f"seconds must be a positive number, not {config.seconds:g}")
-    if config.chunks is not None and config.chunks < 1:
-        raise ValueError(f"chunks must be at least 1, not {config.chunks}")
+    for name, count in (("scale", config.scale), ("chunks", config.chunks)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+    for name, number in (("seconds", config.seconds), ("fps", config.fps)):
+        if number is not None and not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be a positive number, not {number:g}")
     if config.seconds is not None and config.chunks is not None:
         raise ValueError("--seconds and --chunks both say how long: leave one out")
-    if config.fps is not None and not (math.isfinite(config.fps) and config.fps > 0):
-        raise ValueError(f"fps must be a positive number, not {config.fps:g}")
     if config.agent is not None and config.model != "student":
         raise ValueError("an agent steers the student: leave out --model, or --agent")
     if config.student is not None and (config.model != "student" or config.agent is not None):

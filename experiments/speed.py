@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 
 import torch
 
 from ..envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
 from ..envs.worlds.render import render
 from ..envs.worlds.scene import roll
+from .bench.timing import interleaved_timings
 
 FRAMES = 5_000
 IMPORT = 1.2
@@ -18,12 +18,8 @@ def rendered_frames_a_second(clips: int = 256, rounds: int = 10) -> float:
     """Frames of 32x32 pixels of the full grammar, the best of `rounds`."""
     scripts = sample_scripts(clips, split="train", seed=0, grammar=GRAMMARS["full"])
     scene = roll([chunk_clauses(script, 4) for script in scripts], 3, torch.Generator().manual_seed(0))
-    best = 0.0
-    for _ in range(rounds):
-        started = time.perf_counter()
-        video = render(scene)
-        best = max(best, video.shape[0] * video.shape[1] / (time.perf_counter() - started))
-    return best
+    (seconds,) = interleaved_timings([lambda: render(scene)], rounds, torch.device("cpu"))
+    return clips * 12 / min(seconds)
 
 
 def import_seconds(module: str, rounds: int = 5) -> float:

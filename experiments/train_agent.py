@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
-from tqdm import tqdm
 
 from ..agents.recipes import STEER, recipe_of
 from ..agents.saved import Agent, agent_manifest, library_of, load_agent, save_agent
 from ..envs.presets import PRESETS
 from ..envs.stream_steer import StreamSteerVectorEnv
+from .console import progress
 from .jobs import one_thread
 
 POINTS = 8
@@ -39,7 +38,7 @@ def train_agent(name: str, env: str | None, steps: int | None, seed: int, out: P
         env, num_envs=recipe.streams, autoreset_mode="Disabled", check=False, **kwargs | held_out
     )
     started = time.perf_counter()
-    with one_thread(), SummaryWriter(str(out / "tensorboard")) as writer, tqdm(total=total, file=sys.stderr) as bar:
+    with one_thread(), SummaryWriter(str(out / "tensorboard")) as writer, progress(total, name, "step") as bar:
 
         def note(agent: Agent, done: int) -> None:
             writer.add_scalar("validation/return", mean_return(exam, agent), done)

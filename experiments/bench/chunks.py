@@ -16,7 +16,7 @@ from ...agents.finetune_recipes import FINETUNE
 from ...agents.rollout import GeneratorPolicy, rollout
 from ...envs.stack import Stack
 from ...envs.stream_gen import StreamGenVectorEnv
-from ...models.codec import Codec, Grid
+from ...models.codec import Codec
 from ...models.generator import stream
 from ...models.prompts import PromptBatch
 from ...noise import stream_keys
@@ -28,38 +28,25 @@ TARGET = 0.95
 
 
 class NoCodec:
-    """The codec's shapes, and video that costs nothing."""
+    """The codec's shapes and all that it has besides, and video that costs nothing."""
 
     def __init__(self, inner: Codec, device: torch.device) -> None:
-        self.inner, self.channels = inner, inner.channels
+        self.inner = inner
         grid = inner.grid(1)
         with torch.no_grad():
             self.frame = inner.decode(torch.zeros(1, 1, inner.channels, grid.h, grid.w, device=device))[0, :1].clone()
 
-    def encode(self, video: Tensor) -> Tensor:
-        """As the codec."""
-        return self.inner.encode(video)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
         """One frame, again and again, in one place of the memory."""
         frames = len(self.grid(latents.shape[1]).latent_of_frame)
         return self.frame.expand(len(latents), frames, -1, -1, -1)
 
-    def open(self) -> Any:
-        """As the codec."""
-        return self.inner.open()
-
     def decode_stream(self, latents: Tensor, state: Any, clamp: bool | None = None) -> tuple[Tensor, Any]:
         """The frame."""
         return self.decode(latents), state
-
-    def frames_of(self, latents: int, before: int = 0) -> int:
-        """As the codec's."""
-        return self.inner.frames_of(latents, before)
-
-    def grid(self, frames: int, start: int = 0) -> Grid:
-        """As the codec's."""
-        return self.inner.grid(frames, start)
 
 
 class NoReward:
@@ -115,7 +102,7 @@ def _works(stack: Stack, envs: int, seed: int, latents: dict[str, Tensor]) -> di
     return {"bare": bare, "generator": generator, "step": step, "inference": inference}
 
 
-def _env(stack: Stack, codec: Codec, reward: Any, envs: int) -> StreamGenVectorEnv:
+def _env(stack: Stack, codec: Any, reward: Any, envs: int) -> StreamGenVectorEnv:
     settings: dict[str, Any] = {"clock": stack.clock, "device": stack.device, "autoreset_mode": "Disabled"}
     return StreamGenVectorEnv(envs, codec, reward, stack.prompts(), **settings)
 

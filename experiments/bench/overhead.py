@@ -8,6 +8,7 @@ tensor every step. A rival's single environment hands out a view of its frame, a
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import gymnasium
@@ -100,6 +101,10 @@ class CounterEnv(gymnasium.Env[Any, Any]):
         return FRAMES[self.count], float(action), False, False, {}
 
 
+Open = Callable[[int, torch.device], Any]
+"""Makes the vector environment of N on a device."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """name: a row of the table. open: makes the vector environment of N. tensors: whether it takes and gives tensors.
@@ -107,7 +112,7 @@ class Subject:
     own. target, target_more: microseconds at 64 environments, and more than at 1, that were set beforehand."""
 
     name: str
-    open: Callable[[int, torch.device], Any]
+    open: Open
     tensors: bool = False
     share: float = 1.0
     processes: bool = False
@@ -115,56 +120,38 @@ class Subject:
     target_more: float | None = None
 
 
-def _ours(num_envs: int, device: torch.device, **others: Any) -> CounterVectorEnv:
-    return CounterVectorEnv(num_envs, device=device, **others)
+def _ours(**how: Any) -> Open:
+    return lambda num_envs, device: CounterVectorEnv(num_envs, device=device, **how)
 
 
-def _sb3_adapter(num_envs: int, device: torch.device) -> Any:
-    from ...envs.adapters.sb3 import SB3VecEnv
+def _adapted(module: str, name: str, **how: Any) -> Open:
+    """Ours behind an adapter of envs/adapters."""
 
-    return SB3VecEnv(_ours(num_envs, device))
+    def open(num_envs: int, device: torch.device) -> Any:
+        return getattr(import_module(f"...envs.adapters.{module}", __package__), name)(_ours(**how)(num_envs, device))
 
-
-def _tianshou_adapter(num_envs: int, device: torch.device) -> Any:
-    from ...envs.adapters.tianshou import TianshouVectorEnv
-
-    return TianshouVectorEnv(_ours(num_envs, device, autoreset_mode="Disabled"))
+    return open
 
 
-def _gymnasium(kind: str) -> Callable[[int, torch.device], Any]:
-    return lambda num_envs, _: getattr(gymnasium.vector, kind)([CounterEnv] * num_envs)
+def _rival(module: str, name: str, **how: Any) -> Open:
+    """Another package's vector of single environments."""
+    return lambda num_envs, _: getattr(import_module(module), name)([CounterEnv] * num_envs, **how)
 
 
-def _sb3(num_envs: int, _: torch.device) -> Any:
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    return DummyVecEnv([CounterEnv] * num_envs)
-
-
-def _sb3_processes(num_envs: int, _: torch.device) -> Any:
-    from stable_baselines3.common.vec_env import SubprocVecEnv
-
-    return SubprocVecEnv([CounterEnv] * num_envs, start_method="fork")  # its default imports torch in every process
-
-
-def _tianshou(num_envs: int, _: torch.device) -> Any:
-    from tianshou.env import DummyVectorEnv
-
-    return DummyVectorEnv([CounterEnv] * num_envs)
-
-
+GYMNASIUM, SB3, TIANSHOU = "gymnasium.vector", "stable_baselines3.common.vec_env", "tianshou.env"
 SUBJECTS = (
-    Subject("reelgym", _ours, True, target=10, target_more=4),
-    Subject("reelgym, check=False", lambda n, device: _ours(n, device, check=False), True),
-    Subject("reelgym, no pictures", lambda n, device: _ours(n, device, pictures=False), True),
+    Subject("reelgym", _ours(), True, target=10, target_more=4),
+    Subject("reelgym, check=False", _ours(check=False), True),
+    Subject("reelgym, no pictures", _ours(pictures=False), True),
     Subject("torch calls alone", CounterCalls, True),
-    Subject("reelgym through SB3VecEnv", _sb3_adapter, target=16),
-    Subject("reelgym through TianshouVectorEnv", _tianshou_adapter),
-    Subject("Gymnasium SyncVectorEnv", _gymnasium("SyncVectorEnv"), share=0.25),
-    Subject("SB3 DummyVecEnv", _sb3, share=0.25),
-    Subject("Tianshou DummyVectorEnv", _tianshou, share=0.25),
-    Subject("Gymnasium AsyncVectorEnv", _gymnasium("AsyncVectorEnv"), share=0.05, processes=True),
-    Subject("SB3 SubprocVecEnv", _sb3_processes, share=0.05, processes=True),
+    Subject("reelgym through SB3VecEnv", _adapted("sb3", "SB3VecEnv"), target=16),
+    Subject("reelgym through TianshouVectorEnv", _adapted("tianshou", "TianshouVectorEnv", autoreset_mode="Disabled")),
+    Subject("Gymnasium SyncVectorEnv", _rival(GYMNASIUM, "SyncVectorEnv"), share=0.25),
+    Subject("SB3 DummyVecEnv", _rival(SB3, "DummyVecEnv"), share=0.25),
+    Subject("Tianshou DummyVectorEnv", _rival(TIANSHOU, "DummyVectorEnv"), share=0.25),
+    Subject("Gymnasium AsyncVectorEnv", _rival(GYMNASIUM, "AsyncVectorEnv"), share=0.05, processes=True),
+    # SB3's default way to start imports torch in every process
+    Subject("SB3 SubprocVecEnv", _rival(SB3, "SubprocVecEnv", start_method="fork"), share=0.05, processes=True),
 )
 
 
@@ -175,12 +162,11 @@ def overhead_rows(many: int, steps: int, rounds: int, device: torch.device) -> l
     """
     together = tuple(subject for subject in SUBJECTS if not subject.processes)
     groups = (together, *((subject,) for subject in SUBJECTS if subject.processes))
-    found = {count: _merged(measured(group, count, steps, rounds, device) for group in groups) for count in (1, many)}
-    return [_row(subject, found[1][subject.name], found[many][subject.name], many) for subject in SUBJECTS]
-
-
-def _merged(parts: Iterator[dict[str, float | None]]) -> dict[str, float | None]:
-    return {name: value for part in parts for name, value in part.items()}
+    alone, beside = (
+        {name: us for group in groups for name, us in measured(group, count, steps, rounds, device).items()}
+        for count in (1, many)
+    )
+    return [_row(subject, alone[subject.name], beside[subject.name], many) for subject in SUBJECTS]
 
 
 def _row(subject: Subject, one: float | None, more: float | None, many: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Subject:
     """A model under the clock: clips [N, F, 3, H, W], their prompts and latent grid, and which modules see pixels."""
 
     name: str
-    model: RewardModel
+    model: Any
     video: Tensor
     prompts: PromptBatch
     grid: Grid
@@ -113,8 +113,12 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
     def weights(reward: StreamReward) -> Tensor:
         return reward.weights(video, prompts, subject.grid).perplexity
 
+    def alone(row: Tensor) -> Tensor:
+        published.score(video[row], prompts.take(row))
+        return published.weights(video[row], prompts.take(row), subject.grid).perplexity
+
     def sequential() -> Tensor:
-        return torch.cat([_published(published, video, prompts, row, subject.grid) for row in range(clips)])
+        return torch.cat([alone(row) for row in torch.arange(clips).split(1)])
 
     difference = float((weights(ours) - sequential()).abs().max())
     runs = (sequential, lambda: weights(ours), lambda: weights(bounded))
@@ -122,7 +126,7 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
     return {
         "kind": "speed",
         "model": subject.name,
-        "millions": sum(p.numel() for p in _module(subject.model).parameters()) / 1e6,
+        "millions": sum(p.numel() for p in subject.model.parameters()) / 1e6,
         "clips": clips,
         "published_ms": theirs,
         "ours_ms": here,
@@ -134,23 +138,17 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _published(reward: StreamReward, video: Tensor, prompts: PromptBatch, row: int, grid: Grid) -> Tensor:
-    clip, prompt = video[row : row + 1], prompts.take(torch.tensor([row]))
-    reward.score(clip, prompt)
-    return reward.weights(clip, prompt, grid).perplexity
-
-
 def kept_bytes(model: RewardModel, video: Tensor, prompts: PromptBatch) -> int:
     """What a forward pass keeps for the backward passes."""
     leaf = video.detach().clone().requires_grad_()
     return activation_bytes(lambda: model.score(leaf, prompts), model)
 
 
-def recomputing(model: RewardModel, towers: Sequence[str]) -> RewardModel:
+def recomputing(model: Any, towers: Sequence[str]) -> Any:
     """A copy of the model whose towers keep no activations and are computed again in every backward pass."""
     twin = copy.deepcopy(model)
     for name in towers:
-        _module(twin).set_submodule(name, Recomputed(_module(twin).get_submodule(name)))
+        twin.set_submodule(name, Recomputed(twin.get_submodule(name)))
     return twin
 
 
@@ -163,11 +161,6 @@ class Recomputed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return checkpoint(self.inner, *args, use_reentrant=False, **kwargs)
-
-
-def _module(model: RewardModel) -> nn.Module:
-    assert isinstance(model, nn.Module)
-    return model
 
 
 def tiny_subject(config: Config, device: torch.device) -> Subject:
