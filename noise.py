@@ -7,6 +7,7 @@ to resume a stream is to store integers.
 from __future__ import annotations
 
 import math
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -15,6 +16,72 @@ GOLDEN = 0x9E3779B97F4A7C15
 MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 NORMAL, UNIFORM, FOLD = 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7, 0xABC98388FB8FAC03
 BLOCK = 16
+
+
+class Domain(IntEnum):
+    """What random numbers are for, where one key serves several ends: folded into the key, or in place of a chunk's
+    number, beyond any that a clip or a training reaches."""
+
+    UPDATE = 1
+    """An update's own draws (noise of levels, and the like) beside its rollout's: this one, and those up to FORK."""
+    FORK = 2**20
+    """Where a rollout forks, and which branch it goes on with; in place of a chunk's number."""
+    GUARD = 2**40
+    """Prompts and clips that a guard measures a training with."""
+    EXAM = GUARD
+    """Clips of an evaluation, folded once more with the number of each: so none is a guard's."""
+    SLICE_EXAM = 2**41
+    """Clips of an evaluation's slices."""
+
+
+class GameDomain(IntEnum):
+    """Of a game's own keys, in place of a chunk's number: these keys make no other clip."""
+
+    COIN = 2**20
+    """Is the clip real?"""
+    LENS = 2**20 + 1
+    """Of the camera, by clip."""
+    GRAIN = 2**20 + 2
+    """Of the camera, by chunk."""
+
+
+class SeedDomain(IntEnum):
+    """Where the seeds of a study's parts begin, far from seeds that a user gives (0, 1, 2, ...); the run's seed, or a
+    small number, is added, unless it says that it is alone."""
+
+    PANEL = 5_000
+    """Detectors that measure a league from outside."""
+    FILM = 9_000
+    """Recordings that they are measured on."""
+    SEARCH = 10_000
+    """A search for a learning rate, whose runs are none of those that count."""
+    RESPONSES = SEARCH
+    """A league's detectors, so many on with every round: no league searches."""
+    GOES_ON = SEARCH
+    """A detector that goes on with new clips: none of its studies searches."""
+    ARRIVALS = 20_000
+    """The order in which new clips arrive."""
+    TESTS = 77_000
+    """Clips that agents are tested on; one less, alone: those that they are chosen by."""
+    BEST_RESPONSES = 500_000
+    """Generators that exploit a league's detectors."""
+    VALIDATION = 1_000_003
+    """Noise of evaluations while a method trains; alone."""
+    POINTS = 1_000_004
+    """Noise of evaluations along a learning curve; alone."""
+    POINT_FILMS = 1_000_005
+    """Recordings of evaluations along a detector's learning curve; alone."""
+    FRESH_CLIPS = 4_000_000
+    """Clips that a causal start regresses on."""
+    FAMILY_CLIPS = 7_000_000
+    """Test clips of every family of generators, 10,000 apart."""
+    REAL_DRAW = 2**30
+    """Which real clips a detector's update sees."""
+
+
+def update_seed(seed: int, update: int) -> int:
+    """A seed for update 0 <= update < 1,000,003 of a training with this seed: no other training's update has it."""
+    return seed * 1_000_003 + update
 
 
 def stream_keys(seed: int, n: int, device: torch.device | str = "cpu") -> Tensor:

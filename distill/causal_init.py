@@ -18,7 +18,7 @@ from ..envs.worlds.clips import encode_clips, make_clips
 from ..models.generator import Generator
 from ..models.sampler import renoise, shifted
 from ..models.wan import CausalWan
-from ..noise import fold, normal, stream_keys, uniform
+from ..noise import SeedDomain, fold, normal, stream_keys, uniform, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
 from ..training.loop import own_draw
 from ..training.state import State, pack, unpack
@@ -27,7 +27,6 @@ from ..training.usage import ComputeUsage
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FRESH_CLIPS = 4_000_000
 """Seeds of the clips that a student goes on with, away from those that it was pretrained on."""
 Clips = Callable[[int, int], tuple[Tensor, Tensor]]
 """`clips(batch, step)` -> latents [batch, F, C, h, w] and prompts [batch, n, L, D], a pure function."""
@@ -60,11 +59,11 @@ class CausalInitConfig:
 
     def trainer(self, stack: Stack, generator: Generator) -> CausalInit:
         """The starting recipe goes on, on clips of the world that pretraining has not met."""
-        world = make_clips(self.pool, split="train", seed=FRESH_CLIPS + self.seed, grammar=stack.grammar)
+        world = make_clips(self.pool, split="train", seed=SeedDomain.FRESH_CLIPS + self.seed, grammar=stack.grammar)
         pool = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
 
         def clips(batch: int, step: int) -> tuple[Tensor, Tensor]:
-            latents, embeds = pool.draw(batch, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+            latents, embeds = pool.draw(batch, torch.Generator().manual_seed(update_seed(self.seed, step)))
             return latents.to(stack.device), embeds.to(stack.device)
 
         return CausalInit(self, generator, clips)

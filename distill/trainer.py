@@ -21,7 +21,7 @@ from ..models.codec import Codec
 from ..models.generator import Generator, chunks
 from ..models.sampler import denoise, guided, renoise
 from ..models.wan import CausalWan
-from ..noise import fold, normal, stream_keys, uniform
+from ..noise import Domain, fold, normal, stream_keys, uniform
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import Clock, clip_prompts
@@ -159,7 +159,7 @@ class Distill:
         keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
         x0 = self._rollout(embeds, keys, grad=True)
         measured = self._train_critic(x0.detach(), embeds, keys)
-        eps, sigma = self._noise(x0, fold(keys, 1))
+        eps, sigma = self._noise(x0, fold(keys, Domain.UPDATE))
         scores = (self.teacher, self.critic.module)
         direction = score_direction(x0.detach(), eps, sigma, embeds, self.null, scores, config.guidance)
         weight, scored = self._weight(x0.detach(), embeds, texts)
@@ -184,11 +184,11 @@ class Distill:
     def _train_critic(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> dict[str, float]:
         losses, clips = [], [x0]
         for turn in range(self.config.critic_updates):
-            fresh = fold(keys, 2 + turn)
+            fresh = fold(keys, Domain.UPDATE + 1 + turn)
             if 0 < turn < self.config.critic_rollouts:
                 clips.append(self._rollout(embeds, fresh))
             x0 = clips[turn % len(clips)]
-            eps, sigma = self._noise(x0, fold(fresh, 1))
+            eps, sigma = self._noise(x0, fold(fresh, Domain.UPDATE))
             losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds))["loss"])
             self.counts.critic_calls += len(keys) * embeds.shape[1]
         return {"critic_loss": sum(losses) / len(losses)} if losses else {}

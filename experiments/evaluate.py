@@ -18,14 +18,13 @@ from ..envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_script
 from ..envs.worlds.oracle import diversity, judge, judge_long
 from ..envs.worlds.world import World
 from ..models.prompts import PromptBatch
-from ..noise import fold, stream_keys
+from ..noise import Domain, fold, stream_keys
 from ..plugins import find, resolve
 from ..rewards.stream_reward import Scores, StreamReward
 from ..rewards.windows import clip_prompts
 from .systems import Chunks, System, encode_clauses
 
 AXES = ("VQ", "MQ", "TA", "physics", "total")
-EXAM = 2**40
 """Folded into an exam's noise, so that no training has met it."""
 LONG = 4
 """How many times longer than a clip a long stream is."""
@@ -111,7 +110,7 @@ class Grades:
 @torch.no_grad()
 def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str = "cpu", long: bool = True) -> Grades:
     """Let a system sit the exam with the noise of `seed`; `long` False leaves the long streams out."""
-    keys = fold(stream_keys(seed, 2, device), EXAM)
+    keys = fold(stream_keys(seed, 2, device), Domain.EXAM)
     short = exam.clauses()
     video, seconds = _make(system, short, _keys_of(keys[:1], len(short)), exam.batch)
     found = [oracle_scores(video[at], short[at], exam) for at in _batches(len(short), exam.batch)]

@@ -12,11 +12,10 @@ from ..envs.worlds.grammar import GRAMMARS, Clause, chunk_clauses
 from ..envs.worlds.oracle import judge
 from ..envs.worlds.render import render
 from ..envs.worlds.slices import SLICES, heard, slice_scene, slice_scripts
-from ..noise import fold, stream_keys
+from ..noise import Domain, fold, stream_keys
 from .evaluate import AXES, Exam
 from .systems import Chunks, Continues
 
-SLICE_EXAM = 2**41
 """Folded into the slices' noise, so that no training and no other part of an exam has met it."""
 
 
@@ -36,7 +35,7 @@ def examine_slices(
         names = [name for name in SLICES if SLICES[name].length == length]
         clauses = [row for name in names for row in papers[name][0]]
         truth = torch.cat([papers[name][1] for name in names]).to(device)
-        made = _carried_on(system, truth, clauses, exam, fold(stream_keys(seed, len(truth), device), SLICE_EXAM))
+        made = _carried_on(system, truth, clauses, exam, fold(stream_keys(seed, len(truth), device), Domain.SLICE_EXAM))
         for name, video in zip(names, made.split(exam.slice_prompts), strict=True):
             scores = judge(video, papers[name][0], exam.frames_per_chunk, given=exam.frames_per_chunk)
             found[name] = {axis: getattr(scores, axis) for axis in AXES}

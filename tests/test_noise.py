@@ -1,9 +1,11 @@
 """Noise: a pure function of (key, chunk, step), the same for a stream in any batch."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from reelgym.noise import fold, normal, stream_keys, uniform
+from reelgym.noise import Domain, GameDomain, SeedDomain, fold, normal, stream_keys, uniform, update_seed
 
 SHAPE = (3, 8, 8, 8)
 
@@ -76,3 +78,18 @@ def test_keys_of_another_type_are_refused():
         normal(torch.zeros(3), 0, 0, (2,))
     with pytest.raises(ValueError, match="int64"):
         fold(torch.zeros(3, 1, dtype=torch.int64), 0)
+
+
+def test_domains_lie_apart():
+    """Alone ones differ; where a seed is added there is room for a thousand of them."""
+    assert {name for name, member in Domain.__members__.items() if name != member.name} == {"EXAM"}
+    assert {name for name, member in SeedDomain.__members__.items() if name != member.name} == {"RESPONSES", "GOES_ON"}
+    alone = {SeedDomain.VALIDATION, SeedDomain.POINTS, SeedDomain.POINT_FILMS}
+    for first, second in pairwise(sorted(SeedDomain)):
+        assert second - first >= 1_000 or first in alone
+    assert all(2**20 <= domain for domain in (*Domain, *GameDomain) if domain != Domain.UPDATE)
+
+
+def test_update_seeds_of_two_trainings_never_meet():
+    seeds = {update_seed(seed, update) for seed in range(3) for update in (0, 1, 1_000_002)}
+    assert len(seeds) == 9 and update_seed(2, 5) == 2_000_011

@@ -20,7 +20,7 @@ from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, StreamState, Transition, generate_chunk, prediction
 from ..models.prompts import PromptBatch
-from ..noise import fold, stream_keys
+from ..noise import Domain, fold, stream_keys
 from ..rewards.measures import MEASURES
 from ..rewards.stream_reward import PixelError, StreamReward
 from ..rewards.windows import Clock, clip_prompts, clip_reward
@@ -28,7 +28,6 @@ from .learner import Groups
 from .state import State
 from .usage import ComputeUsage
 
-LOOK = 2**40
 """Where the guard's prompts and noise lie among the draws: no training gets so far."""
 
 
@@ -192,10 +191,10 @@ class Guard:
     @torch.no_grad()
     def _see(self, update: int) -> Look:
         config = self.config
-        embeds, texts = self.prompts(config.prompts, LOOK + config.seed)
+        embeds, texts = self.prompts(config.prompts, Domain.GUARD + config.seed)
         device = next(self.reference.parameters()).device
         embeds = embeds.to(device).repeat_interleave(config.clips, 0)
-        keys = fold(stream_keys(config.seed, len(embeds), device), LOOK)
+        keys = fold(stream_keys(config.seed, len(embeds), device), Domain.GUARD)
         latents, kl = self._generate(embeds, keys)
         video = self.codec.decode(latents)
         prompts = clip_prompts(embeds, [row for row in texts for _ in range(config.clips)])

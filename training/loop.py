@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+from ..noise import update_seed
 from .learner import Groups, NonFiniteError
 from .state import State
 from .usage import ComputeUsage
@@ -153,13 +154,12 @@ def _resume(trainer: Trainer, guard: Watch | None, checkpoint: Path) -> None:
 
 
 GUARD = "guard-"
-SEEDS_APART = 1_000_003
 
 
 def own_draw(seed: int, update: int, accelerator: Accelerator | None) -> int:
     """A number that no other seed, update or process has: what is drawn for `update` here follows from it."""
     own = update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
-    return seed * SEEDS_APART + own
+    return update_seed(seed, own)
 
 
 def launched() -> Accelerator | None:

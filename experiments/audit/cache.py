@@ -21,9 +21,8 @@ from ...models.cache import CacheConfig
 from ...models.generator import StreamState, generate_chunk, read_chunk, stream
 from ...models.streaming import StreamingGenerator
 from ...models.tiny import CHUNKS
-from ...noise import fold, stream_keys
+from ...noise import Domain, fold, stream_keys
 from ..console import progress, publish, sections
-from ..evaluate import EXAM
 from ..jobs import on_threads
 from ..options import StackName, cache_policies, load_generator
 from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg
@@ -242,7 +241,7 @@ def _streamed(made: StreamingGenerator, clauses: Sequence[Sequence[Clause]], see
 
 
 def _keys(seed: int, count: int, device: torch.device) -> Tensor:
-    return fold(stream_keys(seed, count, device), EXAM)
+    return fold(stream_keys(seed, count, device), Domain.EXAM)
 
 
 def _scripts(count: int, clauses: int) -> list[Script]:

@@ -20,6 +20,7 @@ from ...agents.saved import Agent, library_of
 from ...envs.stack import StackSpec
 from ...envs.stream_detect import FAKE, REAL
 from ...envs.worlds.fakes import FAKES
+from ...noise import SeedDomain
 from ..evaluate import Exam
 from ..jobs import Result
 from . import detecting, steering
@@ -27,7 +28,6 @@ from . import detecting, steering
 Act = Callable[[Tensor], Tensor]
 Build = Callable[[Any], Act]
 """From the environment of the exam to what acts in it."""
-FIRST_NOISE = 77_000
 """Seed 0's noise in StreamSteer's exam; the validation's is the number before."""
 WIDTH = 64
 """Rows of the search for a fixed setting, and of StreamDetect's exam."""
@@ -104,7 +104,7 @@ def evaluated(task: AgentTask, build: Build, split: str) -> dict[str, list[float
     if task.env == STEER:
         exam = budget.exam if test else budget.validation
         env = task.exam_env(exam.prompts * exam.clips, split=split, chunks=exam.chunks)
-        return steering.evaluated(env, build(env), exam, FIRST_NOISE + task.seed if test else FIRST_NOISE - 1)
+        return steering.evaluated(env, build(env), exam, SeedDomain.TESTS + task.seed if test else SeedDomain.TESTS - 1)
     clips, families = (budget.clips, {"families": tuple(FAKES)}) if test else (budget.clips // 4, {})
     env = task.exam_env(min(WIDTH, clips), split=split, clips=clips, **families)
     return detecting.evaluated(env, build(env))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...envs.stream_steer import StreamSteerVectorEnv
 from ...envs.worlds.oracle import judge
-from ...noise import fold, stream_keys
-from ..evaluate import AXES, EXAM, Exam, texts_of
+from ...noise import Domain, fold, stream_keys
+from ..evaluate import AXES, Exam, texts_of
 
 Act = Callable[[Tensor], Tensor]
 """Observations [N, M] to actions [N, A]."""
@@ -42,7 +42,7 @@ def evaluated(env: StreamSteerVectorEnv, act: Act, exam: Exam, seed: int) -> dic
 
 def exam_keys(seed: int, count: int) -> Tensor:
     """Keys of an exam's streams, which no training has met."""
-    root = fold(stream_keys(seed, 1), EXAM)
+    root = fold(stream_keys(seed, 1), Domain.EXAM)
     return fold(root.expand(count), torch.arange(count))
 
 
