@@ -49,18 +49,17 @@ class Job:
     def digest(self, work: Work) -> str:
         """Hash of all that the result depends on: the settings, the code of `work` and of the config's own classes and
         import paths with all that it imports, and the files that the config's parts name (`depends_on`)."""
-        return _digest(self, made_from(work, *code_of(self.config)))
-
-
-def _digest(job: Job, code: str) -> str:
-    parts = (json.dumps(job.settings, sort_keys=True), code, files_of(job.config))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return digests_of([self], work)[self.name]
 
 
 def digests_of(jobs: Sequence[Job], work: Work) -> dict[str, str]:
     """`Job.digest` of each by name, with the code read once."""
     code = cache(lambda modules: made_from(work, *modules))
-    return {job.name: _digest(job, code(frozenset(code_of(job.config)))) for job in jobs}
+    parts = {
+        job.name: (json.dumps(job.settings, sort_keys=True), code(frozenset(code_of(job.config))), files_of(job.config))
+        for job in jobs
+    }
+    return {name: hashlib.sha256("\n".join(part).encode()).hexdigest() for name, part in parts.items()}
 
 
 def stored(job: Job, digest: str, folder: Path) -> Result | None:

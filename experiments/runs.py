@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from .jobs import Result
 from .slices import examine_slices
 from .systems import System, as_system, reference
 
-ROOT = Path(__file__).resolve().parent.parent
 VALIDATION_NOISE = 1_000_003
 
 
@@ -134,21 +131,6 @@ def plain(grades: Grades) -> dict[str, Any]:
     scores = {axis: _numbers(score) for axis, score in grades.scores.items()}
     parts = {name: _numbers(getattr(grades, name)) for name in ("diversity", "late", "drift")}
     return {"scores": scores, **parts, "fps": grades.fps}
-
-
-def fingerprint(weights: Path) -> str:
-    """Hash of the code that a result depends on and of the pretrained weights; tables and reports are left out."""
-    code = [
-        path
-        for folder in ("models", "rewards", "envs", "training", "agents", "distill")
-        for path in (ROOT / folder).rglob("*.py")
-    ]
-    code += [ROOT / "noise.py", *(ROOT / "experiments" / "pretrain").glob("*.py")]
-    code += [ROOT / "experiments" / f"{name}.py" for name in ("evaluate", "runs", "slices")]
-    digest = hashlib.sha256()
-    for path in [*sorted(code), *sorted(weights.glob("*/*.json"))]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _numbers(values: Tensor) -> list[float]:

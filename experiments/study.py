@@ -146,6 +146,16 @@ def job_folder(config: Any) -> Path:
     return Path(config.out) / "jobs"
 
 
+def in_turn(phases: Iterable[Sequence[Job]], results: Results) -> list[Job]:
+    """The jobs of every phase up to the first that is not finished: for `Study.jobs` whose phases are known before."""
+    wanted: list[Job] = []
+    for phase in phases:
+        wanted += phase
+        if not finished(phase, results):
+            break
+    return wanted
+
+
 def finished(jobs: Iterable[Job], results: Results) -> bool:
     """Whether all of these have results."""
     return all(job.name in results for job in jobs)

@@ -73,7 +73,7 @@ def make_clips(task: ClipsTask) -> Result:
             continue
         scripts = sample_scripts(SPARE * count, split=split, seed=_own(task.family), grammar=GRAMMARS[stack.grammar])
         for start in range(0, len(scripts), AT_ONCE):
-            few = scripts[start : min(start + AT_ONCE, start + count - sum(map(len, parts)))]
+            few = scripts[start : start + min(AT_ONCE, count - sum(map(len, parts)))]
             begun = time.monotonic()
             made = sampler(few, _own(task.family) + 2 * start + number)
             seconds += time.monotonic() - begun
@@ -96,8 +96,7 @@ def sampler_of(stack: Stack, family: str) -> Sampler:
     updates = FAMILIES[family].updates
     if not updates:
         return lambda scripts, seed: clips_of(stack, family, scripts, seed, visible=True)
-    recipe, student = FINETUNE["reward"], stack.student()
-    trainer = recipe.trainer(stack, student)
-    fit(trainer, updates)
+    student = stack.student()
+    fit(FINETUNE["reward"].trainer(stack, student), updates)
     source = Source(student, stack.codec, stack.encoder, stack.grammar)
     return lambda scripts, seed: source(scripts, stack.clock.chunks, seed)

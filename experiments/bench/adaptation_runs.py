@@ -7,9 +7,9 @@ F frames, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -67,33 +67,37 @@ METHODS = {
 """Ways to meet a new family: not at all; from scratch on all families and all fakes; on with the new family alone; on
 with all families; that from the detector that self-play begins with, and from one that `reelgym selfplay` has trained.
 The last two know more families than the others do before they begin: it is with each other that they are compared."""
-
-
 FROM_PARTS = ("rival", "selfplay")
-"""Methods that begin with a part that `load_tiny` reads."""
+"""Methods that begin with a part of a stack."""
+BASE = "base"
+"""What those begin with that need a detector of the known families."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How detectors learn and how often they are looked at."""
 
-    detection: DetectionConfig = field(
-        default_factory=lambda: DetectionConfig(LearnerConfig(learning_rate=2e-3, ema=0.9), batch=16, camera="dusk")
-    )
-    """Of all trainings but for the seed; averaged weights are what is looked at."""
+    fakes: int = 256
+    """Clips of the new family at most; as many of every known one."""
+    test: int = 128
+    """Clips of a family, of other prompts, on which AUC is taken."""
     scratch: int = 350
     """Updates of a training from scratch: of the first detector, and of a full retrain."""
     rung: int = 20
-    """Updates with every number of fakes of the new family."""
+    """Updates with 8, 16, 32, ... fakes each."""
     last: int = 250
     """Updates with all of them; a detector that goes on then has as many in all as one from scratch."""
     every: int = 10
     """Updates between two looks where a detector goes on; from scratch it is looked at as often as that in all."""
-    fakes: int = 256
-    """Of the new family at most; the first rung has 8, and each other twice as many as the one before. Of known
-    families there are as many."""
-    test: int = 128
-    """Clips of a family in a look."""
+    batch: int = 16
+    """Clips of each kind an update."""
+    camera: str = "dusk"
+    """Through which all clips pass."""
+
+    @property
+    def detection(self) -> DetectionConfig:
+        """Of all trainings but for the seed; averaged weights are what is looked at."""
+        return DetectionConfig(LearnerConfig(learning_rate=2e-3, ema=0.9), self.batch, self.camera)
 
     @property
     def eval_points(self) -> list[tuple[int, int]]:
@@ -111,30 +115,18 @@ def eval_schedule(fakes: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class BaseTask:
-    """Train a detector from scratch on the known families of an order."""
-
-    order: Order
-    seed: int
-    plan: Plan
-    clips: str
-    """Folder of the jobs that made the clips."""
-    stack: StackSpec = StackSpec()
-    """What they were made with."""
-
-
-@dataclass(frozen=True)
 class RunTask:
-    """Meet the new family of an order by one method."""
+    """Meet the new family of an order by one method; BASE: train from scratch on the known families alone."""
 
     method: str
     order: Order
     seed: int
     plan: Plan
     clips: str
+    """Folder of the jobs that made the clips."""
     start: str = ""
-    """Folder of the detector that goes on: a base job's, the shipped rival's, or one of `reelgym selfplay`; empty for a
-    full retrain."""
+    """Folder of the detector that goes on: a base job's, the shipped rival's, or one of `reelgym selfplay`; empty from
+    scratch."""
     stack: StackSpec = StackSpec()
     """What the clips were made with."""
 
@@ -144,18 +136,25 @@ class RunTask:
         return [Path(self.start) / "weights.safetensors"] if self.method in FROM_PARTS else []
 
 
-def work(task: ClipsTask | BaseTask | RunTask) -> Result:
-    """Do a task. A run's result holds its looks and the seconds that one fake took to sample."""
+def work(task: ClipsTask | RunTask) -> Result:
+    """Do a task. A run's result holds its looks and the seconds that one fake took to sample; a base's, its weights."""
     if isinstance(task, ClipsTask):
         return make_clips(task)
-    known = Reel.load(task.clips, task.order, task.plan.detection)
-    if isinstance(task, BaseTask):
-        return _base(task, known)
-    return {}, _run(task, known)
+    clips = OrderClips.load(task.clips, task.order, task.plan.detection)
+    if task.method == BASE:
+        trainer, _ = _from_scratch(task, clips, 0)
+        return {"weights": dict(trainer.learner.averaged().state_dict())}, {"seconds": trainer.counts.seconds}
+    if task.method == "retrain":
+        _, looks = _from_scratch(task, clips, task.plan.fakes)
+    else:
+        detector = _started(task)
+        looks = [{"fakes": 0, "updates": 0, "seconds": 0.0, **clips.look(detector)}]
+        looks += [] if task.method == "frozen" else _went_on(task, clips, detector)
+    return {}, {"looks": looks, "sampling": clips.seconds[task.order.new]}
 
 
 @dataclass(frozen=True)
-class Reel:
+class OrderClips:
     """What the runs of an order train on and are looked at with.
 
     train: uint8 clips by family, the world's too. film: test clips as a detector sees them. seconds: to sample one.
@@ -167,7 +166,7 @@ class Reel:
     seconds: Mapping[str, float]
 
     @classmethod
-    def load(cls, folder: str, order: Order, detection: DetectionConfig) -> Reel:
+    def load(cls, folder: str, order: Order, detection: DetectionConfig) -> OrderClips:
         """From what the clip jobs wrote."""
         found = {name: load_checkpoint(Path(folder) / clips_job(name)) for name in (REAL, *order.families)}
         film = {name: _filmed(groups["clips"]["test"], detection) for name, (groups, _) in found.items()}
@@ -208,58 +207,39 @@ def _filmed(clips: Tensor, detection: DetectionConfig) -> Tensor:
     return stored(shoot(clips.float() / 255, CAMERAS[detection.camera], random), detection.pool) / 255
 
 
-def _base(task: BaseTask, reel: Reel) -> Result:
-    detector = _untrained(task.seed, task.plan.detection)
-    trainer = Detection(replace(task.plan.detection, seed=task.seed), detector, reel.real, reel.pool(True, 0))
-    for _ in range(task.plan.scratch):
-        trainer.update()
-    ready = trainer.learner.averaged()
-    return {"weights": dict(ready.state_dict())}, {**reel.look(ready), "seconds": trainer.counts.seconds}
-
-
-def _run(task: RunTask, reel: Reel) -> dict[str, Any]:
-    if task.method == "retrain":
-        looks = _retrained(task, reel)
-    else:
-        detector = _started(task)
-        looks = [{"fakes": 0, "updates": 0, "seconds": 0.0, **reel.look(detector)}]
-        looks += [] if task.method == "frozen" else _went_on(task, reel, detector)
-    return {"looks": looks, "sampling": reel.seconds[task.order.new]}
-
-
-def _retrained(task: RunTask, reel: Reel) -> list[dict[str, float]]:
-    """From scratch with all fakes from the first update on, looked at as often as those that go on."""
-    plan, total = task.plan, len(task.plan.eval_points)
-    detector = _untrained(task.seed, plan.detection)
-    detection = replace(plan.detection, seed=task.seed)
-    trainer = Detection(detection, detector, reel.real, reel.pool(True, plan.fakes))
-    looks, sampled = list[dict[str, float]](), plan.fakes * reel.seconds[task.order.new]
-    due = {round(plan.scratch * (place + 1) / total) for place in range(total)}
+def _from_scratch(task: RunTask, clips: OrderClips, fakes: int) -> tuple[Detection, list[dict[str, float]]]:
+    """On the known families, with all fakes of the new one from the first update on; with fakes looked at as often as
+    those that go on."""
+    plan, total = task.plan, len(task.plan.eval_points) if fakes else 0
+    detector, detection = _untrained(task.seed, plan.detection), replace(plan.detection, seed=task.seed)
+    trainer = Detection(detection, detector, clips.real, clips.pool(True, fakes))
+    looks, due = list[dict[str, float]](), {round(plan.scratch * (place + 1) / total) for place in range(total)}
     while trainer.counts.updates < plan.scratch:
         trainer.update()
         if trainer.counts.updates in due:
-            looks.append(_looked(trainer, reel, plan.fakes, sampled))
-    return looks
+            looks.append(_looked(trainer, clips, fakes))
+    return trainer, looks
 
 
-def _went_on(task: RunTask, reel: Reel, detector: ClipDetector) -> list[dict[str, float]]:
-    """Rung by rung more fakes of the new family; without replay there is nothing beside them."""
+def _went_on(task: RunTask, clips: OrderClips, detector: ClipDetector) -> list[dict[str, float]]:
+    """Step by step more fakes of the new family; without replay there is nothing beside them."""
     detection = replace(task.plan.detection, seed=task.seed + GOES_ON)
-    trainer = Detection(detection, detector, reel.real, FakePool())
+    trainer = Detection(detection, detector, clips.real, FakePool())
     looks = list[dict[str, float]]()
     for fakes, number in task.plan.eval_points:
         if number == task.plan.every:
-            trainer.fakes = reel.pool(task.method != "finetune", fakes, task.seed)
+            trainer.fakes = clips.pool(task.method != "finetune", fakes, task.seed)
         for _ in range(task.plan.every):
             trainer.update()
-        looks.append(_looked(trainer, reel, fakes, fakes * reel.seconds[task.order.new]))
+        looks.append(_looked(trainer, clips, fakes))
     return looks
 
 
-def _looked(trainer: Detection, reel: Reel, fakes: int, sampled: float) -> dict[str, float]:
+def _looked(trainer: Detection, clips: OrderClips, fakes: int) -> dict[str, float]:
     """A look after so many fakes of the new family, and the clock: seconds of sampling them and of training."""
-    spent = {"fakes": fakes, "updates": trainer.counts.updates, "seconds": sampled + trainer.counts.seconds}
-    return spent | reel.look(trainer.learner.averaged())
+    seconds = fakes * clips.seconds[clips.order.new] + trainer.counts.seconds
+    spent = {"fakes": fakes, "updates": trainer.counts.updates, "seconds": seconds}
+    return spent | clips.look(trainer.learner.averaged())
 
 
 def _untrained(seed: int, detection: DetectionConfig) -> ClipDetector:

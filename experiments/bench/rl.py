@@ -75,28 +75,40 @@ def run(config: Config) -> None:
     print(f"curves: {done.out / PICTURE}")
 
 
-def jobs(config: Config, results: Results) -> list[Job]:
-    """Start, teacher and the search; then, at the rates that it found, trainings towards the target."""
-    look, exam, seeds = *_exams(config), tuple(seeds_of(config))
-    own = {"start": seeds, "teacher": seeds[:1]}
-    first = [Job(row, ReferenceTask(row, noise, look, exam, config.spec)) for row, noise in own.items()]
+def first_jobs(config: Config) -> list[Job]:
+    """Start, teacher and the search; costs in seconds of one idle core."""
+    look, exam = _exams(config)
+    seeds, half = tuple(seeds_of(config)), max(1, config.chunks // 2)
     validation = replace(look, split="validation", scripts_seed=Exam.scripts_seed)
-    half = max(1, config.chunks // 2)
-    first += [
-        Job(name, RunTask(recipe, SEARCH_SEED, NEVER, half, validation, None, config.spec), half / setting.pace)
+    sat = {"start": (seeds, STUDENT_PACE), "teacher": (seeds[:1], TEACHER_PACE)}
+    references = [
+        Job(row, ReferenceTask(row, noise, look, exam, config.spec), _clips(config, 1, len(noise)) / pace)
+        for row, (noise, pace) in sat.items()
+    ]
+    return references + [
+        Job(
+            name,
+            RunTask(recipe, SEARCH_SEED, NEVER, half, validation, None, config.spec),
+            half / setting.pace + _clips(config, 1, 0) / STUDENT_PACE,
+        )
         for setting, tries in _searches(config).values()
         for name, recipe in tries.items()
     ]
+
+
+def jobs(config: Config, results: Results) -> list[Job]:
+    """The first ones; then, at the rates that the search found, trainings towards the target."""
+    first = first_jobs(config)
     if not finished(first, results):
         return first
-    recipes, target = winners(config, results), target_of(config, results)
+    recipes, target, exams = winners(config, results), target_of(config, results), _exams(config)
     return first + [
         Job(
             f"{name}-{seed}",
-            RunTask(recipes[name], seed, target, config.chunks, look, exam, config.spec),
+            RunTask(recipes[name], seed, target, config.chunks, *exams, config.spec),
             _cost(config, name),
         )
-        for seed in seeds
+        for seed in seeds_of(config)
         for name in config.settings
     ]
 
@@ -147,10 +159,7 @@ STUDY = Study("bench rl", work, jobs, rows, lambda found: report(found["rows"]),
 
 def core_seconds(config: Config) -> float:
     """About what the whole takes one idle core, where runs arrive as those of the committed results did."""
-    look, exam = (CLIPS * prompts / STUDENT_PACE for prompts in (config.prompts, config.exam_prompts))
-    references = look + config.seeds * exam + CLIPS * (config.prompts + config.exam_prompts) / TEACHER_PACE
-    tries = len(config.search) * sum(config.chunks / 2 / setting_of(name).pace + look for name in config.settings)
-    return references + tries + config.seeds * sum(_cost(config, name) for name in config.settings)
+    return sum(job.cost for job in first_jobs(config)) + config.seeds * sum(_cost(config, x) for x in config.settings)
 
 
 def _cost(config: Config, name: str) -> float:
@@ -158,7 +167,11 @@ def _cost(config: Config, name: str) -> float:
     chunks = min(config.chunks, setting.arrives)
     update = getattr(setting.recipe, "prompts", 1) * getattr(setting.recipe, "group", 16) * Exam.chunks
     looks = len({-(-step // update) for step in eval_schedule(config.chunks) if step <= chunks})
-    return chunks / setting.pace + CLIPS * (looks * config.prompts + config.exam_prompts) / STUDENT_PACE
+    return chunks / setting.pace + _clips(config, looks, 1) / STUDENT_PACE
+
+
+def _clips(config: Config, looks: int, exams: int) -> int:
+    return CLIPS * (looks * config.prompts + exams * config.exam_prompts)
 
 
 def _check(config: Config) -> None:

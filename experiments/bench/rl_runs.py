@@ -12,7 +12,6 @@ from ...envs.stack import Stack, StackSpec
 from ...training.learner import NonFiniteError
 from ...training.recipe import Recipe, find_recipe
 from ..evaluate import Exam, examine, reward_scores
-from ..evaluation.time_to_target import first_at
 from ..jobs import Result
 from ..systems import System, as_system, reference
 
@@ -122,7 +121,7 @@ def _trained(task: RunTask) -> dict[str, Any]:
     system, counts = as_system(stack, student), trainer.counts
     steps = [task.chunks] if task.exam is None else eval_schedule(task.chunks)
     looks, diverged = list[dict[str, Any]](), False
-    while steps and not first_at(looks, "oracle", task.target) and not diverged:
+    while steps and not diverged and not any(look["oracle"] >= task.target for look in looks):
         try:
             trainer.update()
         except NonFiniteError:

@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.detection import DetectionConfig
 from reelgym.envs.stack import Stack, StackSpec
 from reelgym.envs.worlds.grammar import GRAMMARS, sample_scripts
 from reelgym.experiments import cli, jobs
 from reelgym.experiments.bench import adaptation, adaptation_tables
 from reelgym.experiments.bench.adaptation import Config, core_seconds
 from reelgym.experiments.bench.adaptation_clips import FAMILIES, ClipsTask, sampler_of
-from reelgym.experiments.bench.adaptation_runs import METHODS, ORDERS, Order, Plan, Reel, eval_schedule, work
+from reelgym.experiments.bench.adaptation_runs import METHODS, ORDERS, Order, OrderClips, Plan, eval_schedule, work
 from reelgym.experiments.bench.adaptation_tables import arrival, report, table_rows, target_of, times_of
 from reelgym.experiments.evaluation.time_to_target import resampled
 from reelgym.experiments.readme import filled
@@ -75,7 +74,7 @@ def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
 
 def test_known_families_are_replayed_whole_and_the_new_one_in_part():
     clips = {name: torch.full((12, 1), value) for value, name in enumerate(("real", "flicker", "swap", "teleport"))}
-    reel = Reel(Order(("flicker", "swap"), "teleport", "student"), clips, {}, {})
+    reel = OrderClips(Order(("flicker", "swap"), "teleport", "student"), clips, {}, {})
     pool = reel.pool(True, 8).families
     assert {name: found.unique().tolist() for name, found in pool.items()} == {"known": [1, 2], "new": [3]}
     assert {name: len(found) for name, found in pool.items()} == {"known": 24, "new": 8}
@@ -191,7 +190,6 @@ def test_seeds_are_drawn_with_all_their_orders():
 def test_the_default_is_within_its_budget():
     assert core_seconds(Config()) / 2 <= 40 * 60 and Config().seeds == 5
     assert core_seconds(replace(Config(), detectors="somewhere")) / 2 <= 40 * 60
-    assert Plan().detection == DetectionConfig(Plan().detection.learner, Config().batch, Config().camera)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from reelgym.experiments import identity, runs
 from reelgym.experiments import jobs as runner
 from reelgym.experiments.identity import code_of, described, files_of, made_from
 from reelgym.experiments.jobs import Job, digests_of, run_jobs
-from reelgym.experiments.study import Study, definite, finished, job_folder, run_study
+from reelgym.experiments.study import Study, definite, finished, in_turn, job_folder, run_study
 from reelgym.plugins import resolve
 
 
@@ -75,6 +75,12 @@ def test_search_then_training_then_report(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(runner, "_do", None)
     assert run_study(STUDY, Config(out=tmp_path)).rows == done.rows
+
+
+def test_phases_in_turn():
+    phases = [[Job("a", Try(1.0)), Job("b", Try(2.0))], [Job("c", Try(3.0))]]
+    assert [job.name for job in in_turn(phases, {"a": None})] == ["a", "b"]
+    assert [job.name for job in in_turn(phases, {"a": None, "b": None})] == ["a", "b", "c"]
 
 
 def test_a_config_is_made_definite():
