@@ -1,34 +1,96 @@
-"""What every method shares: a loss whose gradient on the prediction x0 is a given direction; and each direction alone.
+"""What a direction is, the extension point of `FineTune`: where predictions x0 are to go, and the formulas of ours.
 
-Latents are [B, f, C, h, w]; advantages, levels and ratios [B].
+A direction's loss has a given gradient on x0; all else is the trainer's. Latents are [B, f, C, h, w]; advantages,
+levels and ratios [B].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..models.generator import Generator
 from ..models.sampler import Kernel
+
+if TYPE_CHECKING:
+    from ..envs.streaming import StreamingEnv
+    from .finetune import FineTuneConfig
+    from .rollout import Rollout
 
 
 @dataclass(frozen=True)
-class Ask:
-    """Where a method wants a chunk's prediction, to push it: x [B, f, C, h, w] at level sigma [B].
+class Needs:
+    """What a direction needs of its trainer."""
 
-    given: what the method keeps for the push.   old: the prediction of the policy that acted; None: whatever the first
-    pass over a rollout finds.   stiffness: [B], of the pull towards a reference (`reference_direction`).
-    live: the prediction, where the rollout holds its graph already.
+    graph: bool = False
+    """Chunks that carry the graph of their last denoising step, which samples hand on as their `x0`: one epoch."""
+    whole_clips: bool = False
+    """Clips that are played to the end, each by itself: prefix "own"."""
+    advantages: bool = True
+    """What chunks are credited with. Without, nothing is credited and there is no critic."""
+    reward_gradient: bool = False
+    """A StreamReward. Where no advantages are needed, the environment then scores nothing: the direction does, and says
+    what it found (`TrainingBatch.returns`)."""
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """Where a direction wants a chunk's prediction, to move it: x [B, f, C, h, w] at level sigma [B].
+
+    target: what the direction keeps for `loss_gradient`.   old_x0: the prediction of the policy that acted; None:
+    whatever the first pass over a rollout finds.   kl_weight: [B], of the pull towards a reference
+    (`reference_direction`); None: 1.   x0: the prediction, where the rollout holds its graph already.
     """
 
     x: Tensor
     sigma: Tensor
-    given: Any
-    old: Tensor | None
-    stiffness: Tensor
-    live: Tensor | None = None
+    target: Any
+    old_x0: Tensor | None = None
+    kl_weight: Tensor | None = None
+    x0: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """minibatches: with one sample for every step of the rollout each, in order.   returns: [B], what the clips earned,
+    where the direction has scored all their windows itself."""
+
+    minibatches: Sequence[Sequence[TrainingSample]]
+    returns: Tensor | None = None
+
+
+class Direction(Protocol):
+    """A frozen dataclass of settings with these methods, in any module: `FineTuneConfig(MyDirection())` takes it."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it needs of the trainer."""
+        ...
+
+    def check(self, config: FineTuneConfig) -> None:
+        """ValueError where other settings of the recipe do not go with it; what it needs is checked already."""
+        ...
+
+    def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:
+        """Who plays the rollouts, with the generator's weights; ValueError where the direction does not fit it."""
+        ...
+
+    def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
+        """What is learned from a rollout; keys int64 [B] are for noise, folded first."""
+        ...
+
+    def loss_gradient(
+        self, sample: TrainingSample, x0: Tensor, old_x0: Tensor, advantage: Tensor, weight: Tensor | float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss's gradient on the prediction x0, like x0, and what to log.
+
+        old_x0: the prediction of the policy that acted.   advantage: [B].   weight: broadcasts to x0, perplexity or 1.
+        """
+        ...
 
 
 def policy_direction(
@@ -43,13 +105,13 @@ def policy_direction(
     return direction * _column(kernel.std / kernel.pull) if rescale else direction
 
 
-def reference_direction(x0: Tensor, reference: Tensor, stiffness: Tensor) -> Tensor:
-    """d KL / d x0 of the kernels around x0 and around a reference's prediction: stiffness (x0 - x0_ref).
+def reference_direction(x0: Tensor, reference: Tensor, kl_weight: Tensor) -> Tensor:
+    """d KL / d x0 of the kernels around x0 and around a reference's prediction: kl_weight (x0 - x0_ref).
 
-    For Gaussian kernels KL = pull^2 |x0 - x0_ref|^2 / (2 std^2), so stiffness is (pull / std)^2, or pull / std where
+    For Gaussian kernels KL = pull^2 |x0 - x0_ref|^2 / (2 std^2), so kl_weight is (pull / std)^2, or pull / std where
     the policy's direction is rescaled (`policy_direction`). 1 is the plain squared distance.
     """
-    return rows(stiffness) * (x0 - reference)
+    return rows(kl_weight) * (x0 - reference)
 
 
 def log_ratio(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from torch import Tensor
 from ..envs.prompt_source import Draw
 from ..envs.stack import Stack
 from ..envs.stream_gen import StreamGenVectorEnv
+from ..envs.streaming import StreamingEnv
 from ..models.critic import Critic, critic_for
-from ..models.generator import Generator, prediction
-from ..models.prompts import PromptBatch
+from ..models.generator import Generator, StreamState, prediction, read_clip
 from ..models.sampler import x0_from_v
 from ..noise import fold, stream_keys
 from ..rewards.stream_reward import PixelError, StreamReward
@@ -29,11 +30,9 @@ from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
 from .credit import Credit, advantages, bootstrapped, one_of
-from .direction import Ask, reference_direction
+from .direction import Direction, TrainingSample, reference_direction
 from .forward_process import ForwardProcess
-from .policy_gradient import PolicyGradient
-from .reward_gradient import RewardGradient
-from .rollout import GeneratorPolicy, Prefix, Rollout, Turn, rollout
+from .rollout import GeneratorPolicy, Prefix, Rollout, RolloutStep, rollout
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
 class FineTuneConfig:
     """A recipe; the environment must have prompts * group streams."""
 
-    direction: PolicyGradient | ForwardProcess | RewardGradient = field(default_factory=ForwardProcess)
-    """Where predictions are pushed."""
+    direction: Direction = field(default_factory=ForwardProcess)
+    """Where predictions are pushed; one of ours, or one of your own."""
     credit: Credit = field(default_factory=Credit)
     """What a chunk answers for; a reward gradient asks for none."""
     prefix: Prefix = "local"
@@ -96,14 +95,16 @@ class FineTuneConfig:
         one_of("prefix", self.prefix, Prefix)
         if self.reference < 0:
             raise ValueError(f"reference is not below 0: {self.reference}")
-        if isinstance(self.direction, PolicyGradient) and self.epochs > 1 and not self.direction.clip:
-            raise ValueError("several epochs leave the policy that acted behind: set the policy gradient's clip")
-        if not isinstance(self.direction, RewardGradient):
+        needs = self.direction.needs
+        if needs.advantages:
             self.credit.check(self.prompts, self.group)
-        if isinstance(self.direction, RewardGradient) and (self.credit.perplexity or self.credit.placebo):
-            raise ValueError("a reward gradient asks for no credit: leave out perplexity and placebo")
-        if isinstance(self.direction, RewardGradient) and (self.prefix != "own" or self.epochs > 1):
-            raise ValueError("a reward gradient belongs to whole clips, once: it takes prefix='own' and epochs=1")
+        elif self.credit.perplexity or self.credit.placebo:
+            name = type(self.direction).__name__
+            raise ValueError(f"{name} asks for no credit: leave out perplexity and placebo")
+        if (needs.whole_clips and self.prefix != "own") or (needs.graph and self.epochs > 1):
+            rule = " and ".join(["prefix='own'"] * needs.whole_clips + ["epochs=1"] * needs.graph)
+            raise ValueError(f"{type(self.direction).__name__} takes {rule}: see its `needs`")
+        self.direction.check(self)
         if self.shared_steps and self.prefix != "local":
             raise ValueError(f"shared_steps={self.shared_steps}: only prefix='local' shares denoising steps")
         if self.prefix != "own" and self.credit.reach == "clip":
@@ -111,7 +112,7 @@ class FineTuneConfig:
 
 
 class FineTune:
-    """Trains a generator through StreamGen.
+    """Trains a generator through a streaming environment.
 
     config, generator (its model is trained), env (of prompts * group streams), prompts: draws the prompts of an update.
     """
@@ -120,26 +121,29 @@ class FineTune:
         self,
         config: FineTuneConfig,
         generator: Generator,
-        env: StreamGenVectorEnv,
+        env: StreamingEnv,
         prompts: Draw,
         accelerator: Accelerator | None = None,
     ) -> None:
         if env.num_envs != config.prompts * config.group:
             given = f"{env.num_envs} streams were given"
             raise ValueError(f"{config.prompts} prompts x {config.group} clips need as many streams: {given}")
-        wanted = isinstance(config.direction, RewardGradient) or config.credit.perplexity
-        if wanted and not isinstance(env.reward, StreamReward):
+        needs = config.direction.needs
+        if (needs.reward_gradient or config.credit.perplexity) and not isinstance(env.reward, StreamReward):
             raise TypeError(f"gradients and perplexity need a StreamReward, not {type(env.reward).__name__}")
         self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
         if not 0 <= config.shared_steps < len(generator.sigmas):
             raise ValueError(f"shared_steps lies in 0 .. {len(generator.sigmas) - 1}, not {config.shared_steps}")
         self.actor = config.direction.actor(generator, config.shared_steps)
+        self.need = {"scores"} if needs.advantages or not needs.reward_gradient else set[str]()
+        if config.credit.perplexity:
+            self.need.add("perplexity")
         self.learner = Learner(generator.model, config.learner, accelerator)
         self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.reference else None
         self.critic: Learner[Critic] | None = None
-        if config.credit.critic and not isinstance(config.direction, RewardGradient):
-            seen, _ = env.reset(seed=config.seed)
-            self.critic = Learner(critic_for(seen, env.clock.chunks + 1), config.critic, accelerator)
+        if config.credit.critic and needs.advantages:
+            observation, _ = env.reset(seed=config.seed)
+            self.critic = Learner(critic_for(observation, env.clock.chunks + 1), config.critic, accelerator)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
@@ -157,26 +161,27 @@ class FineTune:
             ) from error
 
     def _update(self) -> dict[str, float]:
-        started, config = time.monotonic(), self.config
+        started, config, chunks = time.monotonic(), self.config, self.env.clock.chunks
         played, keys = self._play()
         advantage, measured = self._credit(played)
-        weights = self._weights(played)
-        passes = config.direction.asks(played, keys, self.actor, self.env)
-        if isinstance(config.direction, RewardGradient):
+        batch = config.direction.training_samples(played, keys, self.actor, self.env)
+        rewards = played.rewards
+        if batch.returns is not None:
+            rewards = batch.returns[:, None] / chunks
             self.counts.reward_calls += played.chunks
-        olds: list[Tensor | None] = [ask.old for asks in passes for ask in asks]
-        skipped = 0.0
+        samples = [(number, sample) for one in batch.minibatches for number, sample in enumerate(one)]
+        held = self._reference_predictions(played, samples)
+        olds, skipped = [sample.old_x0 for _, sample in samples], 0.0
         for _ in range(config.epochs):
-            found = self._push(played, passes, olds, advantage, weights)
+            found = self._backward(played, samples, olds, held, advantage)
             measured |= {name: float(value) for name, value in found.items()} | self.learner.apply()
             skipped += measured["skipped"]
         measured["skipped"] = skipped
         self.counts.updates += 1
         self.counts.seconds += time.monotonic() - started
-        rewards = played.rewards
         spread = rewards.unflatten(0, (-1, config.group)).std(1, correction=0).mean()
-        told = {"reward": float(rewards.mean()) * self.env.clock.chunks, "reward_spread": float(spread)}
-        return told | {"evicted": float(self.actor.evicted_in(self.env.clock.chunks)), **measured}
+        told = {"reward": float(rewards.mean()) * chunks, "reward_spread": float(spread)}
+        return told | {"evicted": float(self.actor.evicted_in(chunks)), **measured}
 
     def _play(self) -> tuple[Rollout, Tensor]:
         config = self.config
@@ -184,17 +189,17 @@ class FineTune:
         _, texts = self.prompts(config.prompts, draw)
         keys = fold(stream_keys(config.seed, self.env.num_envs, self.env.device), draw)
         repeated = [row for row in texts for _ in range(config.group)]
-        policy = GeneratorPolicy(self.actor, grad=isinstance(config.direction, RewardGradient))
-        played = rollout(self.env, policy, keys, repeated, config.group, config.prefix, config.shared_steps)
+        policy = GeneratorPolicy(self.actor, grad=config.direction.needs.graph)
+        played = rollout(self.env, policy, keys, repeated, config.group, config.prefix, config.shared_steps, self.need)
         self.counts.chunks += played.chunks
         self.counts.generator_calls += played.calls
-        self.counts.reward_calls += played.chunks
+        self.counts.reward_calls += played.scored
         return played, keys
 
     def _credit(self, played: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Advantage [B, turns]; the critic, where there is one, judges before it learns."""
+        """Advantage [B, steps]; the critic, where there is one, judges before it learns."""
         config, credit, rewards = self.config, self.config.credit, played.rewards
-        if isinstance(config.direction, RewardGradient):
+        if not config.direction.needs.advantages:
             return torch.zeros_like(rewards), {}
         before, after = self._values(played)
         if credit.reach == "clip":
@@ -208,16 +213,16 @@ class FineTune:
         return advantage.roll(elsewhere, 0) if credit.placebo else advantage, measured
 
     def _values(self, played: Rollout) -> tuple[Tensor, Tensor]:
-        """The critic's value before every turn, with its gradient, and after it [B, turns]; nothing follows the last
+        """The critic's value before every step, with its gradient, and after it [B, steps]; nothing follows the last
         chunk."""
         none = torch.zeros_like(played.rewards)
         if self.critic is None:
             return none, none
-        critic, turns = self.critic.module, played.turns
+        critic, steps = self.critic.module, played.steps
         self.counts.critic_calls += none.numel() + none[:, 1:].numel()
-        before = torch.stack([critic(turn.seen) for turn in turns], 1)
+        before = torch.stack([critic(step.observation) for step in steps], 1)
         with torch.no_grad():
-            after = torch.stack([*(critic(turn.after) for turn in turns[:-1]), none[:, 0]], 1)
+            after = torch.stack([*(critic(step.next_observation) for step in steps[:-1]), none[:, 0]], 1)
         return before, after
 
     def _teach_critic(self, values: Tensor, returns: Tensor) -> dict[str, float]:
@@ -227,61 +232,67 @@ class FineTune:
         self.critic.step(loss)
         return {"critic_loss": float(loss.detach()), "critic_explains": float(explained)}
 
-    def _weights(self, played: Rollout) -> list[Tensor | float]:
-        """Per turn what elements weigh: 1, or perplexity [B, f, 1, h, w]."""
-        if not self.config.credit.perplexity:
-            return [1.0] * len(played.turns)
-        self.counts.reward_calls += len(played.turns) * len(played.embeds)
-        found: list[Tensor | float] = []
-        for turn in played.turns:
-            texts = tuple(row[turn.number] for row in played.texts)
-            prompts = PromptBatch(texts, played.embeds[:, turn.number])
-            clips = torch.cat((turn.past, turn.chunk.detach()), 1)
-            found.append(self.env.clips.credit(clips, prompts)[:, :, None])
-        return found
+    def _reference_predictions(self, played: Rollout, samples: Samples) -> list[Tensor]:
+        """What the start predicts of every sample, on the rows whose turn it is; it reads each chunk before them once,
+        since a row's past only grows: where a group goes on from one prefix, all its rows have the same."""
+        if self.reference is None:
+            return []
+        rows, start, frames = (
+            self._reference_rows(),
+            replace(self.actor, model=self.reference),
+            self.actor.frames_per_chunk,
+        )
+        embeds, state = played.embeds[rows], StreamState.start(rows)
+        found: dict[int, Tensor] = {}
+        for number, step in enumerate(played.steps):
+            read = state.chunk
+            state = read_clip(start, state, step.past[rows, read * frames :], embeds[:, read:])
+            for place, (at, sample) in enumerate(samples):
+                if at == number:
+                    found[place] = prediction(start, state, sample.x[rows], sample.sigma[rows], embeds[:, step.number])
+        self.counts.reference_calls += len(rows) * (state.chunk + len(samples))
+        return [found[place] for place in range(len(samples))]
 
-    def _push(
-        self,
-        played: Rollout,
-        passes: list[list[Ask]],
-        olds: list[Tensor | None],
-        advantage: Tensor,
-        weights: list[Tensor | float],
+    def _reference_rows(self) -> Tensor:
+        count = self.env.num_envs
+        every = min(self.config.reference_every, count)
+        return torch.arange(self.counts.updates % every, count, every, device=self.env.device)
+
+    def _backward(
+        self, played: Rollout, samples: Samples, olds: list[Tensor | None], held: list[Tensor], advantage: Tensor
     ) -> dict[str, Tensor]:
         """Gather the gradient of one update; fills in old predictions that are not known yet."""
-        config = self.config
-        logged: dict[str, Tensor] = {}
-        for place, (ask, number) in enumerate((ask, at) for asks in passes for at, ask in enumerate(asks)):
-            turn = played.turns[number]
-            x0 = self._predict(ask, turn, played) if ask.live is None else ask.live
+        direction, logged = self.config.direction, dict[str, Tensor]()
+        for place, (number, sample) in enumerate(samples):
+            step = played.steps[number]
+            x0 = self._predict(sample, step, played) if sample.x0 is None else sample.x0
             now, old = x0.detach(), olds[place]
             olds[place] = old = now if old is None else old
-            direction, measured = config.direction.push(ask, now, old, advantage[:, number], weights[number])
-            if self.reference is not None:
-                pull, distance = self._pull(ask, turn, played, now)
-                direction, measured = direction + config.reference * pull, {**measured, "reference_distance": distance}
-            self.learner.backward(surrogate(x0, direction) * share(played, number) / len(passes))
-            logged = {name: logged.get(name, 0) + value / len(olds) for name, value in measured.items()}
+            gradient, measured = direction.loss_gradient(sample, now, old, advantage[:, number], step.weight)
+            if held:
+                pull, distance = self._pull(sample, now, held[place])
+                gradient, measured = (
+                    gradient + self.config.reference * pull,
+                    {**measured, "reference_distance": distance},
+                )
+            minibatches = len(samples) // len(played.steps)
+            self.learner.backward(surrogate(x0, gradient) * share(played, number) / minibatches)
+            logged = {name: logged.get(name, 0) + value / len(samples) for name, value in measured.items()}
         return logged
 
-    def _predict(self, ask: Ask, turn: Turn, played: Rollout) -> Tensor:
-        self.counts.generator_calls += len(ask.x)
-        context = turn.transitions[0].context
-        v = self.generator.model(ask.x, ask.sigma, played.embeds[:, turn.number], cache=context)
-        return x0_from_v(ask.x, v, ask.sigma)
+    def _predict(self, sample: TrainingSample, step: RolloutStep, played: Rollout) -> Tensor:
+        self.counts.generator_calls += len(sample.x)
+        context = step.transitions[0].context
+        v = self.generator.model(sample.x, sample.sigma, played.embeds[:, step.number], cache=context)
+        return x0_from_v(sample.x, v, sample.sigma)
 
-    def _pull(self, ask: Ask, turn: Turn, played: Rollout, now: Tensor) -> tuple[Tensor, Tensor]:
-        """Away from the reference, on some of the rows, and the mean square of the distance there."""
-        assert self.reference is not None
-        count = len(now)
-        every = min(self.config.reference_every, count)
-        rows = torch.arange(self.counts.updates % every, count, every, device=now.device)
-        self.counts.reference_calls += len(rows) * (turn.number + 1)
-        start = replace(self.actor, model=self.reference)
-        frozen = prediction(start, ask.x[rows], ask.sigma[rows], turn.past[rows], played.embeds[rows])
-        pull = reference_direction(now[rows], frozen, ask.stiffness[rows])
-        away = torch.zeros_like(now).index_add(0, rows, count / len(rows) * pull)
-        return away, (now[rows] - frozen).square().mean()
+    def _pull(self, sample: TrainingSample, now: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Away from what the reference predicts on its rows, and the mean square of the distance there."""
+        rows = self._reference_rows()
+        weight = torch.ones_like(sample.sigma) if sample.kl_weight is None else sample.kl_weight
+        pull = reference_direction(now[rows], held, weight.expand(len(now))[rows])
+        away = torch.zeros_like(now).index_add(0, rows, len(now) / len(rows) * pull)
+        return away, (now[rows] - held).square().mean()
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
@@ -298,9 +309,13 @@ class FineTune:
         return {"generator": self.learner} | ({"critic": self.critic} if self.critic is not None else {})
 
 
-def share(played: Rollout, number: int) -> float:
-    """What the rollout's turn of that number weighs; all chunks of a clip the same, on the average over rollouts.
+def share(played: Rollout, place: int) -> float:
+    """What the rollout's step at that place weighs; all chunks of a clip the same, on the average over rollouts.
 
     Behind a shared opening, of 0 to n - 1 chunks alike often, chunk k is there in (k + 1) of n rollouts.
     """
-    return 1 / (played.turns[number].number + 1) if played.prefix == "full" else 1 / len(played.turns)
+    return 1 / (played.steps[place].number + 1) if played.prefix == "full" else 1 / len(played.steps)
+
+
+Samples = Sequence[tuple[int, TrainingSample]]
+"""Samples of an update, with the place of their step in the rollout."""

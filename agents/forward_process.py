@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..envs.stream_gen import StreamGenVectorEnv
+from ..envs.streaming import StreamingEnv
 from ..models.generator import Generator
 from ..models.sampler import renoise
 from ..noise import fold, normal, uniform
 from .credit import ADVANTAGE_LIMIT
-from .direction import Ask, contrast_direction
+from .direction import Needs, TrainingBatch, TrainingSample, contrast_direction
 from .rollout import Rollout
+
+if TYPE_CHECKING:
+    from .finetune import FineTuneConfig
 
 
 @dataclass(frozen=True)
 class ForwardProcess:
     """It needs neither log-probabilities nor a stochastic sampler: only chunks and how good they were."""
 
+    needs: ClassVar[Needs] = Needs()
     kind: Literal["forward"] = "forward"
     passes: int = 1
     """Times that every chunk is noised afresh for an update; each costs a backward."""
@@ -38,26 +42,32 @@ class ForwardProcess:
             raise ValueError(f"steps lie in 0 .. {steps - 1}, passes is at least 1 and beta positive: {self}")
         return generator
 
-    def asks(self, played: Rollout, keys: Tensor, generator: Generator, env: StreamGenVectorEnv) -> list[list[Ask]]:
-        """`passes` passes over the turns."""
-        sigmas = torch.tensor(generator.sigmas, device=keys.device)
+    def check(self, config: FineTuneConfig) -> None:
+        """It goes with everything."""
+
+    def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
+        """`passes` minibatches."""
+        sigmas = torch.tensor(actor.sigmas, device=keys.device)
         levels = sigmas[list(self.among)] if self.among else sigmas
         if self.alike:
             keys = keys[:: played.group].repeat_interleave(played.group)
-        return [
-            [self._ask(turn.chunk.detach(), turn.number, fold(keys, 1 + number), levels) for turn in played.turns]
-            for number in range(self.passes)
-        ]
+        passes = [fold(keys, 1 + number) for number in range(self.passes)]
+        return TrainingBatch(
+            [
+                [self._sample(step.chunk.detach(), step.number, fresh, levels) for step in played.steps]
+                for fresh in passes
+            ]
+        )
 
-    def _ask(self, clean: Tensor, number: int, keys: Tensor, levels: Tensor) -> Ask:
+    def _sample(self, clean: Tensor, number: int, keys: Tensor, levels: Tensor) -> TrainingSample:
         sigma = levels[(uniform(keys, number, 0, ()) * len(levels)).long().clamp_max(len(levels) - 1)]
         x = renoise(clean, normal(keys, number, 0, tuple(clean.shape[1:])), sigma)
-        return Ask(x, sigma, clean, None, torch.ones_like(sigma))
+        return TrainingSample(x, sigma, clean)
 
-    def push(
-        self, ask: Ask, x0: Tensor, old: Tensor, advantage: Tensor, weight: Tensor | float
+    def loss_gradient(
+        self, sample: TrainingSample, x0: Tensor, old_x0: Tensor, advantage: Tensor, weight: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Direction on x0, on-policy advantage times error, and what to log. weight broadcasts to x0."""
+        """See Direction; on-policy it is advantage times error."""
         goodness = 0.5 + 0.5 * advantage / ADVANTAGE_LIMIT
-        direction = ADVANTAGE_LIMIT * contrast_direction(x0, old, ask.given, goodness, self.beta)
-        return weight * direction, {"denoising_error": (x0 - ask.given).abs().mean()}
+        direction = ADVANTAGE_LIMIT * contrast_direction(x0, old_x0, sample.target, goodness, self.beta)
+        return weight * direction, {"denoising_error": (x0 - sample.target).abs().mean()}

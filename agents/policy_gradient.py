@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..envs.stream_gen import StreamGenVectorEnv
+from ..envs.streaming import StreamingEnv
 from ..models.generator import Generator
 from ..models.sampler import FlowSDE
 from ..noise import fold, uniform
-from .direction import Ask, clipped_weight, log_ratio, policy_direction
-from .rollout import Choice, Rollout, chosen
+from .direction import Needs, TrainingBatch, TrainingSample, clipped_weight, log_ratio, policy_direction
+from .rollout import DenoisingStep, Rollout, gather_steps
+
+if TYPE_CHECKING:
+    from .finetune import FineTuneConfig
 
 
 @dataclass(frozen=True)
 class PolicyGradient:
     """S denoising steps, 0 to S - 2 stochastic. On-policy, a method without `clip` needs no ratio."""
 
+    needs: ClassVar[Needs] = Needs()
     kind: Literal["policy"] = "policy"
     steps: int = 1
     """Denoising steps of each chunk, drawn at random from `among`, that an update looks at; each costs a backward."""
@@ -43,17 +47,23 @@ class PolicyGradient:
             raise ValueError(f"steps must lie in 1 .. {len(drawn)}, not {self.steps}")
         return replace(generator, kernel=FlowSDE(self.sde)) if self.sde else generator
 
-    def asks(self, played: Rollout, keys: Tensor, generator: Generator, env: StreamGenVectorEnv) -> list[list[Ask]]:
-        """`steps` passes over the turns; no step twice for a chunk."""
-        among = torch.tensor(self._drawn(generator, played.shared_steps), device=keys.device)
-        first = (uniform(fold(keys, 1), 0, 0, (len(played.turns),)) * len(among)).long()
-        return [
+    def check(self, config: FineTuneConfig) -> None:
+        """ValueError where the policy that acted is left behind without clipping."""
+        if config.epochs > 1 and not self.clip:
+            raise ValueError("several epochs leave the policy that acted behind: set the policy gradient's clip")
+
+    def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
+        """`steps` minibatches; no denoising step twice for a chunk."""
+        among = torch.tensor(self._drawn(actor, played.shared_steps), device=keys.device)
+        first = (uniform(fold(keys, 1), 0, 0, (len(played.steps),)) * len(among)).long()
+        minibatches = [
             [
-                self._ask(chosen(turn.transitions, among[(first[:, place] + offset) % len(among)]))
-                for place, turn in enumerate(played.turns)
+                self._sample(gather_steps(step.transitions, among[(first[:, place] + offset) % len(among)]))
+                for place, step in enumerate(played.steps)
             ]
             for offset in range(self.steps)
         ]
+        return TrainingBatch(minibatches)
 
     def _drawn(self, generator: Generator, shared_steps: int) -> list[int]:
         """The steps to draw from; those whose noise a group shares teach nothing, and are none."""
@@ -66,16 +76,16 @@ class PolicyGradient:
             raise ValueError(f"among={self.among} names a step twice")
         return named or list(steps)
 
-    def _ask(self, choice: Choice) -> Ask:
-        force = torch.as_tensor(choice.kernel.pull / choice.kernel.std)
-        return Ask(choice.x, choice.sigma, choice, choice.x0, force if self.rescale else force**2)
+    def _sample(self, step: DenoisingStep) -> TrainingSample:
+        force = torch.as_tensor(step.kernel.pull / step.kernel.std)
+        return TrainingSample(step.x, step.sigma, step, step.x0, force if self.rescale else force**2)
 
-    def push(
-        self, ask: Ask, x0: Tensor, old: Tensor, advantage: Tensor, weight: Tensor | float
+    def loss_gradient(
+        self, sample: TrainingSample, x0: Tensor, old_x0: Tensor, advantage: Tensor, weight: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Direction on x0, and what to log; weight broadcasts to x0 and enters the ratio as well."""
-        choice: Choice = ask.given
-        ratio = log_ratio(choice.kernel, choice.x_next, choice.x, x0, old, weight).exp()
+        """See Direction; weight enters the ratio as well."""
+        step: DenoisingStep = sample.target
+        ratio = log_ratio(step.kernel, step.x_next, step.x, x0, old_x0, weight).exp()
         scale = clipped_weight(ratio, advantage, self.clip) if self.clip else torch.ones_like(ratio)
-        direction = policy_direction(choice.kernel, choice.x_next, choice.x, x0, scale * advantage, self.rescale)
+        direction = policy_direction(step.kernel, step.x_next, step.x, x0, scale * advantage, self.rescale)
         return weight * direction, {"ratio_error": (ratio - 1).abs().max(), "clipped": (scale == 0).float().mean()}

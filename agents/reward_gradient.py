@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..envs.stream_gen import StreamGenVectorEnv
+from ..envs.streaming import StreamingEnv
 from ..models.codec import Codec
 from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..noise import fold, normal, uniform
 from ..rewards.stream_reward import NoGradientError, StreamReward
 from ..rewards.windows import clip_prompts, clip_reward
-from .direction import Ask
+from .direction import Needs, TrainingBatch, TrainingSample
 from .rollout import Rollout
+
+if TYPE_CHECKING:
+    from .finetune import FineTuneConfig
 
 
 def augmented(video: Tensor, keys: Tensor, noise: float, shift: int) -> Tensor:
@@ -35,8 +38,9 @@ def augmented(video: Tensor, keys: Tensor, noise: float, shift: int) -> Tensor:
 
 def reward_direction(
     latents: Tensor, prompts: PromptBatch, reward: StreamReward, codec: Codec, keys: Tensor, noise: float, shift: int
-) -> Tensor:
-    """Minus d reward / d latents through codec and augmentation, divided by its root mean square per clip.
+) -> tuple[Tensor, Tensor]:
+    """Minus d reward / d latents through codec and augmentation, divided by its root mean square per clip; and the
+    reward [B] of the augmented clips.
 
     latents [B, F, C, h, w]; reward scores whole clips (`clip_reward`). A clip whose gradient is 0 gets 0.
     NoGradientError for a reward without any.
@@ -44,18 +48,19 @@ def reward_direction(
     leaf = latents.detach().requires_grad_()
     with torch.enable_grad():
         video = augmented(codec.decode(leaf), keys, noise, shift)
-        total = reward(video, prompts, need={"scores"}).reward.sum()
-        if not total.requires_grad:
+        returns = reward(video, prompts, need={"scores"}).reward
+        if not returns.requires_grad:
             raise NoGradientError("no score depends on the pixels by a gradient: train by the reward's value alone")
-        (gradient,) = torch.autograd.grad(total, leaf)
+        (gradient,) = torch.autograd.grad(returns.sum(), leaf)
     size = gradient.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt()
-    return -gradient / size.clamp_min(1e-12)
+    return -gradient / size.clamp_min(1e-12), returns.detach()
 
 
 @dataclass(frozen=True)
 class RewardGradient:
     """It wants a StreamReward of a differentiable model, and no credit: the gradient says what each chunk did."""
 
+    needs: ClassVar[Needs] = Needs(graph=True, whole_clips=True, advantages=False, reward_gradient=True)
     kind: Literal["reward"] = "reward"
     noise: float = 0.03
     """Standard deviation of pixel noise (pixels in [0, 1]) under which the gradient is taken."""
@@ -66,25 +71,27 @@ class RewardGradient:
         if self.noise < 0 or self.shift < 0:
             raise ValueError(f"noise and shift are not below 0: {self}")
 
+    def check(self, config: FineTuneConfig) -> None:
+        """What it needs says it all."""
+
     def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:
-        """The generator that plays the rollouts, with the graph of every chunk's last step."""
+        """The generator itself."""
         return generator
 
-    def asks(self, played: Rollout, keys: Tensor, generator: Generator, env: StreamGenVectorEnv) -> list[list[Ask]]:
-        """One pass; what is given is the direction."""
+    def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
+        """One minibatch; its targets are the direction, and clips are scored as they are augmented."""
         latents, prompts = played.latents.detach(), clip_prompts(played.embeds, played.texts)
         reward = clip_reward(env.reward, env.codec, env.clock)
-        found = reward_direction(latents, prompts, reward, env.codec, fold(keys, 1), self.noise, self.shift)
-        asks = []
-        for turn, direction in zip(played.turns, found.chunk(len(played.turns), 1), strict=True):
-            last = turn.transitions[-1]
+        found, returns = reward_direction(latents, prompts, reward, env.codec, fold(keys, 1), self.noise, self.shift)
+        samples = []
+        for step, direction in zip(played.steps, found.chunk(len(played.steps), 1), strict=True):
+            last = step.transitions[-1]
             sigma = torch.full((len(last.x),), last.sigma, device=last.x.device)
-            old = turn.chunk.detach()
-            asks.append(Ask(last.x, sigma, direction, old, torch.ones_like(sigma), turn.chunk))
-        return [asks]
+            samples.append(TrainingSample(last.x, sigma, direction, x0=step.chunk))
+        return TrainingBatch([samples], returns)
 
-    def push(
-        self, ask: Ask, x0: Tensor, old: Tensor, advantage: Tensor, weight: Tensor | float
+    def loss_gradient(
+        self, sample: TrainingSample, x0: Tensor, old_x0: Tensor, advantage: Tensor, weight: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The direction, of unit size per clip."""
-        return weight * ask.given, {}
+        return weight * sample.target, {}

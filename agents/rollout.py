@@ -5,20 +5,21 @@ B streams in runs of G that share a prompt (a group), n chunks a clip, f latent 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..envs.clips import SCORES, ClipState
 from ..envs.prompt_source import Texts
-from ..envs.stream_gen import StreamGenVectorEnv
+from ..envs.streaming import StreamingEnv
 from ..models.generator import Fork, Generator, StreamState, Transition, at_prompt, denoise_chunk, read_chunk
 from ..models.sampler import Kernel
 from ..noise import uniform
 
-Seen = Mapping[str, Tensor]
+Observation = Mapping[str, Tensor]
 """An observation of StreamGen."""
 Prefix = Literal["own", "local", "full"]
 FORK_DRAWS = 2**20
@@ -41,13 +42,13 @@ class GeneratorPolicy:
         """Begin streams whose noise is a function of keys int64 [B]."""
         self.state, self.transitions = StreamState.start(keys), ()
 
-    def act(self, observation: Seen) -> Tensor:
+    def act(self, observation: Observation) -> Tensor:
         """The next chunk [B, f, C, h, w] for the prompts of StreamGen's observation."""
         chunk = self.propose(observation)
         self.read(chunk, observation)
         return chunk
 
-    def propose(self, observation: Seen, fork: Fork | None = None) -> Tensor:
+    def propose(self, observation: Observation, fork: Fork | None = None) -> Tensor:
         """A next chunk that the streams do not go on from yet: `read` does that. With a fork, M chunks.
 
         Before the first, chunks that the clips have already are read, as far back as the window shows them; the prompt
@@ -60,7 +61,7 @@ class GeneratorPolicy:
         chunk, self.transitions = denoise_chunk(self.generator, state, observation["prompt"], grad=self.grad, fork=fork)
         return chunk
 
-    def read(self, chunk: Tensor, observation: Seen) -> None:
+    def read(self, chunk: Tensor, observation: Observation) -> None:
         """Go on from this chunk [B, f, C, h, w]."""
         self.state = read_chunk(self.generator, self._state(), chunk.detach(), observation["prompt"])
 
@@ -69,7 +70,7 @@ class GeneratorPolicy:
             raise ValueError("call reset(keys) before act")
         return self.state
 
-    def _opened(self, state: StreamState, observation: Seen) -> StreamState:
+    def _opened(self, state: StreamState, observation: Observation) -> StreamState:
         done, frames = int(observation["position"][0]), self.generator.frames_per_chunk
         latents = observation["latents"]
         seen = min(done, latents.shape[1] // frames)
@@ -86,63 +87,81 @@ class GeneratorPolicy:
 
 
 @dataclass(frozen=True)
-class Turn:
+class RolloutStep:
     """One chunk of every stream, and what it followed.
 
-    number: of the chunk, from 0.   seen, after: what the policy saw before it and after it.
+    number: of the chunk, from 0.   observation, next_observation: what the policy saw before it and after it.
     past: the clean chunks before it [B, number * f, C, h, w].   chunk: [B, f, C, h, w], with the policy's gradient if
-    it keeps one.   transitions: S of them, detached.   reward: [B], of the window that ends with it.
+    it keeps one.   transitions: S of them, detached.   reward: [B], of the window that ends with it, and weight: what
+    the chunk's elements weigh in that window, perplexity [B, f, 1, h, w], where they were asked for.
     """
 
     number: int
-    seen: Seen
-    after: Seen
+    observation: Observation
+    next_observation: Observation
     past: Tensor
     chunk: Tensor
     transitions: tuple[Transition, ...]
     reward: Tensor
+    weight: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
 class Rollout:
     """The chunks that a policy made and is to be credited with, in order; they end with the clip.
 
-    turns: n of them, fewer where a shared opening earns no credit.   embeds: prompts [B, n, L, D], texts: B rows of n.
-    prefix: "own": row i of a turn goes on where row i of the turn before ended. "local": it goes on where some row of
+    steps: n of them, fewer where a shared opening earns no credit.   embeds: prompts [B, n, L, D], texts: B rows of n.
+    prefix: "own": row i of a step goes on where row i of the step before ended. "local": it goes on where some row of
     its group did. "full": as "own", after an opening that its group shares.   chunks: that were generated.   calls: of
-    the generator for them, a call being one chunk of one stream through the network.
+    the generator for them, a call being one chunk of one stream through the network.   scored: windows, by the reward.
     """
 
-    turns: tuple[Turn, ...]
+    steps: tuple[RolloutStep, ...]
     embeds: Tensor
     texts: Texts
     prefix: Prefix
     chunks: int
     calls: int
+    scored: int
     group: int = 1
     shared_steps: int = 0
 
     @property
     def rewards(self) -> Tensor:
-        """[B, turns]."""
-        return torch.stack([turn.reward for turn in self.turns], 1)
+        """[B, steps]."""
+        return torch.stack([step.reward for step in self.steps], 1)
 
     @property
     def latents(self) -> Tensor:
         """The clips that the streams ended as [B, n * f, C, h, w], with gradient where the chunks carry one and no
         prefix was shared."""
-        chunks = [turn.chunk for turn in self.turns]
-        return torch.cat(chunks if self.prefix == "own" else (self.turns[-1].past, chunks[-1]), 1)
+        chunks = [step.chunk for step in self.steps]
+        return torch.cat(chunks if self.prefix == "own" else (self.steps[-1].past, chunks[-1]), 1)
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """Where R streams stand: in the environment; their clean chunks past [R, k * f, C, h, w]; what is seen of them."""
+
+    env: ClipState
+    past: Tensor
+    observation: Observation
+
+    def take(self, rows: Tensor) -> RolloutState:
+        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
+        seen = {name: value[rows] for name, value in self.observation.items()}
+        return RolloutState(self.env.take(rows), self.past[rows], seen)
 
 
 def rollout(
-    env: StreamGenVectorEnv,
+    env: StreamingEnv,
     policy: GeneratorPolicy,
     keys: Tensor,
     texts: Sequence[Sequence[str]],
     group: int = 1,
     prefix: Prefix = "own",
     shared_steps: int = 0,
+    need: Collection[str] = SCORES,
 ) -> Rollout:
     """Play one clip per row of texts (n prompts each); keys int64 [B] decide the noise, and where prefixes are shared.
 
@@ -150,92 +169,89 @@ def rollout(
     from there. Every stream alone is then still a draw from the policy, and the continuations of a group differ in
     nothing but the noise of one chunk; of its first `shared_steps` denoising steps they share that too, which are then
     computed once. "full": the first chunks of a clip, 0 to n - 1 of them as one draw decides, are made once for a
-    group, and its continuations go on to the end each by itself.
+    group, and its continuations go on to the end each by itself. need: what is asked of the reward, see ClipState.
     """
     if len(keys) % group:
         raise ValueError(f"{len(keys)} streams are not whole groups of {group}")
-    seen: Seen = env.reset(options={"scripts": texts})[0]
-    game = _Game(env, policy, keys, group, env.state.latents[:, :0], seen)
-    state = env.state
-    embeds = torch.stack([batch.embeds for batch in state.prompts], 1)
-    first = int(uniform(keys[:1], FORK_DRAWS, 0, ()) * env.clock.chunks) if prefix == "full" else 0
-    if prefix == "local":
-        policy.reset(keys[::group])
-        turns = [game.branch(number, shared_steps) for number in range(env.clock.chunks)]
-    else:
-        game.open(first)
-        turns = [game.go(number) for number in range(first, env.clock.chunks)]
-    return Rollout(tuple(turns), embeds, state.texts, prefix, game.chunks, game.calls, group, shared_steps)
+    observation, _ = env.reset(options={"scripts": texts, "need": need})
+    begun, chunks = env.state, env.clock.chunks
+    first = int(uniform(keys[:1], FORK_DRAWS, 0, ()) * chunks) if prefix == "full" else 0
+    worker = _RolloutWorker(env, policy, keys, group, shared_steps if prefix == "local" else None)
+    state = worker.begin(RolloutState(begun, begun.latents[:, :0], observation), first)
+    steps = []
+    for number in range(first, chunks):
+        step, after = worker.step(state, number)
+        steps.append(step)
+        if number + 1 < chunks:
+            state = worker.read(step, state, after)
+    embeds = torch.stack([batch.embeds for batch in begun.prompts], 1)
+    spent = (worker.chunks, worker.calls, worker.chunks if need else 0)
+    return Rollout(tuple(steps), embeds, begun.texts, prefix, *spent, group, shared_steps)
 
 
-class _Game:
-    """Where a rollout stands: environment, policy, the clean chunks so far [B, k * f, C, h, w], what is seen."""
+class _RolloutWorker:
+    """Environment and policy together, with what they have made; a group is led by its first row.
+
+    shared_steps: where the continuations of a group fork, which then has one state; None: every row has its own.
+    """
 
     def __init__(
-        self, env: StreamGenVectorEnv, policy: GeneratorPolicy, keys: Tensor, group: int, past: Tensor, seen: Seen
+        self, env: StreamingEnv, policy: GeneratorPolicy, keys: Tensor, group: int, shared_steps: int | None
     ) -> None:
-        self.env, self.policy, self.keys, self.group, self.past, self.seen = env, policy, keys, group, past, seen
-        self.steps = len(policy.generator.sigmas)
+        self.env, self.policy, self.keys, self.group = env, policy, keys, group
         rows = torch.arange(len(keys), device=keys.device)
         self.leaders, self.leader_of = rows[::group], rows // group
+        self.fork = None if shared_steps is None else Fork(shared_steps, self.leader_of, keys)
         self.chunks = self.calls = 0
 
-    def open(self, chunks: int) -> None:
-        """So many chunks, made once per group; then all rows go on from there, each with its own noise."""
-        if not chunks:
+    def begin(self, state: RolloutState, opening: int) -> RolloutState:
+        """Streams before their first chunk; or after so many, made once per group, with noise of their own to come."""
+        if self.fork is None and not opening:
             self.policy.reset(self.keys)
-            return
-        env, leaders = self.env.fork(self.leaders), self.leaders
-        self.policy.reset(self.keys[leaders])
-        seen, past = {name: value[leaders] for name, value in self.seen.items()}, self.past[leaders]
-        for _ in range(chunks):
-            chunk = self.policy.act(seen).detach()
-            seen, *_ = env.step(chunk)
-            past = torch.cat((past, chunk), 1)
-        self._made(chunks * len(leaders), chunks * len(leaders) * (self.steps + 1))
-        self.env.state = env.state.take(self.leader_of)
-        self.policy.state = replace(self.policy._state().take(self.leader_of), keys=self.keys)
-        self.seen, self.past = {name: value[self.leader_of] for name, value in seen.items()}, past[self.leader_of]
+            return state
+        self.policy.reset(self.keys[self.leaders])
+        state = state.take(self.leaders)
+        if self.fork is not None:
+            return state
+        env, self.env = self.env, self.env.fork(self.leaders)
+        for number in range(opening):
+            step, after = self.step(state, number)
+            state = self.read(step, state, after)
+        self.env, streams = env, self.policy.take(self.leader_of).state
+        assert streams is not None
+        self.policy.state = replace(streams, keys=self.keys)
+        return state.take(self.leader_of)
 
-    def go(self, number: int) -> Turn:
-        """The next chunk of every stream, from where it is."""
-        seen, chunk = self.seen, self.policy.propose(self.seen)
-        self._made(len(chunk), len(chunk) * self.steps)
-        turn = self._step(number, chunk)
-        if number + 1 < self.env.clock.chunks:
-            self.policy.read(chunk, seen)
-            self._made(0, len(chunk))
-        return turn
+    def step(self, state: RolloutState, number: int) -> tuple[RolloutStep, RolloutState]:
+        """The next chunk of every stream, or of all continuations, and where these are with it."""
+        steps, shared, streams = len(self.policy.generator.sigmas), 0, len(state.past)
+        chunk = self.policy.propose(state.observation, self.fork)
+        if self.fork is not None:
+            state, shared = state.take(self.fork.rows), self.fork.step
+        self.env.state = state.env
+        seen, reward, _, _, info = self.env.step(chunk.detach())
+        seen, info = info.get("final_obs", seen), info.get("final_info", info)
+        weight = info["perplexity"][:, :, None] if "perplexity" in info else 1.0
+        self.chunks += len(chunk)
+        self.calls += streams * shared + len(chunk) * (steps - shared)
+        transitions = self.policy.transitions
+        step = RolloutStep(number, state.observation, seen, state.past, chunk, transitions, reward, weight)
+        return step, RolloutState(self.env.state, torch.cat((state.past, chunk.detach()), 1), seen)
 
-    def branch(self, number: int, shared_steps: int) -> Turn:
-        """Continuations of one chunk, from where one stream of each group is; then one of them is drawn."""
-        leaders = self.leaders
-        seen = {name: value[leaders] for name, value in self.seen.items()}
-        chunk = self.policy.propose(seen, Fork(shared_steps, self.leader_of, self.keys))
-        self._made(len(chunk), len(leaders) * shared_steps + len(chunk) * (self.steps - shared_steps))
-        turn = self._step(number, chunk)
-        if number + 1 < self.env.clock.chunks:
-            drawn = (uniform(self.keys[leaders], FORK_DRAWS, number, ()) * self.group).long().clamp_max(self.group - 1)
-            self.policy.read(chunk[leaders + drawn], seen)
-            self._made(0, len(leaders))
-            rows = (leaders + drawn)[self.leader_of]
-            self.env.state, self.past = self.env.state.take(rows), self.past[rows]
-            self.seen = {name: value[rows] for name, value in self.seen.items()}
-        return turn
-
-    def _step(self, number: int, chunk: Tensor) -> Turn:
-        after, reward, _, _, info = self.env.step(chunk.detach())
-        after = info["final_obs"] if "final_obs" in info else after
-        turn = Turn(number, self.seen, after, self.past, chunk, self.policy.transitions, reward)
-        self.seen, self.past = after, torch.cat((self.past, chunk.detach()), 1)
-        return turn
-
-    def _made(self, chunks: int, calls: int) -> None:
-        self.chunks, self.calls = self.chunks + chunks, self.calls + calls
+    def read(self, step: RolloutStep, before: RolloutState, after: RolloutState) -> RolloutState:
+        """The policy goes on: from every chunk, or from that of one continuation, drawn from each group."""
+        chunk = step.chunk
+        if self.fork is not None:
+            draws = uniform(self.keys[self.leaders], FORK_DRAWS, step.number, ())
+            rows = self.leaders + (draws * self.group).long().clamp_max(self.group - 1)
+            chunk, after = chunk[rows], after.take(rows)
+        self.policy.read(chunk, before.observation)
+        self.calls += len(chunk)
+        return after
 
 
 @dataclass(frozen=True)
-class Choice:
+class DenoisingStep:
     """One denoising step of a chunk per stream: x, x_next, x0 [B, f, C, h, w], from sigma [B] by a kernel."""
 
     x: Tensor
@@ -245,7 +261,7 @@ class Choice:
     kernel: Kernel
 
 
-def chosen(transitions: Sequence[Transition], pick: Tensor) -> Choice:
+def gather_steps(transitions: Sequence[Transition], pick: Tensor) -> DenoisingStep:
     """The transition that pick [B] names for each stream."""
     rows = torch.arange(len(pick), device=pick.device)
     x, x_next, x0 = (
@@ -257,4 +273,4 @@ def chosen(transitions: Sequence[Transition], pick: Tensor) -> Choice:
 
     kernels = [t.kernel for t in transitions]
     kernel = Kernel(*(column([getattr(k, name) for k in kernels]) for name in ("keep", "pull", "std")))
-    return Choice(x, column([t.sigma for t in transitions]), x_next, x0, kernel)
+    return DenoisingStep(x, column([t.sigma for t in transitions]), x_next, x0, kernel)

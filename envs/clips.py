@@ -17,13 +17,15 @@ from torch import Tensor
 
 from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
-from ..rewards.stream_reward import NoGradientError, Scores, StreamReward
-from ..rewards.windows import Clock, chunk_of_frame, prompt_columns
+from ..rewards.stream_reward import NoGradientError, RewardWeights, Scores, StreamReward
+from ..rewards.windows import Clock, prompt_columns
 from .draw import View, overlay, to_pixels
 from .prompt_source import Draw, Texts
 
 LIMIT = 64.0
 """Bound of latents and prompts in the spaces; nothing is clipped to it."""
+SCORES = frozenset({"scores"})
+"""What a step asks of the reward, if nothing else is wanted."""
 
 
 class Reward(Protocol):
@@ -48,6 +50,9 @@ class ClipState:
     video: decoded chunks of the window, oldest first, each [N, F, 3, H, W] in [0, 1].
     prompts: n batches of N prompts.   texts: N rows of n prompts.   decode: the codec's state.
     scores: [N, A], what the newest window scored, zeros before the first.
+    need: what a step asks of the reward: "scores", and "perplexity" too, or nothing, and no window is scored.
+    perplexity: [N, f, h, w], where it was asked for and the window is long enough: what the newest chunk's elements
+    weigh in its window, of mean 1.
     """
 
     latents: Tensor
@@ -57,6 +62,8 @@ class ClipState:
     texts: Texts
     decode: Any
     scores: Tensor
+    need: frozenset[str] = SCORES
+    perplexity: Tensor | None = None
 
     @property
     def prompt(self) -> PromptBatch:
@@ -74,6 +81,7 @@ class ClipState:
             texts=tuple(self.texts[row] for row in rows.tolist()),
             decode=self.decode.take(rows),
             scores=self.scores[rows],
+            perplexity=None if self.perplexity is None else self.perplexity[rows],
         )
 
 
@@ -102,8 +110,16 @@ class Clips:
             self.image = tuple(codec.decode(torch.zeros(1, 1, *self.latent, device=device)).shape[-2:])
 
     @torch.no_grad()
-    def begin(self, count: int, random: np.random.Generator, scripts: Sequence[Any] | None = None) -> ClipState:
-        """`count` new clips, of `scripts` (a script, or n prompts, each) or of scripts drawn."""
+    def begin(
+        self,
+        count: int,
+        random: np.random.Generator,
+        scripts: Sequence[Any] | None = None,
+        need: Collection[str] | None = None,
+    ) -> ClipState:
+        """`count` new clips, of `scripts` (a script, or n prompts, each) or of scripts drawn; need: see ClipState."""
+        if need and "perplexity" in need and not isinstance(self.reward, StreamReward):
+            raise TypeError(f"perplexity needs a StreamReward, not {type(self.reward).__name__}")
         step = int(random.integers(2**31))
         embeds, texts = self.prompts(count, step) if scripts is None else self._encoded(scripts)
         if embeds.shape[:2] != (count, self.clock.chunks):
@@ -118,6 +134,7 @@ class Clips:
             texts=texts,
             decode=self.codec.open(),
             scores=torch.zeros(count, len(self.axes), device=self.device),
+            need=SCORES if need is None else frozenset(need),
         )
         opening = getattr(self.prompts, "opening", None)
         if opening is not None and scripts is None:
@@ -138,11 +155,17 @@ class Clips:
         )
 
     def judge(self, state: ClipState) -> tuple[ClipState, Tensor]:
-        """The state with its newest window's scores, and that window's reward over n: [N]."""
-        video = torch.cat(state.video, 1)
-        if video.shape[1] < self.reward.min_frames:
+        """The state with what its newest window scored, and that window's reward over n: [N]; 0 where the state asks
+        for no scores, or the window is too short for the reward."""
+        video, prompts = torch.cat(state.video, 1), state.prompts[state.position - 1]
+        if not state.need or video.shape[1] < self.reward.min_frames:
             return state, torch.zeros(len(video), device=self.device)
-        signal = self.reward(video, state.prompts[state.position - 1], need={"scores"})
+        found = self._weights(video, prompts, len(state.video)) if "perplexity" in state.need else None
+        if found is None:
+            signal: Scores = self.reward(video, prompts, need=SCORES)
+        else:
+            signal, newest = found[0], found[0].perplexity[:, -self.clock.frames_per_chunk :]
+            state = replace(state, perplexity=newest / newest.mean(dim=(1, 2, 3), keepdim=True))
         scores = signal.scores if len(self.axes) > 1 else signal.reward[:, None]
         return replace(state, scores=scores), signal.reward / self.clock.chunks
 
@@ -156,9 +179,11 @@ class Clips:
         return {"latents": state.latents.clone(), "prompt": state.prompt.embeds.clone(), "position": position}
 
     def info(self, state: ClipState) -> dict[str, Any]:
-        """`text`: the prompts of the chunk to come."""
+        """`text`: the prompts of the chunk to come; `perplexity`: see ClipState, where it was asked for."""
         text = np.array(state.prompt.text, dtype=object)
-        return {"text": text, "_text": np.ones(len(text), dtype=bool)}
+        known = np.ones(len(text), dtype=bool)
+        weight = {} if state.perplexity is None else {"perplexity": state.perplexity, "_perplexity": known}
+        return {"text": text, "_text": known, **weight}
 
     def view(self, state: ClipState) -> View:
         """What `render` shows of the newest chunk; its perplexity map is computed here, and in no step."""
@@ -179,39 +204,25 @@ class Clips:
         if state.video and isinstance(self.reward, StreamReward):
             video, prompts = torch.cat(state.video, 1), state.prompts[state.position - 1]
             with suppress(NoGradientError):
-                if found := self._window_perplexity(video, prompts, len(state.video)):
-                    weight, grid = found
-                    return weight[:, grid.latent_of_frame[-newest:]]
+                if found := self._weights(video, prompts, len(state.video)):
+                    signal, grid = found
+                    return signal.perplexity[:, grid.latent_of_frame[-newest:]]
         grid = self.codec.grid(1)
         return torch.zeros(len(state.latents), newest, grid.h, grid.w, device=self.device)
 
-    def credit(self, latents: Tensor, prompts: PromptBatch) -> Tensor:
-        """Perplexity of the newest chunk of clips so far [N, k * f, C, h, w], in its window: [N, f, h, w], of mean 1.
-
-        prompts: N, those of that chunk. Ones where the window is too short for the reward.
-        """
-        frames = self.clock.frames_per_chunk
-        window = self.clock.window(latents.shape[1] // frames - 1)
-        with torch.no_grad():
-            video = self.codec.decode(latents)
-        first = chunk_of_frame(self.codec.grid(video.shape[1]), self.clock).index(window[0])
-        found = self._window_perplexity(video[:, first:], prompts, len(window))
-        if found is None:
-            return torch.ones(len(latents), frames, *self.latent[1:], device=self.device)
-        newest = found[0][:, -frames:]
-        return newest / newest.mean(dim=(1, 2, 3), keepdim=True)
-
-    def _window_perplexity(self, video: Tensor, prompts: PromptBatch, chunks: int) -> tuple[Tensor, Grid] | None:
-        """Perplexity [N, F', h, w] of windows [N, F, 3, H, W] of so many chunks, and their grid; None where a window
-        is too short for the reward. A causal codec's first latent has fewer frames than others."""
-        latents = chunks * self.clock.frames_per_chunk
-        grids = (self.codec.grid(video.shape[1], start) for start in range(2))
-        grid = next((grid for grid in grids if grid.latent_frames == latents), None)
+    def _weights(self, video: Tensor, prompts: PromptBatch, chunks: int) -> tuple[RewardWeights, Grid] | None:
+        """What windows [N, F, 3, H, W] of so many chunks score, with their perplexity on a grid; None where a window is
+        too short for the reward. A causal codec's first latent has fewer frames than others."""
+        assert isinstance(self.reward, StreamReward)
+        grid = self._window_grid(video.shape[1], chunks * self.clock.frames_per_chunk)
         if grid is None or video.shape[1] < self.reward.min_frames:
             return None
-        if not isinstance(self.reward, StreamReward):
-            raise TypeError(f"perplexity needs a StreamReward, not {type(self.reward).__name__}")
-        return self.reward.weights(video, prompts, grid).perplexity, grid
+        return self.reward.weights(video, prompts, grid), grid
+
+    def _window_grid(self, frames: int, latents: int) -> Grid | None:
+        """Of a window at a stream's start, or later."""
+        grids = (self.codec.grid(frames, start) for start in range(2))
+        return next((grid for grid in grids if grid.latent_frames == latents), None)
 
     def _encoded(self, scripts: Sequence[Any]) -> tuple[Tensor, Texts]:
         encode = getattr(self.prompts, "encode", None)

@@ -33,11 +33,14 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         codec: see models.codec.Codec.
         reward: StreamReward, or what has its call and its `min_frames`; shorter windows earn 0.
         prompts: draws embeddings and texts; its `encode`, where it has one, serves `reset(options={"scripts": ...})`.
+            `reset(options={"need": ...})` says what an episode's steps ask of the reward: {"scores"} by default;
+            nothing, and all earn 0; {"scores", "perplexity"}, and `info["perplexity"]` [N, f, h, w] is what the
+            elements of the newest chunk weigh in its window, of mean 1, where the window is long enough.
         clock: how a clip is cut.
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
     """
 
-    OPTIONS: ClassVar[frozenset[str]] = frozenset({"scripts", "reset_mask"})
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"scripts", "need", "reset_mask"})
     BOUNDED: ClassVar[bool] = False
 
     def __init__(
@@ -59,7 +62,7 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         return len(state.latents)
 
     def _begin(self, options: dict[str, Any]) -> ClipState:
-        return self.clips.begin(self.num_envs, self.np_random, options.get("scripts"))
+        return self.clips.begin(self.num_envs, self.np_random, options.get("scripts"), options.get("need"))
 
     def _ended(self, state: ClipState) -> bool:
         return self.clips.over(state)

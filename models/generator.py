@@ -235,12 +235,9 @@ def stream(generator: Generator, embeds: Tensor, keys: Tensor, opening: Tensor |
 
 
 @torch.no_grad()
-def prediction(generator: Generator, x: Tensor, sigma: Tensor, past: Tensor, embeds: Tensor) -> Tensor:
-    """What a generator predicts at x [B, f, C, h, w] of level sigma [B] after clean chunks past [B, k * f, C, h, w].
+def prediction(generator: Generator, state: StreamState, x: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
+    """What a generator predicts at x [B, f, C, h, w] of level sigma [B] for the chunk to come, of prompts [B, L, D].
 
-    embeds [B, n, L, D], n > k. Its cache is made here: another model's would not be its own.
+    state: what this generator has read (`read_clip`); another model's cache would not be its own.
     """
-    keys = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    state = read_clip(generator, StreamState.start(keys), past, embeds)
-    prompt = embeds[:, state.chunk]
-    return generator.denoise(x, sigma, prompt, at_prompt(generator, state, prompt).cache)
+    return generator.denoise(x, sigma, embeds, at_prompt(generator, state, embeds).cache)

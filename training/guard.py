@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointError
 from ..envs.prompt_source import Draw
 from ..envs.stack import Stack
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState, Transition, generate_chunk, prediction
+from ..models.generator import Generator, StreamState, Transition, generate_chunk, prediction, read_chunk
 from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
 from ..rewards.measures import MEASURES
@@ -209,31 +209,31 @@ class Guard:
         return Look(update, heldout.unflatten(0, (-1, config.clips)).mean(1), values)
 
     def _generate(self, embeds: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents of clips for embeds [P * K, n, L, D], and the KL to the start at every chunk [n]."""
-        state = StreamState.start(keys)
-        past: list[Tensor] = []
-        distances: list[Tensor] = []
-        for prompts in embeds.unbind(1):
+        """Latents of clips for embeds [P * K, n, L, D], and the KL to the start at every chunk [n]: at one stochastic
+        step, which takes turns; 0 for a sampler of one step, which is deterministic."""
+        first = slice(None, None, self.config.clips)
+        state, held = StreamState.start(keys), StreamState.start(keys[first])
+        start, stochastic = replace(self.generator, model=self.reference), len(self.generator.sigmas) > 1
+        chunks, distances = list[Tensor](), list[Tensor]()
+        for number, prompts in enumerate(embeds.unbind(1)):
+            if number and stochastic:
+                held = read_chunk(start, held, chunks[-1][first], embeds[first, number - 1])
             chunk, transitions, state = generate_chunk(self.generator, state, prompts)
-            distances.append(self._distance(transitions, past, embeds))
-            past.append(chunk)
-        self.counts.chunks += len(keys) * len(past)
-        self.counts.generator_calls += len(keys) * len(past) * (len(self.generator.sigmas) + 1)
-        return torch.cat(past, 1), torch.stack(distances)
+            step = transitions[number % (len(transitions) - 1)] if stochastic else None
+            distances.append(self._distance(step, start, held, prompts[first]) if step else embeds.new_zeros(()))
+            chunks.append(chunk)
+        self.counts.chunks += len(keys) * len(chunks)
+        self.counts.generator_calls += len(keys) * len(chunks) * (len(self.generator.sigmas) + 1)
+        self.counts.reference_calls += len(held.keys) * (2 * len(chunks) - 1) * stochastic
+        return torch.cat(chunks, 1), torch.stack(distances)
 
-    def _distance(self, transitions: tuple[Transition, ...], past: list[Tensor], embeds: Tensor) -> Tensor:
-        """KL of the kernel from the start's, per element: at one stochastic step, which takes turns from chunk to
-        chunk, of the first clip of every prompt. A sampler of one step is deterministic: 0."""
-        if len(transitions) < 2:
-            return embeds.new_zeros(())
-        step = transitions[len(past) % (len(transitions) - 1)]
-        rows = slice(None, None, self.config.clips)
-        x = step.x[rows]
-        history = torch.cat([chunk[rows] for chunk in past], 1) if past else x[:, :0]
+    def _distance(self, step: Transition, start: Generator, held: StreamState, prompts: Tensor) -> Tensor:
+        """KL of a step's kernel from the start's, per element, for the first clip of every prompt; held: those streams
+        as the start has read them."""
+        x, x0 = step.x[:: self.config.clips], step.x0[:: self.config.clips]
         sigma = torch.full((len(x),), step.sigma, device=x.device)
-        frozen = prediction(replace(self.generator, model=self.reference), x, sigma, history, embeds[rows])
-        self.counts.reference_calls += len(x) * (len(past) + 1)
-        away = (step.kernel.mean(x, step.x0[rows]) - step.kernel.mean(x, frozen)) / step.kernel.std
+        frozen = prediction(start, held, x, sigma, prompts)
+        away = (step.kernel.mean(x, x0) - step.kernel.mean(x, frozen)) / step.kernel.std
         return away.square().mean() / 2
 
     def _score(self, model: StreamReward, video: Tensor, prompts: PromptBatch) -> Tensor:

@@ -6,7 +6,7 @@ from torch.distributions import Normal, kl_divergence
 
 from reelgym.agents.credit import ADVANTAGE_LIMIT
 from reelgym.agents.direction import (
-    Ask,
+    TrainingSample,
     clipped_weight,
     contrast_direction,
     log_ratio,
@@ -17,7 +17,7 @@ from reelgym.agents.direction import (
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import augmented, reward_direction
-from reelgym.agents.rollout import Choice
+from reelgym.agents.rollout import DenoisingStep
 from reelgym.models.sampler import FlowSDE, Kernel, consistency
 from reelgym.noise import stream_keys
 from reelgym.rewards.windows import clip_prompts
@@ -98,7 +98,9 @@ def test_the_pull_of_a_policys_ask_is_the_gradient_of_the_kl(kernel, rescale):
     leaf = x0.clone().requires_grad_()
     kl = kl_divergence(normal_of(kernel, x, leaf), normal_of(kernel, x, reference))
     (scale_of(kernel, rescale) * kl).sum().backward()
-    stiffness = PolicyGradient(rescale=rescale)._ask(Choice(x, torch.ones(3), x, x0, kernel)).stiffness.expand(3)
+    stiffness = (
+        PolicyGradient(rescale=rescale)._sample(DenoisingStep(x, torch.ones(3), x, x0, kernel)).kl_weight.expand(3)
+    )
     torch.testing.assert_close(reference_direction(x0, reference, stiffness), leaf.grad)
 
 
@@ -130,8 +132,8 @@ def test_a_policys_push_is_the_gradient_of_ppos_objective(kernel, rescale, weigh
     objective = clipped if clip else log_probs[0].flatten(1).mean(1) * advantage
     (scale_of(kernel, rescale).flatten() * objective if rescale else objective).sum().neg().backward()
     policy = PolicyGradient(rescale=rescale, clip=clip)
-    ask = policy._ask(Choice(x, torch.ones(3), x_next, x0, kernel))
-    direction, measured = policy.push(ask, x0, old, advantage, weight)
+    ask = policy._sample(DenoisingStep(x, torch.ones(3), x_next, x0, kernel))
+    direction, measured = policy.loss_gradient(ask, x0, old, advantage, weight)
     torch.testing.assert_close(direction / x0[0].numel(), leaf.grad, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(measured["ratio_error"], (ratio - 1).abs().max().detach(), atol=1e-5, rtol=1e-4)
     assert measured["clipped"] == (leaf.grad.flatten(1) == 0).all(1).float().mean()
@@ -162,13 +164,13 @@ def test_contrast_direction_is_the_gradient_of_diffusion_nfts_loss(beta, on_poli
 
 def test_on_policy_the_forward_process_pushes_by_the_advantage():
     x, x0, clean, weight = draw(0, 1, 2, 3)
-    ask = Ask(x, torch.ones(3), clean, None, torch.ones(3))
+    ask = TrainingSample(x, torch.ones(3), clean)
     width = (x0 - clean).abs().mean((1, 2, 3, 4), keepdim=True)
     for beta in (0.3, 1.0):
-        found, _ = ForwardProcess(beta=beta).push(ask, x0, x0, ADVANTAGE, weight)
+        found, _ = ForwardProcess(beta=beta).loss_gradient(ask, x0, x0, ADVANTAGE, weight)
         torch.testing.assert_close(found, weight * rows(ADVANTAGE) * (x0 - clean) / width, atol=1e-4, rtol=1e-4)
     limits = torch.tensor([ADVANTAGE_LIMIT, -ADVANTAGE_LIMIT, 0.0])
-    assert ForwardProcess().push(ask, x0, x0, limits, 1.0)[0].isfinite().all()
+    assert ForwardProcess().loss_gradient(ask, x0, x0, limits, 1.0)[0].isfinite().all()
 
 
 def test_a_perfect_prediction_is_left_alone():
@@ -179,11 +181,12 @@ def test_a_perfect_prediction_is_left_alone():
 def test_reward_direction_is_the_gradient_of_the_return(codec, reward, prompts, clock):
     latents, (embeds, texts) = torch.randn(2, 12, 4, 4, 4), prompts(2, 0)
     scorer, keys = reward.windowed(clock, codec), stream_keys(0, 2)
-    direction = reward_direction(latents, clip_prompts(embeds, texts), scorer, codec, keys, 0.0, 0)
+    direction, returns = reward_direction(latents, clip_prompts(embeds, texts), scorer, codec, keys, 0.0, 0)
     leaf, total = latents.clone().requires_grad_(), 0.0
     for j in range(4):
         window = codec.decode(leaf[:, max(0, 3 * j - 3) : 3 * j + 3])
         total = total + reward(window, clip_prompts(embeds[:, j : j + 1], [[row[j]] for row in texts])).reward / 4
+    torch.testing.assert_close(returns, total.detach())
     total.sum().neg().backward()
     torch.testing.assert_close(direction, leaf.grad / leaf.grad.square().mean((1, 2, 3, 4), keepdim=True).sqrt())
     torch.testing.assert_close(direction.square().mean((1, 2, 3, 4)), torch.ones(2))

@@ -47,8 +47,8 @@ def test_credit_is_what_the_settings_say(make, prefix, credit):
     found, measured = trainer._credit(played)
     rewards, before, after = played.rewards, None, torch.zeros_like(played.rewards)
     if credit.critic:
-        before = torch.stack([judge(turn.seen) for turn in played.turns], 1)
-        after[:, :-1] = torch.stack([judge(turn.after) for turn in played.turns], 1)[:, :-1]
+        before = torch.stack([judge(turn.observation) for turn in played.steps], 1)
+        after[:, :-1] = torch.stack([judge(turn.next_observation) for turn in played.steps], 1)[:, :-1]
     if prefix == "local":
         returns = rewards + after
     else:
@@ -141,7 +141,13 @@ def test_equal_rewards_teach_nothing(make, env, config):
 
 @pytest.mark.parametrize("prefix", ["own", "local", "full"])
 def test_weights_of_zero_teach_nothing(make, env, monkeypatch, prefix):
-    monkeypatch.setattr(env.clips, "credit", lambda clips, prompts: torch.zeros(6, 3, 4, 4))
+    judge = env.clips.judge
+
+    def weightless(state):
+        state, reward = judge(state)
+        return replace(state, perplexity=torch.zeros(6, 3, 4, 4)), reward
+
+    monkeypatch.setattr(env.clips, "judge", weightless)
     for direction in (PolicyGradient(steps=2, clip=1e-4), ForwardProcess()):
         still = LearnerConfig(learning_rate=1e-3, weight_decay=0.0)
         trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=True), learner=still)
@@ -154,13 +160,13 @@ def test_chunks_behind_a_shared_opening_weigh_alike_on_the_average(make):
     trainer = make(BASE, prefix="full")
     found = torch.zeros(4)
     played, _ = trainer._play()
-    whole = make(OWN)._play()[0].turns
+    whole = make(OWN)._play()[0].steps
     for first in range(4):
-        some = replace(played, turns=whole[first:])
-        for place, turn in enumerate(some.turns):
+        some = replace(played, steps=whole[first:])
+        for place, turn in enumerate(some.steps):
             found[turn.number] += share(some, place) / 4
     torch.testing.assert_close(found, torch.full((4,), 0.25))
-    assert share(replace(played, prefix="own", turns=whole), 2) == 0.25
+    assert share(replace(played, prefix="own", steps=whole), 2) == 0.25
 
 
 @pytest.mark.parametrize("config", [REWARD, BASE], ids=["pixels", "latents"])
@@ -228,12 +234,12 @@ PLAYED = 24 * 4 + 3 * 2  # calls of a local rollout: four steps a chunk, and rea
         (
             replace(BASE, direction=PolicyGradient(steps=2), reference=1.0, reference_every=2),
             PLAYED + 48,
-            2 * 3 * 10,
+            3 * (3 + 2 * 4),
             24,
         ),
-        (replace(BASE, epochs=3, credit=Credit(perplexity=True)), PLAYED + 72, 0, 48),
+        (replace(BASE, epochs=3, credit=Credit(perplexity=True)), PLAYED + 72, 0, 24),
         (replace(BASE, direction=ForwardProcess(passes=2), shared_steps=2), PLAYED - 2 * 4 * 4 + 48, 0, 24),
-        (replace(REWARD, reference=1.0, reference_every=60), 24 * 4 + 18, 10, 48),
+        (replace(REWARD, reference=1.0, reference_every=60), 24 * 4 + 18, 3 + 4, 24),
     ],
 )
 def test_counts(make, config, calls, reference, rewards):

@@ -13,7 +13,7 @@ from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import RewardGradient, reward_direction
-from reelgym.models.generator import prediction
+from reelgym.models.generator import StreamState, prediction, read_clip
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.sampler import FlowSDE, consistency, x0_from_v
 from reelgym.noise import fold
@@ -63,12 +63,16 @@ def column(values):
 
 def weight_of(played, turn):
     """Behind a shared opening chunk k is there in k + 1 of 4 rollouts."""
-    return 1 / (turn.number + 1) if played.prefix == "full" else 1 / len(played.turns)
+    return 1 / (turn.number + 1) if played.prefix == "full" else 1 / len(played.steps)
 
 
 def perplexity(trainer, played, turn):
+    """Of the newest chunk, in the window that ends with it, decoded and scored anew."""
     batch = PromptBatch(tuple(row[turn.number] for row in played.texts), played.embeds[:, turn.number])
-    return trainer.env.clips.credit(torch.cat((turn.past, turn.chunk.detach()), 1), batch)[:, :, None]
+    video = trainer.env.codec.decode(torch.cat((turn.past, turn.chunk.detach()), 1)[:, -6:])
+    grid = trainer.env.codec.grid(video.shape[1])
+    found = trainer.env.reward(video, batch, grid, need={"perplexity"}).perplexity[:, -3:]
+    return (found / found.mean((1, 2, 3), keepdim=True))[:, :, None]
 
 
 def predicted(trainer, played, turn, x, sigma):
@@ -98,14 +102,16 @@ def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, dir
             p.add_(0.01)
     found, played, _, advantage = updated(trainer, monkeypatch)
     assert advantage.abs().max() > 0.1
-    assert played.turns[0].transitions[0].kernel == (FlowSDE(0.7) if direction.sde else consistency)(1.0, 6 / 7)
+    assert played.steps[0].transitions[0].kernel == (FlowSDE(0.7) if direction.sde else consistency)(1.0, 6 / 7)
     loss = torch.zeros(())
-    for number, turn in enumerate(played.turns):
+    for number, turn in enumerate(played.steps):
         weight = perplexity(trainer, played, turn) if trainer.config.credit.perplexity else 1.0
         for t in turn.transitions[:-1]:
             k, level = t.kernel, torch.full((6,), t.sigma)
             scale = k.std / k.pull if direction.rescale else 1.0
-            frozen = prediction(replace(trainer.actor, model=trainer.reference), t.x, level, turn.past, played.embeds)
+            start = replace(trainer.actor, model=trainer.reference)
+            state = read_clip(start, StreamState.start(torch.zeros(6, dtype=torch.long)), turn.past, played.embeds)
+            frozen = prediction(start, state, t.x, level, played.embeds[:, turn.number])
             x0 = predicted(trainer, played, turn, t.x, level)
             law, held = (Normal(k.keep * t.x + k.pull * y, k.std) for y in (x0, frozen))
             taken = column(torch.arange(6) % min(every, 6) == 0)
@@ -122,10 +128,11 @@ def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, p
     trainer = make(BASE, direction=ForwardProcess(passes=2, among=(), beta=beta), prefix=prefix)
     found, played, keys, advantage = updated(trainer, monkeypatch)
     loss = torch.zeros(())
-    for asks in trainer.config.direction.asks(played, keys, trainer.actor, trainer.env):
-        for number, (turn, ask) in enumerate(zip(played.turns, asks, strict=True)):
-            assert set(ask.sigma.tolist()) <= set(torch.tensor(trainer.generator.sigmas).tolist())
-            x0 = predicted(trainer, played, turn, ask.x, ask.sigma)
+    batch = trainer.config.direction.training_samples(played, keys, trainer.actor, trainer.env)
+    for samples in batch.minibatches:
+        for number, (turn, sample) in enumerate(zip(played.steps, samples, strict=True)):
+            assert set(sample.sigma.tolist()) <= set(torch.tensor(trainer.generator.sigmas).tolist())
+            x0 = predicted(trainer, played, turn, sample.x, sample.sigma)
             old, good = x0.detach(), 0.5 + advantage[:, number] / 10
             for share, y in ((good, beta * x0 + (1 - beta) * old), (1 - good, (1 + beta) * old - beta * x0)):
                 error = y - turn.chunk
@@ -142,13 +149,15 @@ def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, p
 def test_the_forward_process_noises_chunks_afresh(make, among, alike):
     trainer = make(BASE, direction=ForwardProcess(passes=8 if alike else 2, among=among, alike=alike))
     played, keys = trainer._play()
-    passes = trainer.config.direction.asks(played, keys, trainer.actor, trainer.env)
+    passes = trainer.config.direction.training_samples(played, keys, trainer.actor, trainer.env).minibatches
     levels = torch.tensor(trainer.generator.sigmas)[list(among) or [0, 1, 2, 3]]
-    assert {level for asks in passes for ask in asks for level in ask.sigma.tolist()} == set(levels.tolist())
+    assert {level for samples in passes for sample in samples for level in sample.sigma.tolist()} == set(
+        levels.tolist()
+    )
     noises, group = [], trainer.config.group
-    for number, turn in enumerate(played.turns):
-        asks = [asks[number] for asks in passes]
-        drawn = [(ask.x - (1 - column(ask.sigma)) * turn.chunk) / column(ask.sigma) for ask in asks]
+    for number, turn in enumerate(played.steps):
+        own = [samples[number] for samples in passes]
+        drawn = [(one.x - (1 - column(one.sigma)) * turn.chunk) / column(one.sigma) for one in own]
         for noise in drawn if alike else ():
             torch.testing.assert_close(noise, noise[::group].repeat_interleave(group, 0), atol=1e-4, rtol=1e-4)
         noises += [noise[::group] if alike else noise for noise in drawn]
@@ -163,8 +172,8 @@ def test_the_gradient_of_an_update_is_the_reward_gradient(make, monkeypatch):
     found, played, keys, _ = updated(trainer, monkeypatch)
     scorer = trainer.env.reward.windowed(trainer.env.clock, trainer.env.codec)
     prompts = clip_prompts(played.embeds, played.texts)
-    towards = reward_direction(played.latents, prompts, scorer, trainer.env.codec, fold(keys, 1), 0.03, 1)
-    for turn, part in zip(played.turns, towards.split(3, 1), strict=True):
+    towards, _ = reward_direction(played.latents, prompts, scorer, trainer.env.codec, fold(keys, 1), 0.03, 1)
+    for turn, part in zip(played.steps, towards.split(3, 1), strict=True):
         last = turn.transitions[-1]
         x0 = predicted(trainer, played, turn, last.x, last.sigma)
         torch.testing.assert_close(x0, turn.chunk)
@@ -194,9 +203,9 @@ def test_epochs_contrast_with_the_policy_that_acted(make):
     class Spy(ForwardProcess):
         seen: ClassVar[list] = []
 
-        def push(self, ask, x0, old, advantage, weight):
-            self.seen.append((x0, old))
-            return super().push(ask, x0, old, advantage, weight)
+        def loss_gradient(self, sample, x0, old_x0, advantage, weight):
+            self.seen.append((x0, old_x0))
+            return super().loss_gradient(sample, x0, old_x0, advantage, weight)
 
     make(BASE, direction=Spy(), epochs=3).update()
     first = Spy.seen[:4]

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.rollout import GeneratorPolicy, chosen, rollout
+from reelgym.agents.rollout import GeneratorPolicy, gather_steps, rollout
 from reelgym.distill.trainer import self_forcing
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.models.generator import StreamState, denoise_chunk, prediction, read_chunk, stream
+from reelgym.models.generator import StreamState, denoise_chunk, prediction, read_chunk, read_clip, stream
 from reelgym.models.sampler import FlowSDE
 from reelgym.models.wan import CacheConfig
 from reelgym.noise import normal, stream_keys
@@ -31,7 +31,7 @@ def played(generator, env, prompts, prefix="own", shared=0, group=GROUP, seed=3,
 
 
 def opening(done):
-    return done.turns[0].number
+    return done.steps[0].number
 
 
 def full(generator, env, prompts, chunks, **others):
@@ -45,9 +45,9 @@ def full(generator, env, prompts, chunks, **others):
 
 def parents(done, number):
     """For every row of a turn the one row of its group that it goes on from, found by what it holds."""
-    before, found = done.turns[number - 1], []
+    before, found = done.steps[number - 1], []
     ends = torch.cat((before.past, before.chunk), 1)
-    for row, past in enumerate(done.turns[number].past):
+    for row, past in enumerate(done.steps[number].past):
         same = [other for other in range(len(ends)) if torch.equal(ends[other], past)]
         assert len(same) == 1 and same[0] // GROUP == row // GROUP
         found += same
@@ -68,14 +68,17 @@ def test_without_sharing_it_is_the_generators_own_stream(generator, codec, rewar
 @EACH_PREFIX
 def test_policy_and_environment_agree(generator, env, prompts, prefix, shared):
     done, window = played(generator, env, prompts, prefix, shared), env.clock.window_frames
-    assert [turn.number for turn in done.turns] == list(range(opening(done), 4))
-    for turn in done.turns:
+    assert [turn.number for turn in done.steps] == list(range(opening(done), 4))
+    for turn in done.steps:
         ends = torch.cat((turn.past, turn.chunk), 1)
         assert turn.past.shape[1] == 3 * turn.number and torch.equal(turn.chunk, turn.transitions[-1].x0)
-        for seen, clip, position in ((turn.seen, turn.past, turn.number), (turn.after, ends, turn.number + 1)):
+        for seen, clip, position in (
+            (turn.observation, turn.past, turn.number),
+            (turn.next_observation, ends, turn.number + 1),
+        ):
             newest = torch.cat((torch.zeros(6, window, 4, 4, 4), clip), 1)[:, -window:]
             assert torch.equal(seen["latents"], newest) and seen["position"].tolist() == [position] * 6
-        assert torch.equal(turn.seen["prompt"], done.embeds[:, turn.number])
+        assert torch.equal(turn.observation["prompt"], done.embeds[:, turn.number])
         judged = env.reward(env.codec.decode(ends[:, -window:]), env.state.prompts[turn.number]).reward / 4
         torch.testing.assert_close(turn.reward, judged)
     assert torch.equal(done.latents, ends) and torch.equal(env.state.latents, ends[:, -window:])
@@ -83,11 +86,12 @@ def test_policy_and_environment_agree(generator, env, prompts, prefix, shared):
 
 @EACH_PREFIX
 def test_its_predictions_are_the_models_own_after_the_past(generator, env, prompts, prefix, shared):
-    for turn in played(generator, env, prompts, prefix, shared).turns:
+    for turn in played(generator, env, prompts, prefix, shared).steps:
         for step in range(LEVELS):
-            choice = chosen(turn.transitions, torch.full((6,), step))
+            choice = gather_steps(turn.transitions, torch.full((6,), step))
             embeds = prompts.encode(env.state.texts)[0]
-            found = prediction(generator, choice.x, choice.sigma, turn.past, embeds)
+            state = read_clip(generator, StreamState.start(stream_keys(3, 6)), turn.past, embeds)
+            found = prediction(generator, state, choice.x, choice.sigma, embeds[:, turn.number])
             torch.testing.assert_close(found, choice.x0)
 
 
@@ -98,7 +102,7 @@ def test_a_stream_followed_through_its_survivors_is_what_the_generator_makes_alo
     for number in (3, 2, 1):
         lines.insert(0, parents(done, number)[lines[0]])
     state = StreamState.start(keys)
-    for turn, rows in zip(done.turns, lines, strict=True):
+    for turn, rows in zip(done.steps, lines, strict=True):
         noise = [normal(keys[rows - rows % GROUP if step < shared else rows], turn.number, step, (3, 4, 4, 4))
                  for step in range(LEVELS)]  # fmt: skip
         embeds = done.embeds[:, turn.number]
@@ -112,7 +116,7 @@ def test_a_stream_followed_through_its_survivors_is_what_the_generator_makes_alo
 
 @pytest.mark.parametrize("shared", [0, 2])
 def test_continuations_share_their_past_and_differ_in_the_chunk(generator, env, prompts, shared):
-    for turn in played(generator, env, prompts, "local", shared).turns:
+    for turn in played(generator, env, prompts, "local", shared).steps:
         parts = {"past": turn.past, "chunk": turn.chunk}
         parts |= {f"x{step}": t.x for step, t in enumerate(turn.transitions)}
         together = {"past"} | {f"x{step}" for step in range(shared)}
@@ -129,17 +133,17 @@ def test_an_opening_is_its_first_streams_own_and_what_follows_differs(generator,
     leaders, keys = torch.tensor([0, 0, 0, 3, 3, 3]), stream_keys(seed, 6)
     if chunks:
         alone = stream(generator, done.embeds[:, :chunks], keys)
-        torch.testing.assert_close(done.turns[0].past, alone[leaders])
-        assert torch.equal(done.turns[0].past, done.turns[0].past[leaders])
+        torch.testing.assert_close(done.steps[0].past, alone[leaders])
+        assert torch.equal(done.steps[0].past, done.steps[0].past[leaders])
     state = StreamState.start(keys)
     for number, embeds in enumerate(done.embeds[:, :chunks].unbind(1)):
-        state = read_chunk(generator, state, done.turns[0].past[:, 3 * number : 3 * number + 3], embeds)
-    for turn in done.turns:
+        state = read_chunk(generator, state, done.steps[0].past[:, 3 * number : 3 * number + 3], embeds)
+    for turn in done.steps:
         alone, _ = denoise_chunk(generator, state, done.embeds[:, turn.number])
         torch.testing.assert_close(turn.chunk, alone)
         state = read_chunk(generator, state, alone, done.embeds[:, turn.number])
         assert all(not torch.equal(turn.chunk[row], turn.chunk[row - 1]) for row in range(1, 6))
-    for before, after in zip(done.turns, done.turns[1:], strict=False):
+    for before, after in zip(done.steps, done.steps[1:], strict=False):
         assert torch.equal(after.past, torch.cat((before.past, before.chunk), 1))
 
 
@@ -153,7 +157,7 @@ def test_survivors_are_drawn_evenly(generator, codec, reward, prompts, clock):
     prompts, drawn = replace(prompts, chunks=2), []
     env = StreamGenVectorEnv(900, codec, reward, prompts, clock=replace(clock, chunks=2))
     for seed in range(4):
-        before, after = played(replace(generator, sigmas=(1.0,)), env, prompts, "local", seed=seed).turns
+        before, after = played(replace(generator, sigmas=(1.0,)), env, prompts, "local", seed=seed).steps
         same = before.chunk.view(300, GROUP, -1) == after.past.view(300, GROUP, -1)[:, :1]
         assert (same.all(2).sum(1) == 1).all()
         drawn.append(same.all(2).float().argmax(1))
@@ -174,8 +178,8 @@ def test_forked_rollouts_are_distributed_like_independent_ones(
 
     own = play("own", 1000)
     forked = [play(prefix, seed) for seed in range(1 if prefix == "local" else 4)]
-    pairs = [(own.turns[turn.number], turn) for done in forked for turn in done.turns]
-    cuts = {turn.number: turn.chunk.quantile(torch.tensor([0.1, 0.5, 0.9])) for turn in own.turns}
+    pairs = [(own.steps[turn.number], turn) for done in forked for turn in done.steps]
+    cuts = {turn.number: turn.chunk.quantile(torch.tensor([0.1, 0.5, 0.9])) for turn in own.steps}
     assert {turn.number for _, turn in pairs} == {0, 1, 2, 3}
 
     def statistics(turn):
@@ -203,8 +207,8 @@ def test_chunks_and_calls_are_counted(generator, env, prompts):
 def test_chosen_transitions_are_draws_of_their_kernels(generator, env, prompts, kernel):
     generator = generator if kernel is None else replace(generator, kernel=kernel)
     pick, keys = torch.tensor([0, 1, 2, 2, 1, 0]), stream_keys(3, 6)
-    for turn in played(generator, env, prompts).turns:
-        choice = chosen(turn.transitions, pick)
+    for turn in played(generator, env, prompts).steps:
+        choice = gather_steps(turn.transitions, pick)
         for row, step in enumerate(pick.tolist()):
             t = turn.transitions[step]
             assert torch.equal(choice.x[row], t.x[row]) and torch.equal(choice.x0[row], t.x0[row])
@@ -244,18 +248,19 @@ def test_rollouts_of_a_short_window_evict_and_blend(env, generator, prompts, how
     short = replace(generator, model=generator.model.with_cache(cache))
     keys = stream_keys(0, 6)
     played = rollout(env, GeneratorPolicy(short, grad=True), keys, repeated(prompts, 6, 1))
-    assert [turn.transitions[0].context.frames for turn in played.turns[1:]] == [(0, 1, 2), (0, 4, 5), (0, 7, 8)]
+    assert [turn.transitions[0].context.frames for turn in played.steps[1:]] == [(0, 1, 2), (0, 4, 5), (0, 7, 8)]
     assert short.evicted_in(4) == 6 and generator.evicted_in(4) == 0 and short.evicted_in(1) == 0
     expected = stream(short, played.embeds, keys)
     torch.testing.assert_close(played.latents.detach(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(self_forcing(short, played.embeds, keys, 3, True).detach(), expected, atol=1e-5, rtol=0)
     assert (expected - stream(generator, played.embeds, keys))[:, 6:].abs().max() > 1e-3
-    first, last = (turn.transitions[0].context.keys[0] for turn in (played.turns[1], played.turns[3]))
+    first, last = (turn.transitions[0].context.keys[0] for turn in (played.steps[1], played.steps[3]))
     assert (first[:, :4] - last[:, :4]).abs().max() > 1e-4
-    for turn in played.turns:
+    for turn in played.steps:
         (gradient,) = torch.autograd.grad(turn.chunk.square().sum(), short.model.transformer.proj_out.weight)
         assert gradient.isfinite().all() and gradient.any()
-    turn = played.turns[3]
+    turn = played.steps[3]
     step = turn.transitions[-1]
-    found = prediction(short, step.x, torch.full((6,), step.sigma), turn.past, played.embeds)
+    state = read_clip(short, StreamState.start(keys), turn.past, played.embeds)
+    found = prediction(short, state, step.x, torch.full((6,), step.sigma), played.embeds[:, 3])
     torch.testing.assert_close(found, step.x0, atol=1e-5, rtol=0)

@@ -127,6 +127,6 @@ def test_a_fault_of_the_reward_is_not_drawn_over(codec, reward, prompts, clock, 
     def broken(*args, **kwargs):
         raise ValueError("the reward is broken")
 
-    monkeypatch.setattr(type(reward), "__call__", broken)
+    monkeypatch.setattr(type(reward), "weights", broken)
     with pytest.raises(ValueError, match="the reward is broken"):
         env.render()
