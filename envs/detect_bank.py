@@ -6,7 +6,7 @@ M clips, n chunks a clip, f frames a chunk, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -140,7 +140,7 @@ def build_bank(
     made = round(generated * pairs) if source else 0
     drawn, scene = _played(pairs, seed, (chunks, frames_per_chunk), grammar, split, slice, scripts)
     real = render(scene)
-    fake, family = scripted(_rows(scene, torch.arange(pairs - made)), real[: pairs - made], names, strength, random)
+    fake, family = scripted(scene.take(torch.arange(pairs - made)), real[: pairs - made], names, strength, random)
     parts = [real, fake]
     if source and made:
         true = real[pairs - made :]
@@ -170,7 +170,7 @@ def scripted(
         for number, name in enumerate(names):
             rows = (unseen & (turn == number)).nonzero().flatten()
             if len(rows):
-                fake[rows] = FAKES[name](_rows(scene, rows), amount[rows], random)
+                fake[rows] = FAKES[name](scene.take(rows), amount[rows], random)
         unseen = (fake - real).abs().flatten(1).amax(1) < VISIBLE
         if not unseen.any():
             break
@@ -233,7 +233,3 @@ def _generated(source: Source, scripts: Sequence[Script], true: Tensor, chunks: 
     if found.shape != true.shape:
         raise ValueError(f"generated clips are {list(found.shape[1:])}, the world's {list(true.shape[1:])}")
     return found
-
-
-def _rows(scene: Scene, rows: Tensor) -> Scene:
-    return Scene(*(getattr(scene, field.name)[rows] for field in fields(scene)))

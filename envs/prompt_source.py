@@ -106,6 +106,6 @@ def slice_prompts(
 
     def begin(count: int, seed: int) -> Tensor:
         drawn = slice_scripts(name, count, split=split, seed=seed)
-        return render(slice_scene(name, drawn, chunks, frames_per_chunk, seed).first(frames_per_chunk))
+        return render(slice_scene(name, drawn, chunks, frames_per_chunk, seed).frames(0, frames_per_chunk))
 
     return OpenedPrompts(encoder=encoder, chunks=chunks, sample=sample, begin=begin)

@@ -125,15 +125,18 @@ def tpr_at(real: ArrayLike, fake: ArrayLike, fpr: float = 0.01) -> float:
     return 1.0 if allowed >= a.size else float((b > np.sort(a)[a.size - 1 - allowed]).mean())
 
 
-def calibration_error(probability: ArrayLike, label: ArrayLike, bins: int = 10) -> float:
+def calibration_error(
+    probability: ArrayLike, label: ArrayLike, bins: int = 10, weight: ArrayLike | None = None
+) -> float:
     """Expected calibration error: how far the mean probability[N] of a bin lies from the share of its label[N] that
-    holds, over `bins` bins of equal width in [0, 1], weighted by their counts."""
+    holds, over `bins` bins of equal width in [0, 1], weighted by their counts; weight[N]: how much each counts."""
     said, holds = _scores(probability), np.asarray(label, dtype=float)
     if said.shape != holds.shape or bins < 1 or said.min() < 0 or said.max() > 1:
         raise ValueError("calibration_error needs probabilities in [0, 1], a label for each, and at least one bin")
     place = np.minimum((said * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, weights=said - holds, minlength=bins)
-    return float(np.abs(gaps).sum() / said.size)
+    counts = np.ones_like(said) if weight is None else _scores(weight)
+    gaps = np.bincount(place, weights=(said - holds) * counts, minlength=bins)
+    return float(np.abs(gaps).sum() / counts.sum())
 
 
 def _scores(values: ArrayLike) -> NDArray[np.float64]:

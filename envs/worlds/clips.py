@@ -44,10 +44,8 @@ def make_clips(
     """Sample, roll and render `count` clips; `words` fixes the number of clauses of each script."""
     scripts = sample_scripts(count, split=split, seed=seed, grammar=GRAMMARS[grammar], clauses=words)
     scene, clauses = scenes(scripts, seed, chunks)
-    parts = []
-    for start in range(0, count, 256):
-        part = Scene(*(value[start : start + 256] for value in vars(scene).values()))
-        parts.append((render(part) * 255).round().to(torch.uint8))
+    rows = torch.arange(count).split(256)
+    parts = [(render(scene.take(some)) * 255).round().to(torch.uint8) for some in rows]
     return Clips(torch.cat(parts), clauses, scene)
 
 

@@ -43,7 +43,8 @@ def _clock(frames: int, device: torch.device) -> Tensor:
     return (torch.arange(frames, device=device) / max(1, frames - 1))[None]
 
 
-def _wide(strength: Tensor) -> Tensor:
+def wide(strength: Tensor) -> Tensor:
+    """[B] beside videos."""
     return strength[:, None, None, None, None]
 
 
@@ -60,7 +61,7 @@ def flicker(video: Tensor, strength: Tensor, generator: torch.Generator | None) 
 def jitter(scene: Scene, strength: Tensor, generator: torch.Generator | None) -> Scene:
     """The object trembles about its path."""
     shake = 1.2 * strength[:, None, None] * _draw(tuple(scene.position.shape), generator, scene.position)
-    return replace(scene, position=_kept_in(scene.position + shake, scene.radius))
+    return replace(scene, position=kept_in(scene.position + shake, scene.radius))
 
 
 def ghosting(video: Tensor, strength: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -100,7 +101,7 @@ def teleport(scene: Scene, strength: Tensor, generator: torch.Generator | None) 
     away = mirrored.gather(1, first) - scene.position.gather(1, first)
     direction = torch.where(away.norm(dim=-1, keepdim=True) < 6, torch.full_like(away, 6.0), away)
     jump = strength[:, None, None] * direction * after
-    return replace(scene, position=_kept_in(scene.position + jump, scene.radius))
+    return replace(scene, position=kept_in(scene.position + jump, scene.radius))
 
 
 def frozen_tail(scene: Scene, strength: Tensor, generator: torch.Generator | None) -> Scene:
@@ -118,14 +119,14 @@ def energy_gain(scene: Scene, strength: Tensor, generator: torch.Generator | Non
 def growing_blur(video: Tensor, strength: Tensor, generator: torch.Generator | None) -> Tensor:
     """The picture goes out of focus."""
     sigma = 2.5 * strength[:, None] * (0.3 + 0.7 * _clock(video.shape[1], video.device))
-    return torch.where(_wide(strength) > 0, blurred(video, sigma), video)
+    return torch.where(wide(strength) > 0, blurred(video, sigma), video)
 
 
 def texture_noise(video: Tensor, strength: Tensor, generator: torch.Generator | None) -> Tensor:
     """A noisy texture lies over the picture, half of it still, half of it alive."""
     still = _draw((len(video), 1, *video.shape[2:]), generator, video)
     alive = _draw(tuple(video.shape), generator, video)
-    return (video + 0.2 * _wide(strength) * (still + alive) / 2**0.5).clamp(0, 1)
+    return (video + 0.2 * wide(strength) * (still + alive) / 2**0.5).clamp(0, 1)
 
 
 def shrink(scene: Scene, strength: Tensor, generator: torch.Generator | None) -> Scene:
@@ -140,7 +141,8 @@ def blank(scene: Scene, strength: Tensor, generator: torch.Generator | None) -> 
     return replace(scene, rgb=torch.where(gone[..., None], torch.full_like(scene.rgb, BACKGROUND), scene.rgb))
 
 
-def _kept_in(position: Tensor, radius: Tensor) -> Tensor:
+def kept_in(position: Tensor, radius: Tensor) -> Tensor:
+    """Positions [B, F, 2], none closer to an edge than an object of radius [B, F] may come."""
     low = margin(radius)[..., None]
     return position.maximum(low).minimum(SIDE - low)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..rows import Rows
 from .grammar import COLOURS, DIRECTIONS, LIGHTS, MOTIONS, SHAPES, SIZES, SPEEDS, Clause
 
 SIDE = 32
@@ -57,7 +58,7 @@ class Orders:
 
 
 @dataclass(frozen=True)
-class Body:
+class Body(Rows):
     """The moving state: position [B, 2], sign [B, 2] (bounces), phase [B] (radians or frames), spin [B] (orbits)."""
 
     position: Tensor
@@ -67,7 +68,7 @@ class Body:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(Rows):
     """What the renderer draws; light, occluder and background hold for a whole clip, the rest per frame.
 
     position: [B, F, 2]   radius: [B, F]   shape: [B, F] long   rgb: [B, F, 3]   light: [B, F, 3]   occluder: [B] bool
@@ -80,10 +81,10 @@ class Scene:
     light: Tensor
     occluder: Tensor
 
-    def first(self, frames: int) -> "Scene":
-        """The scene's first frames."""
+    def frames(self, start: int, end: int) -> "Scene":
+        """Frames start..end of the scene."""
         parts = (getattr(self, field.name) for field in fields(self))
-        return Scene(*(part[:, :frames] if part.dim() > 1 else part for part in parts))
+        return Scene(*(part[:, start:end] if part.dim() > 1 else part for part in parts))
 
 
 def orders(clauses: Sequence[Clause], device: torch.device | str = "cpu") -> Orders:
@@ -183,7 +184,7 @@ def roll(
     places, picked = [], []
     for chunk, order in enumerate(table):
         if chunk:
-            body = _where(changed[chunk - 1], restart(body, order), body)
+            body = body.where(changed[chunk - 1], restart(body, order))
         for frame in range(frames_per_chunk):
             if chunk or frame:
                 body = advance(body, order)
@@ -198,14 +199,4 @@ def roll(
         rgb=torch.stack([rgb[o.colour] for o in picked], 1),
         light=torch.stack([gain[o.light] for o in picked], 1),
         occluder=table[0].occluder,
-    )
-
-
-def _where(mask: Tensor, new: Body, old: Body) -> Body:
-    wide = mask[:, None]
-    return Body(
-        torch.where(wide, new.position, old.position),
-        torch.where(wide, new.sign, old.sign),
-        torch.where(mask, new.phase, old.phase),
-        torch.where(mask, new.spin, old.spin),
     )

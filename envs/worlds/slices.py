@@ -5,7 +5,7 @@ A slice differs from the grammar "plain" in one thing. Its clips are asked for i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def slice_scene(
         if good.all():
             return scene
         draw = torch.Generator().manual_seed(seed + attempt * APART)  # a row's tries do not depend on the other rows
-        scene = _chosen(good, scene, roll(rows, frames_per_chunk, draw, device))
+        scene = roll(rows, frames_per_chunk, draw, device).where(good, scene)
     raise ValueError(f"no clip of slice {name!r} was found in {TRIES} tries: make the clips longer")
 
 
@@ -102,16 +102,6 @@ def heard(clause: Clause, grammar: Grammar) -> Clause:
 
 def _nearest(word: str, known: Sequence[str], scale: Sequence[str]) -> str:
     return min(known, key=lambda other: abs(scale.index(other) - scale.index(word)))
-
-
-def _chosen(mask: Tensor, yes: Scene, no: Scene) -> Scene:
-    """Per clip one of two scenes, by mask [B]."""
-
-    def pick(name: str) -> Tensor:
-        ours, other = getattr(yes, name), getattr(no, name)
-        return torch.where(mask.view(-1, *[1] * (ours.dim() - 1)), ours, other)
-
-    return Scene(*(pick(field.name) for field in fields(Scene)))
 
 
 def _same_colour(script: Script) -> Script | None:

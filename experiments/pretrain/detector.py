@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
-from ...envs.self_play import stored
+from ...agents.league.match import apply_camera
+from ...envs.game_rules import GameRules
 from ...envs.stack import Stack
-from ...envs.worlds.camera import CAMERAS, shoot
 from ...envs.worlds.clips import FRAMES_PER_CHUNK
 from ...envs.worlds.scene import FPS, SIDE
 from ...models.calibration import Calibration
@@ -110,9 +110,8 @@ RECIPES = {
 
 def filmed(video: Tensor, camera: str, pool: int, seed: int) -> Tensor:
     """Clips uint8 [M, F, 3, H, W] as a detector sees them, [M, F, 3, H / pool, W / pool] in [0, 1]."""
-    random = torch.Generator().manual_seed(seed)
-    parts = [shoot(part.float() / 255, CAMERAS[camera], random) for part in video.split(AT_ONCE)]
-    return torch.cat([stored(part, pool) for part in parts]) / 255
+    rules = GameRules(camera=camera, pool=pool)
+    return apply_camera(video.float() / 255, rules, FRAMES_PER_CHUNK, seed, real=True).film.flatten(1, 2) / 255
 
 
 @torch.no_grad()

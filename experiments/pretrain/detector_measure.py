@@ -12,22 +12,12 @@ from torch import Tensor
 
 from ...models.calibration import Calibration
 from ...models.scorers import D3, ReStraV
-from ..stats import auc, tpr_at
+from ..stats import auc, calibration_error, tpr_at
 from .footage import REAL
 
 BINS = 15
 RARE = 0.01
 """Share of real clips that the calibration is asked to flag."""
-
-
-def calibration_error(probability: Tensor, made: Tensor, weight: Tensor) -> float:
-    """Expected calibration error of probabilities [M] over BINS bins: how far they lie off the share of made clips.
-
-    made: bool [M]. weight [M]: how much each clip counts.
-    """
-    place = (probability * BINS).long().clamp(0, BINS - 1)
-    off = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, ((probability - made.float()) * weight).double())
-    return float(off.abs().sum() / weight.sum())
 
 
 def mixed(logits: Mapping[str, Tensor], weights: Mapping[str, float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +44,7 @@ def quality_of(
         quality[f"auc_student_after_{chunk}"] = auc(true.numpy(), made.numpy())
     mix, made_mix, each = mixed(logits, weights)
     probability = calibration.probability(mix[:, -1], chunks)
-    quality["ece"] = calibration_error(probability, made_mix, each)
+    quality["ece"] = calibration_error(probability.numpy(), made_mix.numpy(), BINS, each.numpy())
     quality["false_positives"] = float((calibration.false_positives(real, chunks) <= RARE).double().mean())
     return quality
 

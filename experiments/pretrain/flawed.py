@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...envs.rows import Rows
 from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, make_clips
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.grammar import GRAMMARS, Clause, Grammar
 from ...envs.worlds.render import render
 from ...envs.worlds.scene import Scene
 from ...models.prompts import WordEncoder
-from .flaws import PIXEL_FLAWS, SCENE_FLAWS, cut, stumble, wobble, wrong_pace
+from .flaws import PIXEL_FLAWS, SCENE_FLAWS, stumble, wobble, wrong_pace
 
 WRONG = 0.2
 """Share of flawed windows whose prompt has a wrong word."""
@@ -33,7 +34,7 @@ AXIS_OF_FAKE = {"VQ": (0,), "MQ": (1,), "TA": (2,), "physics": (1,)}
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Rows):
     """Windows, and what is known of how they were made.
 
     video: [B, F, 3, H, W]   embeds: [B, 1 + K, L, D], the prompt and K readings with other words   worth: [B, 3] in
@@ -44,10 +45,6 @@ class Batch:
     embeds: Tensor
     worth: Tensor
     true: Tensor
-
-    def take(self, rows: slice | Tensor) -> "Batch":
-        """Some of the windows."""
-        return Batch(*(value[rows] for value in vars(self).values()))
 
     @classmethod
     def joined(cls, *parts: "Batch") -> "Batch":
@@ -83,8 +80,7 @@ class FlawedClips:
         """`count` windows of `chunks` chunks that end with one (random) chunk of their scripts."""
         rows = torch.randint(len(self.clauses), (count,), generator=generator)
         last = int(torch.randint(chunks, CHUNKS + 1, (1,), generator=generator))
-        whole = Scene(*(value[rows] for value in vars(self.scene).values()))
-        scene = cut(whole, (last - chunks) * FRAMES_PER_CHUNK, last * FRAMES_PER_CHUNK)
+        scene = self.scene.take(rows).frames((last - chunks) * FRAMES_PER_CHUNK, last * FRAMES_PER_CHUNK)
         clean = torch.rand(count, generator=generator) < self.clean
         video, worth = self._flawed(scene, clean, generator)
         told = [self.clauses[row][last - 1] for row in rows.tolist()]

@@ -12,45 +12,31 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...envs.worlds.fakes import at_time
+from ...envs.worlds.fakes import at_time, kept_in, wide
 from ...envs.worlds.grammar import SHAPES
 from ...envs.worlds.render import render
-from ...envs.worlds.scene import RGB, SIDE, Scene, margin
+from ...envs.worlds.scene import RGB, Scene
 
 
-def cut(scene: Scene, start: int, end: int) -> Scene:
-    """Frames start..end of a scene."""
-    return replace(
-        scene,
-        position=scene.position[:, start:end],
-        radius=scene.radius[:, start:end],
-        shape=scene.shape[:, start:end],
-        rgb=scene.rgb[:, start:end],
-        light=scene.light[:, start:end],
-    )
-
-
-def _inside(position: Tensor, scene: Scene) -> Tensor:
-    low = margin(scene.radius)[..., None]
-    return torch.minimum(torch.maximum(position, low), SIDE - low)
+def either(strength: Tensor, generator: torch.Generator, below: float = 0.5) -> Tensor:
+    """A sign [B] for each of strength [B]; a share `below` of them is -1."""
+    return torch.where(torch.rand(len(strength), generator=generator) < below, -1.0, 1.0)
 
 
 def wrong_pace(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
     """The path is played too slow or too fast: its length is off by up to 70%."""
-    sign = torch.where(torch.rand(len(strength), generator=generator) < 0.6, -1.0, 1.0)
-    scale = (1 + 0.7 * sign * strength)[:, None, None]
+    scale = (1 + 0.7 * either(strength, generator, 0.6) * strength)[:, None, None]
     start = scene.position[:, :1]
-    return replace(scene, position=_inside(start + scale * (scene.position - start), scene))
+    return replace(scene, position=kept_in(start + scale * (scene.position - start), scene.radius))
 
 
 def wrong_way(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
     """The path is turned about its start by up to 180 degrees."""
-    sign = torch.where(torch.rand(len(strength), generator=generator) < 0.5, -1.0, 1.0)
-    angle = (sign * strength * math.pi)[:, None]
+    angle = (either(strength, generator) * strength * math.pi)[:, None]
     start = scene.position[:, :1]
     x, y = (scene.position - start).unbind(-1)
     turned = torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
-    return replace(scene, position=_inside(start + turned, scene))
+    return replace(scene, position=kept_in(start + turned, scene.radius))
 
 
 def wrong_colour(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
@@ -62,15 +48,14 @@ def wrong_colour(scene: Scene, strength: Tensor, generator: torch.Generator) -> 
 
 def wrong_size(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
     """The object is up to 40% too small or too large, throughout."""
-    sign = torch.where(torch.rand(len(strength), generator=generator) < 0.5, -1.0, 1.0)
-    return replace(scene, radius=scene.radius * (1 + 0.4 * sign * strength)[:, None])
+    return replace(scene, radius=scene.radius * (1 + 0.4 * either(strength, generator) * strength)[:, None])
 
 
 def wobble(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
     """The path strays from its course by smooth noise of up to 2.5 pixels."""
     steps = torch.randn(*scene.position.shape, generator=generator)
     noise = steps.cumsum(1) / torch.arange(1, steps.shape[1] + 1)[:, None].sqrt()
-    return replace(scene, position=_inside(scene.position + 2.5 * strength[:, None, None] * noise, scene))
+    return replace(scene, position=kept_in(scene.position + 2.5 * strength[:, None, None] * noise, scene.radius))
 
 
 def stumble(scene: Scene, strength: Tensor, generator: torch.Generator) -> Scene:
@@ -101,14 +86,14 @@ def wrong_shape(scene: Scene, video: Tensor, strength: Tensor, generator: torch.
     """The picture blends into that of another shape; at full strength it is that shape."""
     turn = torch.randint(1, len(SHAPES), (len(strength),), generator=generator)[:, None]
     other = render(replace(scene, shape=(scene.shape + turn) % len(SHAPES)))
-    return torch.lerp(video, other, strength[:, None, None, None, None])
+    return torch.lerp(video, other, wide(strength))
 
 
 def soft(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Box blur throughout, up to fully."""
     flat = video.flatten(0, 1)
     blurred = torch.nn.functional.avg_pool2d(flat, 5, 1, 2, count_include_pad=False).view_as(video)
-    return torch.lerp(video, blurred, strength[:, None, None, None, None])
+    return torch.lerp(video, blurred, wide(strength))
 
 
 def blotches(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
@@ -118,21 +103,20 @@ def blotches(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Gen
     field = torch.nn.functional.interpolate(cells, size=video.shape[-2:], mode="bilinear").view_as(video)
     near = torch.nn.functional.avg_pool2d((video - video.amin((-1, -2), keepdim=True)).amax(2).flatten(0, 1), 5, 1, 2)
     mask = (near * 2).clamp(0.05, 1).view(count, frames, 1, *video.shape[-2:])
-    return (video + 0.5 * strength[:, None, None, None, None] * mask * field).clamp(0, 1)
+    return (video + 0.5 * wide(strength) * mask * field).clamp(0, 1)
 
 
 def exposure(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Too dark or too bright throughout, by a factor of up to 2.5 either way."""
-    way = torch.where(torch.rand(len(strength), generator=generator) < 0.5, -1.0, 1.0)
-    return (video * (2.5 ** (way * strength))[:, None, None, None, None]).clamp(0, 1)
+    return (video * wide(2.5 ** (either(strength, generator) * strength))).clamp(0, 1)
 
 
 def cast(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """A colour cast, which takes light from some channels, or grey in place of colour."""
     tint = 1 - 0.8 * torch.rand(len(strength), 1, 3, 1, 1, generator=generator)
     grey = video.mean(dim=2, keepdim=True).expand_as(video)
-    faded = (torch.rand(len(strength), generator=generator) < 0.3)[:, None, None, None, None]
-    return torch.lerp(video, torch.where(faded, grey, video * tint), strength[:, None, None, None, None])
+    faded = torch.rand(len(strength), generator=generator) < 0.3
+    return torch.lerp(video, torch.where(wide(faded), grey, video * tint), wide(strength))
 
 
 PIXEL_FLAWS: dict[str, tuple[Callable[[Scene, Tensor, Tensor, torch.Generator], Tensor], tuple[int, ...]]] = {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...envs.worlds.exploits import ground
+from ...envs.worlds.fakes import wide
 from ...models.codec import Codec
 from ...models.reward_net import TinyReward
 from ...models.sampler import renoise
@@ -26,13 +27,13 @@ def gamed(model: TinyReward, batch: Batch, generator: torch.Generator) -> Batch:
     count = len(batch.video)
     start = torch.rand(count, generator=generator)
     noise = torch.rand(batch.video.shape, generator=generator)
-    pick = start[:, None, None, None, None]
+    pick = wide(start)
     video = torch.where(pick < 1 / 8, noise, torch.where(pick < 1 / 4, ground(batch.video), batch.video))
     reach = FARTHEST * torch.rand(count, generator=generator)
     for _ in range(CLIMB):
         video = video.detach().requires_grad_()
         (slope,) = torch.autograd.grad(model(video, batch.embeds[:, 0]).sum(), video)
-        video = (video + (reach / CLIMB)[:, None, None, None, None] * slope.sign()).clamp(0, 1)
+        video = (video + wide(reach / CLIMB) * slope.sign()).clamp(0, 1)
     left = (1 - reach / SPOILT).clamp_min(0) * (start >= 1 / 4)
     unknown = torch.full_like(batch.true, -1)
     return replace(batch, video=video.detach(), worth=batch.worth * left[:, None], true=unknown)
@@ -48,6 +49,6 @@ def repainted(codec: Codec, teacher: CausalWan, batch: Batch, null: Tensor, gene
         sigma = REPAINTED * torch.rand(len(x0), generator=generator)
         x = renoise(x0, torch.randn(x0.shape, generator=generator), sigma)
         for here, there in ((sigma, sigma / 2), (sigma / 2, 0 * sigma)):
-            x = x + (there - here)[:, None, None, None, None] * teacher(x, here, null.expand(len(x), -1, -1))
+            x = x + wide(there - here) * teacher(x, here, null.expand(len(x), -1, -1))
         parts.append(codec.decode(x))
     return replace(batch, video=torch.cat(parts))

@@ -63,10 +63,9 @@ class RewardRecipe:
 
         def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
             batch = draw(generator)
-            batch = batch.take(torch.randperm(len(batch.video), generator=generator)[share])
-            climbers = round(self.gamed * len(batch.video))
-            climbed = gamed(model, batch.take(slice(climbers)), generator)
-            batch = Batch.joined(climbed, batch.take(slice(climbers, None)))
+            rows = torch.randperm(len(batch.video), generator=generator)[share]
+            climbing, rest = rows.tensor_split([round(self.gamed * len(rows))])
+            batch = Batch.joined(gamed(model, batch.take(climbing), generator), batch.take(rest))
             quality, agreement = model.read(batch.video, batch.embeds)
             scores = torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=1)
             return pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)

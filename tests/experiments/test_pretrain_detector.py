@@ -1,7 +1,10 @@
 """Detectors of the tiny stack: what they learn from, what is measured, and `reelgym train detector`."""
 
 import json
+import shutil
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 import torch
@@ -11,20 +14,10 @@ from reelgym.envs.detect_bank import HELD_OUT
 from reelgym.experiments import train
 from reelgym.experiments.pretrain import detector as pretraining
 from reelgym.experiments.pretrain.detector import LENGTH, RECIPES, filmed
-from reelgym.experiments.pretrain.detector_measure import calibration_error, mixed
+from reelgym.experiments.pretrain.detector_measure import mixed
 from reelgym.experiments.pretrain.footage import FAMILIES, LEARNED, REAL, footage
 from reelgym.models.calibration import Calibration
 from reelgym.models.tiny import load_manifest, load_tiny
-
-
-def test_calibration_error_by_hand():
-    made = torch.tensor([True, True, False, False])
-    even = torch.ones(4)
-    assert calibration_error(torch.tensor([1.0, 1.0, 0.0, 0.0]), made, even) == 0
-    assert calibration_error(torch.full((4,), 0.5), made, even) == pytest.approx(0)
-    assert calibration_error(torch.full((4,), 0.9), made, even) == pytest.approx(0.4)
-    weight = torch.tensor([3.0, 3.0, 1.0, 1.0])
-    assert calibration_error(torch.full((4,), 0.5), made, weight) == pytest.approx(0.25)
 
 
 def test_a_mix_counts_both_kinds_alike():
@@ -71,27 +64,33 @@ def test_a_film_is_what_the_game_shows():
     torch.testing.assert_close(film, means, atol=0.51 / 255, rtol=0)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Recipes that run in seconds."""
+@pytest.fixture(scope="module")
+def trained(weights, tmp_path_factory):
+    """`trained(name, out, **options)`: what the command prints, by recipes that run in seconds."""
     short = replace(LENGTH, steps=2, batch=4, checkpoint_every=1)
-    sizes = {
-        "real": 6,
-        "made": 4,
-        "slow": 1,
-        "calibrated": 8,
-        "measured": 8,
-        "judged": 4,
-        "schedule": short,
-    }
-    monkeypatch.setattr(pretraining, "RECIPES", {name: replace(recipe, **sizes) for name, recipe in RECIPES.items()})
+    sizes = {"real": 6, "made": 4, "slow": 1, "calibrated": 8, "measured": 8, "judged": 4, "schedule": short}
+    recipes = {name: replace(recipe, **sizes) for name, recipe in RECIPES.items()}
+
+    def train_it(name, out, **options):
+        with redirect_stdout(StringIO()) as printed:
+            train.run(train.Config(name, weights=weights, threads=1, out=out, **options))
+        return printed.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "RECIPES", recipes)
+        yield train_it
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """What was printed, and the folder, of both."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: (trained(name, folder / name), folder / name) for name in ("detector", "rival")}
 
 
 @pytest.mark.parametrize("name", ["detector", "rival"])
-def test_training_by_the_command(name, small, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    train.run(train.Config(name, weights=weights, threads=1))
-    folder = tmp_path / "runs" / name
+def test_training_by_the_command(name, runs):
+    printed, folder = runs[name]
     manifest = json.loads((folder / "weights" / "checkpoint.json").read_text())["meta"]
     recipe = RECIPES[name]
     assert manifest["part"] == name and manifest["steps"] == 2 and manifest["seed"] == 0
@@ -106,19 +105,20 @@ def test_training_by_the_command(name, small, weights, tmp_path, monkeypatch, ca
     )
     assert Calibration.from_manifest(load_manifest(name, folder / "weights")).chunks == 4
     assert load_tiny(name, folder / "weights").size == 16
-    assert "auc_student=" in capsys.readouterr().out and "step=2 " in (folder / "log.txt").read_text()
+    assert "auc_student=" in printed and "step=2 " in (folder / "log.txt").read_text()
 
 
-def test_a_killed_training_goes_on_to_the_same_end(small, weights, tmp_path):
-    def trained(out, **given):
-        train.run(train.Config("rival", weights=weights, threads=1, out=out, **given))
+def test_a_killed_training_goes_on_to_the_same_end(trained, runs, tmp_path):
+    def weights_in(out):
         return load_checkpoint(out / "weights")[0]["weights"]
 
-    whole = trained(tmp_path / "whole")
-    early = trained(tmp_path / "parts", stop=1)
-    resumed = trained(tmp_path / "parts")
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    assert any(not torch.equal(whole[key], early[key]) for key in whole)
+    whole, parts = runs["rival"][1], tmp_path / "parts"
+    shutil.copytree(whole / "clips", parts / "clips")
+    trained("rival", parts, stop=1)
+    early = weights_in(parts)
+    trained("rival", parts)
+    assert all(torch.equal(value, weights_in(parts)[key]) for key, value in weights_in(whole).items())
+    assert any(not torch.equal(value, early[key]) for key, value in weights_in(whole).items())
 
 
 def test_compile_is_no_option_of_a_detector():

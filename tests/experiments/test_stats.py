@@ -115,6 +115,7 @@ def test_calibration_error_by_hand():
     assert calibration_error([0.0, 1.0], [1, 0]) == 1
     assert calibration_error([0.1, 0.1, 0.9], [1, 0, 1], bins=2) == pytest.approx((2 * 0.4 + 0.1) / 3)
     assert calibration_error([0.1, 0.9], [1, 0], bins=1) == pytest.approx(0)
+    assert calibration_error([0.5] * 4, [1, 1, 0, 0], 15, [3.0, 3.0, 1.0, 1.0]) == pytest.approx(0.25)
     with pytest.raises(ValueError, match="probabilities in"):
         calibration_error([1.5], [1])
 
