@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from reelgym import plugins
 from reelgym.agents.finetune_recipes import RECIPES
 from reelgym.envs.stack import Stack, StackSpec
 from reelgym.experiments import cli
+from reelgym.experiments.presets import PRESETS
 from reelgym.plugins import PluginError, find, resolve
 from reelgym.training.recipe import Recipe, find_recipe
 
@@ -79,7 +81,8 @@ def test_a_recipe_and_a_reward_of_ones_own_train_a_student(package, stack, capsy
     assert "another cache, reward or world" in capsys.readouterr().err
 
 
-def test_it_takes_part_in_a_comparison_in_spawned_workers(package, weights, capsys):
+def test_it_takes_part_in_a_comparison_in_spawned_workers(package, weights, capsys, monkeypatch):
+    monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], updates={"forward": 1}, sequences=()))
     add = ["--add", "mine.recipes:best_of_n=1", "--reward", "mine.rewards:redness", "--stack", str(weights)]
     add += ["--world", "mine.world:flashes"]
     assert cli.main(["compare", "--preset", "smoke", "--workers", "2", *add, "--out", "runs/c"]) == 0, (
