@@ -90,7 +90,9 @@ class Stack:
                 f"a stack has no {', '.join(unknown)}: its parts are {', '.join(NETWORKS)}, encoder, grammar"
             )
         ready = {name: as_reward(part) if name in ("reward", "heldout") else part for name, part in live.items()}
-        return replace(self, parts={**self.parts, **{name: partial(_same, part) for name, part in ready.items()}})
+        places = {name: place for name, place in self.places.items() if name not in live}
+        parts: dict[str, Make] = {**self.parts, **{name: partial(_same, part) for name, part in ready.items()}}
+        return replace(self, parts=parts, places=places)
 
     def with_weights(self, **places: Path) -> Stack:
         """The same stack with these parts read from folders of their own; prompts are read as the student's say."""
@@ -272,9 +274,9 @@ def _from_toml(path: Path, device: torch.device) -> Stack:
     base = said.get("base", "tiny")
     start = Stack.load(path.parent / base if (path.parent / base).is_dir() else base, device)
     places = {name: path.parent / place for name, place in named.items() if ":" not in place}
-    places = {**start.places, **places}
     if missing := [str(place) for place in places.values() if not has_checkpoint(place)]:
         raise ValueError(f"{path}: no weights in {', '.join(missing)}")
-    clock = replace(start.clock, **said.get("clock", {}))
-    stack = _made(places, path.parent, clock, device) if places else replace(start, clock=clock)
+    stack = replace(
+        start.with_weights(**places), clock=replace(start.clock, **said.get("clock", {})), folder=path.parent
+    )
     return stack.with_parts(**{name: find("rewards", place, {}) for name, place in named.items() if ":" in place})
