@@ -122,3 +122,29 @@ def test_the_game_for_two_is_registered_without_importing_pettingzoo():
 def test_the_command_line_answers_help_without_torch():
     code = "import sys; from reelgym.experiments.cli import main; main(['--help']); print('torch' in sys.modules)"
     assert python(code).splitlines()[-1] == "False"
+
+
+def test_the_public_page_says_one_thing_and_is_true():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    said = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    homes, names = (ast.literal_eval(said[name]) for name in ("_HOMES", "__all__"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {node.module: tuple(alias.name for alias in node.names) for node in block.body}
+    assert typed == homes and sorted(name for part in homes.values() for name in part) == sorted(names)
+    assert len(names) == len(set(names)) <= 30
+    for home, part in homes.items():
+        path = MODULES.get(home) or MODULES[f"{home}.__init__"]
+        for name in part:
+            assert re.search(rf"^(class|def) {name}\b|^{name}\b.*=", path.read_text(), re.MULTILINE), f"{home}.{name}"
+
+
+def test_public_names_are_imported_when_asked_for():
+    code = "import sys, reelgym; before = 'torch' in sys.modules; from reelgym import Stack, stream_keys"
+    assert python(f"{code}; print(before, Stack.__name__, 'Guard' in dir(reelgym))").split() == [
+        "False",
+        "Stack",
+        "True",
+    ]
+    assert python("import reelgym\ntry: reelgym.nothing\nexcept AttributeError as e: print(e)").startswith(
+        "module 'reel"
+    )
