@@ -21,8 +21,9 @@ from .jobs import Job, one_thread
 from .league.dataset import Budget, dataset_jobs
 from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
+from .league.rows import all_rows
 from .league.runs import RULES, VARIANTS, Task, work
-from .league.tables import COLUMNS, all_rows, report
+from .league.tables import COLUMNS, report
 from .options import StackOptions
 from .study import Done, Results, Study, finished, job_folder, run_study
 from .tables import Row

@@ -30,6 +30,10 @@ class Interval:
             return "yes"
         return "no" if self.high < 0 else "unclear"
 
+    def cells(self, key: str) -> dict[str, float]:
+        """In a flat row: the mean under `key`, and its ends."""
+        return {key: self.mean, f"{key}_low": self.low, f"{key}_high": self.high}
+
 
 def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
     """Bootstrap distribution [resamples] of the mean of scores[S, P], seeds and prompts resampled independently.

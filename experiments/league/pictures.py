@@ -10,8 +10,9 @@ from torch import Tensor
 from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg, style_svg
 from ..tables import Row, rows_of
 from .dataset import SEEN, UNSEEN
+from .rows import START
 from .runs import VARIANTS
-from .tables import LABELS, START
+from .tables import LABELS
 
 CELL, MARGIN, TOP = 34, 110, 96
 FPS = 8.0

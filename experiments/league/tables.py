@@ -1,24 +1,16 @@
-"""From the runs of `reelgym selfplay` to rows and tables. S seeds, F families, K prompts."""
+"""The tables of `reelgym selfplay`, views of its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
-from operator import getitem, itemgetter
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..console import sections
-from ..stats import Interval, mean_interval, paired_difference
-from ..tables import Column, Row, interval, number
-from .dataset import SEEN, UNSEEN
+from ..tables import Column, Row, interval, number, rows_of
+from .dataset import SEEN
+from .rows import QUESTIONS, START
 from .runs import VARIANTS
 
-Runs = Sequence[Mapping[str, Any]]
-"""The results of one arm, one a seed."""
-START = "start"
 LABELS = {
     START: "before any round",
     "d3": "D3 on the shipped detector's features",
@@ -34,143 +26,7 @@ PART_LABELS = {
     "ghosting": "scripted, held out: ghosting",
     "energy_gain": "scripted, held out: energy gain",
 }
-
-
-def all_rows(
-    found: Mapping[str, Runs], seeds: Sequence[int], cross: Sequence[Row], scorers: Mapping[str, Any]
-) -> list[Row]:
-    """Rows of kind "detector", "generator" and "game" (means with intervals over seeds and families, detectors or
-    prompts), "contrast", "family", "rating", "payoff", "run" and, as given, "across"."""
-    first = next(iter(found.values()))
-    rows = [_detector_row(START, first, "start"), *(_detector_row(arm, runs, "end") for arm, runs in found.items())]
-    rows += [_detector_row(name, [{"detectors": {"end": report}}], "end") for name, report in scorers.items()]
-    rows += [_generator_row(START, first, "start"), *(_generator_row(arm, runs, "end") for arm, runs in found.items())]
-    rows += [_game_row(arm, runs) for arm, runs in found.items()]
-    for arm, runs in found.items():
-        rows += [_contrast(name, arm, START, runs, "start", runs) for name in QUESTIONS]
-    for arm in [name for name in found if name != "league" and "league" in found]:
-        rows += [_contrast(name, "league", arm, found["league"], "end", found[arm]) for name in QUESTIONS]
-    for arm, runs in ((START, first), *found.items()):
-        rows += _family_rows(arm, runs, "start" if arm == START else "end")
-    for arm, runs in found.items():
-        for seed, run in zip(seeds, runs, strict=True):
-            rows += _standing_rows(arm, seed, run["league"])
-            rows.append({"kind": "run", "arm": arm, "seed": seed, "seconds": run["seconds"], **run["responses"]})
-    return [*rows, *cross]
-
-
-def _read(runs: Runs, side: str, end: str, read: Callable[[Any], Any]) -> NDArray[np.float64]:
-    """A number, or a row of them, of every run's report [S, ...]."""
-    return np.array([read(run[side][end]) for run in runs], dtype=np.float64)
-
-
-def unseen(runs: Runs, end: str) -> NDArray[np.float64]:
-    """AUC after the last chunk on families that no league learns from [S, F]."""
-    return _read(runs, "detectors", end, lambda report: [report["auc"][name][-1] for name in UNSEEN])
-
-
-def told(runs: Runs, end: str) -> NDArray[np.float64]:
-    """AUC of every held-out detector on the generator's clips [S, detectors]; low is good for the generator."""
-    return _read(runs, "generators", end, lambda report: report["panel_auc"])
-
-
-def totals(runs: Runs, end: str) -> NDArray[np.float64]:
-    """Oracle totals [S, K]."""
-    return _read(runs, "generators", end, lambda report: report["scores"]["total"])
-
-
-QUESTIONS: dict[str, tuple[str, Callable[[Runs, str], NDArray[np.float64]], bool]] = {
-    "detector": ("detector: AUC on unseen families", unseen, True),
-    "fooled": ("generator: AUC of held-out detectors on its clips (lower is better)", told, False),
-    "oracle": ("generator: oracle total", totals, True),
-}
-"""What is asked, how it is read off runs, and whether higher is better."""
-
-
-def _spread(prefix: str, interval: Interval) -> Row:
-    return {prefix: interval.mean, f"{prefix}_low": interval.low, f"{prefix}_high": interval.high}
-
-
-def _detector_row(arm: str, runs: Runs, end: str) -> Row:
-    def mean(read: Callable[[Any], Any]) -> float:
-        return float(_read(runs, "detectors", end, read).mean())
-
-    row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)}
-    row |= _spread("unseen", mean_interval(unseen(runs, end)))
-    row["seen"] = mean(lambda report: [report["auc"][name][-1] for name in SEEN])
-    row["tpr"] = mean(lambda report: [report["tpr"][name] for name in UNSEEN])
-    keys = ("false_alarms", "chunks", "calibration_error", "floor_same", "floor_other", "reals")
-    return row | {key: mean(itemgetter(key)) for key in keys}
-
-
-def _generator_row(arm: str, runs: Runs, end: str) -> Row:
-    def mean(read: Callable[[Any], Any]) -> float:
-        return float(_read(runs, "generators", end, read).mean())
-
-    row: Row = {"kind": "generator", "arm": arm, "seeds": len(runs)}
-    row |= _spread("panel_auc", mean_interval(told(runs, end))) | _spread("total", mean_interval(totals(runs, end)))
-    row["panel_wins"] = mean(itemgetter("panel_wins"))
-    scores = [run["generators"][end]["scores"] for run in runs]
-    row |= {axis: float(np.mean([score[axis] for score in scores])) for axis in ("VQ", "MQ", "TA")}
-    return row | {key: mean(itemgetter(key)) for key in ("diversity", "quality", "below_floor")}
-
-
-def _game_row(arm: str, runs: Runs) -> Row:
-    def mean(*keys: str) -> float:
-        return float(np.mean([reduce(getitem, keys, run) for run in runs]))
-
-    row: Row = {"kind": "game", "arm": arm, "seeds": len(runs), "contested": mean("league", "contested")}
-    row["least_contested"] = min(run["league"]["contested"] for run in runs)
-    row |= {key: mean("league", key) for key in ("intransitive", "pairs")}
-    for side in ("generator", "detector"):
-        row |= _spread(f"response_{side}", mean_interval([[run["responses"][side]] for run in runs]))
-        row[f"rise_{side}"] = float(np.mean([_rise(run, side) for run in runs]))
-        row[f"paused_{side}"] = mean("paused", side)
-    row |= {"response_auc": mean("responses", "detector_auc"), "auc": mean("responses", "auc")}
-    return row | {"seconds": mean("seconds")}
-
-
-def _rise(run: Mapping[str, Any], side: str) -> float:
-    """Rating of the newest less that of the start."""
-    ratings = run["league"]["ratings"]
-    return float(ratings[run["newest"][side]][0] - ratings[f"{side}-0"][0])
-
-
-FLIPPED = {"yes": "no", "no": "yes", "unclear": "unclear"}
-
-
-def _contrast(name: str, arm: str, against: str, ours: Runs, other_end: str, theirs: Runs) -> Row:
-    """The paired difference of one question's measure, and whether `arm` is better; of a single cell nobody can say."""
-    _, read, higher = QUESTIONS[name]
-    difference = paired_difference(read(ours, "end"), read(theirs, other_end))
-    verdict = difference.verdict if difference.low < difference.high else "unclear"
-    better = verdict if higher else FLIPPED[verdict]
-    row: Row = {"kind": "contrast", "question": name, "arm": arm, "against": against, "better": better}
-    return row | _spread("difference", difference)
-
-
-def _family_rows(arm: str, runs: Runs, end: str) -> list[Row]:
-    rows: list[Row] = []
-    for name in (*SEEN, *UNSEEN):
-        curve = np.mean([run["detectors"][end]["auc"][name] for run in runs], axis=0)
-        tpr = float(np.mean([run["detectors"][end]["tpr"][name] for run in runs]))
-        after = {f"auc_{chunks}": float(value) for chunks, value in enumerate(curve, 1)}
-        rows.append({"kind": "family", "arm": arm, "family": name, "tpr": tpr, **after})
-    return rows
-
-
-def _standing_rows(arm: str, seed: int, league: Mapping[str, Any]) -> list[Row]:
-    whose: Row = {"arm": arm, "seed": seed}
-    ratings = league["ratings"].items()
-    rows = [
-        {"kind": "rating", **whose, "name": name, "role": league["roles"][name], "mu": mu, "sigma": sigma}
-        for name, (mu, sigma) in ratings
-    ]
-    return rows + [
-        {"kind": "payoff", **whose, "generator": generator, "detector": detector, "payoff": payoff}
-        for generator, payoffs in zip(league["generators"], league["payoffs"], strict=True)
-        for detector, payoff in zip(league["detectors"], payoffs, strict=True)
-    ]
+ACROSS = "**Generators of one arm against detectors of another**: share of streams taken for real"
 
 
 def _span(key: str, form: str) -> Callable[[Row], str]:
@@ -250,22 +106,13 @@ RATING_COLUMNS = (
     Column("rating", "openskill's mu; the first generator stays at 25", number("mu", ".1f")),
     Column("unsure", "openskill's sigma", number("sigma", ".1f")),
 )
-COLUMNS = (
-    *DETECTOR_COLUMNS,
-    *GENERATOR_COLUMNS,
-    *GAME_COLUMNS,
-    *CONTRAST_COLUMNS[-2:],
-    *FAMILY_COLUMNS[2:3],
-    *RATING_COLUMNS,
-)
+FEW = (*CONTRAST_COLUMNS[-2:], *FAMILY_COLUMNS[2:3], *RATING_COLUMNS)
+COLUMNS = (*DETECTOR_COLUMNS, *GENERATOR_COLUMNS, *GAME_COLUMNS, *FEW)
 
 
 def report(rows: Sequence[Row]) -> str:
     """The tables and what they say, as Markdown."""
-
-    def of(kind: str) -> list[Row]:
-        return [row for row in rows if row["kind"] == kind]
-
+    of = partial(rows_of, {"rows": rows})
     families = [row for row in of("family") if row["arm"] in (START, "league")]
     families.sort(key=lambda row: (list(PART_LABELS).index(row["family"]), row["arm"] != START))
     ratings = [row for row in of("rating") if row["arm"] == "league" and row["seed"] == of("run")[0]["seed"]]
@@ -273,10 +120,7 @@ def report(rows: Sequence[Row]) -> str:
         (f"**Detectors**, on {of('detector')[0]['reals']:,.0f} held-out real clips", DETECTOR_COLUMNS, of("detector")),
         ("**Generators**", GENERATOR_COLUMNS, of("generator")),
         ("**The games**", GAME_COLUMNS, of("game")),
-        (
-            "**Generators of one arm against detectors of another**: share of streams taken for real",
-            *_across(of("across")),
-        ),
+        (ACROSS, *_across(of("across"))),
         ("**Differences**", CONTRAST_COLUMNS, of("contrast")),
         ("**AUC after so many chunks**", FAMILY_COLUMNS, families),
         ("**Ratings**, a league of one seed", RATING_COLUMNS, sorted(ratings, key=lambda row: -row["mu"])),

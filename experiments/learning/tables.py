@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...agents.recipes import AGENTS, DETECT, STEER
 from ..plots import Line, line_chart
 from ..stats import mean_interval, paired_difference
-from ..tables import Column, Row, markdown_table, number
+from ..tables import Column, Row, interval, markdown_table, number
 
 LABELS = {
     "unsteered": "as it ships",
@@ -55,7 +55,7 @@ def table_rows(found: Results, seeds: Sequence[int]) -> list[Row]:
 
 
 def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
-    interval = mean_interval(scores(results, "reward"))
+    found = mean_interval(scores(results, "reward"))
     row: Row = {"kind": "row", "env": env, "row": name, "seeds": len(results)}
     row |= {key: float(scores(results, key).mean()) for key in MEANS[env]}
     if env == DETECT:
@@ -63,7 +63,7 @@ def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
         called = scores(results, "called_fake")
         row |= {"false_alarms": float(called[family == 0].mean()), "found": float(called[family != 0].mean())}
     seconds = float(np.mean([result["seconds"] for result in results]))
-    return row | {"low": interval.low, "high": interval.high, "steps": results[0].get("steps"), "seconds": seconds}
+    return row | {"low": found.low, "high": found.high, "steps": results[0].get("steps"), "seconds": seconds}
 
 
 def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
@@ -72,8 +72,7 @@ def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
     row |= {"declared": theirs == AGAINST[env][0], "seeds": min(len(a), len(b))}
     for key in ("reward", "total") if env == STEER else ("reward",):
         difference = paired_difference(scores(a, key)[: len(b)], scores(b, key)[: len(a)])
-        row |= {key: difference.mean, f"{key}_low": difference.low, f"{key}_high": difference.high}
-        row[f"{key}_answer"] = difference.verdict
+        row |= difference.cells(key) | {f"{key}_answer": difference.verdict}
     return row
 
 
@@ -81,16 +80,12 @@ def _against(row: Row) -> str:
     return f"{LABELS[row['row']]} - {LABELS[row['against']].split(':')[0]}" + (" *" if row["declared"] else "")
 
 
-def _span(key: str, low: str, high: str, form: str = "+.3f") -> Any:
-    return lambda row: f"{row[key]:{form}} [{row[low]:{form}}, {row[high]:{form}}]" if row.get(key) is not None else "–"
-
-
 STEER_COLUMNS = (
     Column("who steers", "", lambda row: LABELS[row["row"]]),
     Column(
         "return of a clip [95%]",
         "the mean over chunks of the reward's z-score, the price of network passes paid; higher is better",
-        _span("reward", "low", "high"),
+        interval("reward", "+.3f"),
     ),
     Column("quality", "the same before the price", number("quality", "+.3f")),
     Column("passes", "of a stream through the network, for a chunk", number("passes", ".2f")),
@@ -104,7 +99,7 @@ STEER_COLUMNS = (
 )
 DETECT_COLUMNS = (
     Column("who judges", "", lambda row: LABELS[row["row"]]),
-    Column("return of an episode [95%]", "verdict and waiting; higher is better", _span("reward", "low", "high")),
+    Column("return of an episode [95%]", "verdict and waiting; higher is better", interval("reward", "+.3f")),
     Column("right", "share of clips with the right verdict", number("right", ".3f")),
     Column("false alarms", "share of real clips called fake", number("false_alarms", ".3f")),
     Column("found", "share of fakes called fake", number("found", ".3f")),
@@ -116,9 +111,9 @@ DETECT_COLUMNS = (
 STEER_CONTRASTS = (
     Column("difference", "paired; declared beforehand where marked *", _against),
     Column("seeds", "where there is but one, an interval is over prompts alone", number("seeds", "d")),
-    Column("return [95%]", "", _span("reward", "reward_low", "reward_high")),
+    Column("return [95%]", "", interval("reward", "+.3f", "reward_")),
     Column("above", "yes: interval above zero; no: below zero", lambda row: row["reward_answer"]),
-    Column("oracle [95%]", "", _span("total", "total_low", "total_high")),
+    Column("oracle [95%]", "", interval("total", "+.3f", "total_")),
     Column("above", "", lambda row: row["total_answer"]),
 )
 COLUMNS = (*STEER_COLUMNS, *DETECT_COLUMNS, *STEER_CONTRASTS)

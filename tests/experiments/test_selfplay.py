@@ -10,7 +10,8 @@ from reelgym.agents.league.league import League
 from reelgym.checkpoint import has_checkpoint
 from reelgym.experiments import cli, jobs, selfplay
 from reelgym.experiments.league.dataset import SEEN, UNSEEN, Budget, ClipDataset
-from reelgym.experiments.league.tables import LABELS, all_rows, report, sentences
+from reelgym.experiments.league.rows import all_rows
+from reelgym.experiments.league.tables import LABELS, report, sentences
 from reelgym.experiments.readme import filled
 from reelgym.models.tiny import load_tiny
 
