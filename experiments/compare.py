@@ -12,6 +12,7 @@ from ..envs.stack import StackSpec
 from ..training.recipe import find_recipe
 from ..training.sequence import Sequence as RecipeSequence
 from ..training.sequence import Stage
+from .evaluation.search import SEARCH_SEED, tries_of, winner
 from .events import write_events
 from .jobs import Job
 from .options import StackOptions
@@ -22,8 +23,6 @@ from .runs import Task, work
 from .study import Results, Study, finished, run_study
 from .systems import REFERENCES
 from .tables import Row
-
-SEARCH_SEED = 10_000
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,10 @@ def search_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     preset = preset_of(config)
     share, cost = preset.search_share, 2 * preset.search_share
     return [
-        Job(
-            _folder(f"search-{name}-{number}"),
-            Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, config.spec),
-            cost,
-        )
+        Job(_folder(job), Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, config.spec), cost)
         for name, start in plans.items()
-        if (rate := start.recipe.learning_rate) is not None
-        for number, factor in enumerate(preset.search)
-        for plan in [Stage(start.recipe.with_learning_rate(factor * rate), max(1, round(share * start.updates)))]
+        for job, recipe in tries_of(name, start.recipe, preset.search).items()
+        for plan in [Stage(recipe, max(1, round(share * start.updates)))]
     ]
 
 
@@ -149,12 +143,11 @@ def _common(config: Config, seed: int) -> tuple[int, StackSpec]:
 def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Results) -> dict[str, Stage]:
     """Each plan at the learning rate whose try ended with the highest oracle total on the validation prompts; a
     sequence at those of its parts."""
-    found = dict(plans)
+    found = {}
     for name, plan in plans.items():
-        ends = [results[job.name][1] for job in tries if job.config.row == name]
-        if ends:
-            best = max(ends, key=lambda result: result["curve"][-1]["oracle"])
-            found[name] = replace(plan, recipe=plan.recipe.with_learning_rate(best["learning_rate"]))
+        own = {job.name: job.config.plan.recipe for job in tries if job.config.row == name}
+        ends = {job: results[job][1]["curve"][-1]["oracle"] for job in own}
+        found[name] = replace(plan, recipe=winner(plan.recipe, own, ends))
     return {name: chain(name, found) if "+" in name else plan for name, plan in found.items()}
 
 
