@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reelgym.checkpoint import CheckpointError
+from reelgym.checkpoint import CheckpointError, save_checkpoint
 from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.clips import make_clips, word_encoder
 from reelgym.envs.worlds.fakes import FAKES
@@ -23,7 +23,7 @@ from reelgym.experiments.pretrain.retouched import gamed
 from reelgym.models import tiny
 from reelgym.models.reward_net import TinyReward
 from reelgym.training.learner import NonFiniteError
-from reelgym.training.regression import Schedule
+from reelgym.training.regression import Regression, Schedule
 
 SCHEDULE = Schedule(steps=6, batch=4, learning_rate=1e-2, muon_lr=1e-2, checkpoint_every=2)
 
@@ -58,7 +58,7 @@ def test_a_resumed_run_is_the_run(tmp_path):
 
 
 def test_the_log_holds_every_update_and_what_was_measured(tmp_path):
-    pretrain("net", Net(), loss, SCHEDULE, tmp_path, lambda net: {"norm": float(vector(net).norm())}, 3)
+    pretrain("net", Net(), loss, SCHEDULE, tmp_path, lambda net: {"norm": float(vector(net).detach().norm())}, 3)
     assert list(logged(tmp_path, "loss")) == [1, 2, 3, 4, 5, 6] and list(logged(tmp_path, "norm")) == [3, 6]
 
 
@@ -76,6 +76,35 @@ def test_another_schedule_or_other_data_do_not_resume(tmp_path):
         pretrain("net", Net(), loss, replace(SCHEDULE, batch=8), tmp_path)
     with pytest.raises(CheckpointError, match=r"differ in data.pairs"):
         pretrain("net", Net(), loss, SCHEDULE, tmp_path, data={"pairs": "others"})
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", {"model": dict(Net().state_dict())}, {"step": 2, "schedule": {}})
+    with pytest.raises(CheckpointError, match="another config; they differ in data, schedule"):
+        pretrain("net", Net(), loss, SCHEDULE, tmp_path)
+
+
+def test_processes_share_a_batch_out():
+    class Second:
+        """The second of two processes; the first has the same gradient."""
+
+        num_processes, process_index = 2, 1
+
+        def backward(self, value):
+            value.backward()
+
+        def reduce(self, gradient, reduction):
+            return gradient
+
+    rows, drawn = torch.arange(4), []
+
+    def own(net, generator, share):
+        drawn.append((rows[share].tolist(), generator.initial_seed()))
+        return loss(net, generator, share)
+
+    for accelerator in (None, Second()):
+        Regression(replace(SCHEDULE, seed=3), Net(), own, accelerator).update()
+    assert drawn == [([0, 1, 2, 3], 3_000_009), ([1, 3], 3_000_009)]
 
 
 def test_misreading_exchanges_as_many_words_as_asked():
