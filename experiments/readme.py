@@ -1,56 +1,31 @@
 """The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
 
-A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. The
-kinds are table, verdict, pictures and slices (of a comparison's results.json), measured (of any other command's),
-weights (a folder of trained parts) and families (the folder of a detector).
+A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. That of
+a results.json is made by the module of the command which the file names (tables.py says how); the kinds weights (a
+folder of trained parts) and families (the manifest of a detector) are made here.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from ..checkpoint import MANIFEST, write_json
+from . import tables
 from .cli import GROUPS
-from .report import read_results, write_picture
-from .tables import (
-    CONTRAST_COLUMNS,
-    METHOD_COLUMNS,
-    SLICE_COLUMNS,
-    SLICES_NOTE,
-    Column,
-    Row,
-    findings,
-    markdown_table,
-    rows_of,
-    slice_table_rows,
-    verdict_lines,
-)
+from .report import read_results
+from .tables import Column, Row, legend, made_by, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURE = "docs/images/clips.webp"
-BLOCK = re.compile(
-    r"(<!-- (table|verdict|pictures|slices|measured|weights|families): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL
-)
-PROMPTS = 4
-TAKEN = {
-    "reelgym audit probe": ("probe.png",),
-    "reelgym audit cache": ("cache-policies.webp", "cache-policies.svg"),
-    "reelgym agents": ("StreamSteer-v0.svg", "StreamDetect-v0.svg"),
-    "reelgym bench rl": ("bench-rl.svg",),
-    "reelgym selfplay": ("selfplay-payoffs.svg", "selfplay-auc.svg", "selfplay-clips.webp"),
-    "reelgym bench adaptation": ("bench-adaptation.svg",),
-}
-"""Pictures that a command's results come with."""
+IMAGES = "docs/images"
 GAP = "gap"
 SHARE = "oracle total on held-out prompts, as a share of the truth's"
 RANKS = "pairs of a held-out clip and its fake of an unseen family that {} ranks rightly"
@@ -72,12 +47,7 @@ BARS: tuple[tuple[str, str, str, float], ...] = (
     ("detector", "auc_student", AREA, 0.95),
     ("rival", "auc_student", AREA, 0.60),
 )
-FAMILY_COLUMNS = (
-    Column("made by", "", lambda row: row["name"]),
-    Column("learned from", "", lambda row: "yes" if row["learned"] else "no"),
-    Column("AUC", "", lambda row: f"{row['auc']:.3f}"),
-    Column("found at 1% false positives", "", lambda row: f"{row['tpr']:.1%}"),
-)
+"""Of each part what was measured, and the least that was asked of it beforehand."""
 WEIGHT_COLUMNS = (
     Column("part", "", lambda row: row["part"]),
     Column("what was measured", "", lambda row: row["what"]),
@@ -86,14 +56,20 @@ WEIGHT_COLUMNS = (
     Column("steps", "", lambda row: f"{row['made']['steps']:,}" if row["made"] else ""),
     Column("minutes", "", lambda row: f"{row['made']['quality']['seconds'] / 60:.0f}" if row["made"] else ""),
 )
+FAMILY_COLUMNS = (
+    Column("made by", "", lambda row: row["name"]),
+    Column("learned from", "", lambda row: "yes" if row["learned"] else "no"),
+    Column("AUC", "", lambda row: f"{row['auc']:.3f}"),
+    Column("found at 1% false positives", "", lambda row: f"{row['tpr']:.1%}"),
+)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Without options only the tables are made again, from what is committed."""
+    """Without options only the blocks are made again, from what is committed."""
 
     run: Path | None = None
-    """Folder that a command wrote: its results.json is taken over, and so are its pictures, where it has any."""
+    """Folder that a command wrote: its results.json is taken over, and so are its pictures, where a page shows it."""
     name: str = "standard"
     """Where results.json is taken over to: experiments/results/NAME."""
 
@@ -109,26 +85,32 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run(config: Config, root: Path = ROOT) -> None:
-    """Take over a comparison where one is given, then fill every block of the pages."""
+    """Take over results where some are given, then fill every block of the pages; prints which pages changed."""
     if config.run is not None:
-        results = read_results(config.run)
-        folder = root / "experiments" / "results" / config.name
-        for place in (folder, (root / PICTURE).parent):
-            place.mkdir(parents=True, exist_ok=True)
-        if results["command"].startswith("reelgym compare") and config.name == Config.name:
-            write_picture(config.run, root / PICTURE, PROMPTS)
-        for command, pictures in TAKEN.items():
-            for name in pictures if results["command"].startswith(command) else ():
-                shutil.copy(config.run / name, (root / PICTURE).parent / name)
-        write_json(folder / "results.json", results)
+        take_over(config.run, f"experiments/results/{config.name}/results.json", root)
     for page in pages(root):
         text = page.read_text()
         made = filled(text, root)
         if made != text:
-            aside = page.with_name(f".{page.name}.tmp")
-            aside.write_text(made)
-            os.replace(aside, page)
+            page.write_text(made)
             print(page.relative_to(root))
+
+
+def take_over(run: Path, path: str, root: Path) -> None:
+    """Copy the results of a run to `path`, and its pictures to where pages show them if one has a block of `path`."""
+    results = read_results(run)
+    for place in (root / path).parent, root / IMAGES:
+        place.mkdir(parents=True, exist_ok=True)
+    if any(path == block[2] for page in pages(root) for block in tables.BLOCK.findall(page.read_text())):
+        for name in getattr(owner(results), "PICTURES", ()):
+            shutil.copy(run / name, root / IMAGES / name)
+    write_json(root / path, results)
+
+
+def owner(results: Row) -> Any:
+    """The module of the command that wrote results."""
+    words = results["command"].split()[1:]
+    return importlib.import_module("." + ".".join(words[: 2 if words[0] in GROUPS else 1]), __package__)
 
 
 def pages(root: Path = ROOT) -> list[Path]:
@@ -138,116 +120,49 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 def filled(text: str, root: Path = ROOT) -> str:
     """A page with the content of its blocks made anew from the files below `root`."""
-    kinds: dict[str, Callable[[Path, str], str]] = {
-        "table": table,
-        "verdict": verdict,
-        "pictures": pictures,
-        "slices": slices,
-        "measured": measured,
-        "weights": weights,
-        "families": families,
-    }
-    return BLOCK.sub(lambda found: f"{found[1]}\n{kinds[found[2]](root, found[3])}\n\n{found[4]}", text)
+    return tables.filled(text, lambda kind, path: block(kind, root / path, path))
 
 
-def table(root: Path, path: str) -> str:
-    """Where, how and with what it was measured, the methods, an answer to what was declared, what the columns mean."""
-    results = _results(root / path)
-    if results is None:
-        return _nothing(path)
-    config = results["config"]
-    made = f"{_compared(results)} {config['prompts']} test prompts, {config['clips']} clips each, "
-    made += f"{len(results['seeds'])} seeds."
-    parts = [made, markdown_table(METHOD_COLUMNS, rows_of(results, "method"))]
-    answers = verdict_lines(results, declared=True)
-    parts += ["Asked before the run:", "\n".join(f"- {line}" for line in answers)] if answers else []
-    return "\n\n".join([*parts, _legend(METHOD_COLUMNS)])
-
-
-def verdict(root: Path, path: str) -> str:
-    """What a comparison found, in sentences and differences, and which runs say so."""
-    results = _results(root / path)
-    if results is None:
-        return _nothing(path)
-    parts = [f"### {head}\n\n" + "\n".join(f"- {line}" for line in lines) for head, lines in findings(results)]
-    config, seeds = results["config"], ", ".join(str(seed) for seed in results["seeds"])
-    exam = f"{config['prompts']} test prompts, {config['clips']} clips each, seeds {seeds}."
-    notes = "\n".join(f"- {note}" for note in config["notes"])
-    contrasts = rows_of(results, "contrast")
-    if contrasts:
-        shown = markdown_table(CONTRAST_COLUMNS, contrasts)
-        parts.append(f"### All differences in one table\n\n{shown}\n\n{_legend(CONTRAST_COLUMNS)}")
-    return "\n\n".join([f"{_compared(results)} {exam}", *parts, f"### How it was run\n\n{notes}"])
-
-
-def pictures(root: Path, path: str) -> str:
-    """The picture and what is to be seen in it."""
-    results = _results(root / path)
-    if results is None or not (root / PICTURE).is_file():
-        return _nothing(path)
-    prompts = [row["prompt"] for row in rows_of(results, "clip") if row["of"] == "clips"][:PROMPTS]
-    lines = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, 1))
-    caption = "One prompt a row, one noise for the whole row. Not selected: the first test prompts of the run below."
-    return f"![Clips of every row of the table, side by side]({PICTURE})\n\n{caption}\n\n{lines}"
-
-
-def slices(root: Path, path: str) -> str:
-    """The edge slices of a comparison: where and how they were measured, and the table."""
-    results = _results(root / path)
-    edges = slice_table_rows(results) if results else []
-    if results is None or not edges:
-        return _nothing(path)
-    made = f"{_compared(results)} {results['config']['preset']['exam']['slice_prompts']} test prompts a slice, "
-    return f"{made}{len(results['seeds'])} seeds.\n\n{markdown_table(SLICE_COLUMNS, edges)}\n\n{SLICES_NOTE}"
-
-
-def measured(root: Path, path: str) -> str:
-    """Where and how a command measured, its tables, and what their columns mean."""
-    results = _results(root / path)
-    if results is None:
+def block(kind: str, file: Path, path: str) -> str:
+    """The content of one block; ValueError for a kind that nobody makes."""
+    if kind in TRAINED:
+        return TRAINED[kind](file)
+    if not file.is_file():
         return f"*No results are committed yet: `{path}`.*"
-    words = results["command"].split()[1:]
-    module = importlib.import_module("." + ".".join(words[: 2 if words[0] in GROUPS else 1]), __package__)
-    return f"{_made(results)}.\n\n{module.report(results['rows'])}\n\n{_legend(module.COLUMNS)}"
+    results = read_results(file.parent)
+    module = owner(results)
+    if kind == "measured":
+        report = module.report(results["rows"])
+        return f"{made_by(results)}.\n\n{report}\n\n{legend(module.COLUMNS, results['rows'])}"
+    made = getattr(module, "BLOCKS", {}).get(kind)
+    if made is None:
+        raise ValueError(f"{path}: no block of kind {kind!r} in {module.__name__}; see experiments/tables.py")
+    return str(made(results))
 
 
-def _legend(columns: Sequence[Column]) -> str:
-    """What the columns mean, folded away."""
-    meanings = {column.title: column.caption for column in columns if column.caption}
-    lines = "\n".join(f"- {title}: {caption}" for title, caption in meanings.items())
-    return f"<details><summary>What the columns mean</summary>\n\n{lines}\n\n</details>"
-
-
-def _compared(results: Row) -> str:
-    return f"{_made(results)}, {results['config']['workers']} worker processes of one thread."
-
-
-def _made(results: Row) -> str:
-    commit = (results["commit"] or "unknown").removesuffix("-dirty")
-    changed = " (with changes)" if str(results["commit"]).endswith("-dirty") else ""
-    return f"Made by `{results['command']}` at commit `{commit[:12]}`{changed} on: {results['device']}"
-
-
-def weights(root: Path, path: str) -> str:
+def weights(folder: Path) -> str:
     """What the manifests of the trained parts say, beside the bars that were set beforehand."""
-    found = {part: _manifest(root / path / part / MANIFEST) for part in dict.fromkeys(bar[0] for bar in BARS)}
+    found = {part: _manifest(folder / part / MANIFEST) for part in dict.fromkeys(bar[0] for bar in BARS)}
+    shares = [found[part].get("quality", {}).get("fraction") for part in ("teacher", "student")]
+    gap = None if None in shares else shares[0] - shares[1]
     rows: list[Row] = []
     for part, key, what, least in BARS:
-        first = all(row["part"] != part for row in rows)
-        cells = {"part": part, "what": what, "least": least, "measured": _figure(found, part, key)}
-        rows.append({**cells, "made": found[part] if first else {}})
+        measured = gap if key == GAP else found[part].get("quality", {}).get(key)
+        made = {} if any(row["part"] == part for row in rows) else found[part]
+        rows.append({"part": part, "what": what, "least": least, "measured": measured, "made": made})
     return markdown_table(WEIGHT_COLUMNS, rows)
 
 
-def families(root: Path, path: str) -> str:
+def families(path: Path) -> str:
     """How well a detector tells each family of made clips, and whether its numbers can be believed."""
-    made = _manifest(root / path)
+    made = _manifest(path)
     quality, learned = made["quality"], made["recipe"]["weights"]
     rows = []
-    for key in [key for key in quality if f"tpr_{key.removeprefix('auc_')}" in quality and key.startswith("auc_")]:
-        family = key.removeprefix("auc_")
-        name = family.replace("_", "-") if family.startswith("student_") else family
-        rows.append({"name": name, "learned": name in learned, "auc": quality[key], "tpr": quality[f"tpr_{family}"]})
+    for family in [key.removeprefix("auc_") for key in quality if key.startswith("auc_")]:
+        if f"tpr_{family}" in quality:
+            name = family.replace("_", "-") if family.startswith("student_") else family
+            told = {"auc": quality[f"auc_{family}"], "tpr": quality[f"tpr_{family}"]}
+            rows.append({"name": name, "learned": name in learned, **told})
     after = ", ".join(f"{quality[f'auc_student_after_{chunk}']:.3f}" for chunk in range(1, 5))
     lines = [
         f"- The student's AUC after one, two, three and four chunks: {after}.",
@@ -259,25 +174,11 @@ def families(root: Path, path: str) -> str:
     return markdown_table(FAMILY_COLUMNS, rows) + "\n\n" + "\n".join(lines)
 
 
-def _results(path: Path) -> Row | None:
-    return read_results(path.parent) if path.is_file() else None
-
-
-def _nothing(path: str) -> str:
-    preset = Path(path).parent.name
-    return f"*No results are committed yet: `{path}` is what `reelgym compare --preset {preset}` will have written.*"
+TRAINED = {"weights": weights, "families": families}
 
 
 def _manifest(path: Path) -> Row:
     return dict(json.loads(path.read_text())["meta"]) if path.is_file() else {}
-
-
-def _figure(found: dict[str, Row], part: str, key: str) -> float | None:
-    """A measured quality of a part; GAP: by how much the teacher's share exceeds the student's."""
-    if key != GAP:
-        return found[part].get("quality", {}).get(key)
-    teacher, student = (_figure(found, name, "fraction") for name in ("teacher", "student"))
-    return None if teacher is None or student is None else teacher - student
 
 
 if __name__ == "__main__":

@@ -16,20 +16,9 @@ from numpy.typing import NDArray
 
 from ..checkpoint import has_checkpoint, load_checkpoint
 from ..envs.draw import overlay
+from .findings import CONTRAST_COLUMNS, METHOD_COLUMNS, SLICE_COLUMNS, SLICES_NOTE, slice_table_rows, verdict_lines
 from .plots import Line, animation, contact_sheet, data_uri, film_strip, line_chart, png, side_by_side
-from .tables import (
-    CONTRAST_COLUMNS,
-    METHOD_COLUMNS,
-    SLICE_COLUMNS,
-    SLICES_NOTE,
-    Row,
-    html_table,
-    legend,
-    plain_table,
-    rows_of,
-    slice_table_rows,
-    verdict_lines,
-)
+from .tables import Row, html_legend, html_table, plain_table, rows_of
 
 Media = Mapping[str, NDArray[Any]]
 SCALE, MAP_SCALE = 4, 3
@@ -114,36 +103,28 @@ def write_picture(folder: Path | str, path: Path | str, prompts: int = 4, fps: f
 
 def _subtitle(results: Row) -> str:
     config = results.get("config", {})
-    parts = [f"<code>{escape(str(results['command']))}</code>"]
-    if "prompts" in config:
-        parts.append(f"{config['prompts']} test prompts, {config['clips']} clips each")
-    parts.append(f"{len(results['seeds'])} seeds")
-    parts.append(escape(_device(results)))
-    return " · ".join(parts)
-
-
-def _device(results: Row) -> str:
-    device = results["device"]
-    return ", ".join(f"{key} {value}" for key, value in device.items()) if isinstance(device, dict) else str(device)
+    exam = [f"{config['prompts']} test prompts, {config['clips']} clips each"] if "prompts" in config else []
+    told = [*exam, f"{len(results['seeds'])} seeds", str(results["device"])]
+    return " · ".join([f"<code>{escape(str(results['command']))}</code>", *map(escape, told)])
 
 
 def _verdicts(results: Row) -> str:
-    lines = verdict_lines(results)
-    return f'<ul class="verdicts">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in verdict_lines(results))
+    return f'<ul class="verdicts">{lines}</ul>' if lines else ""
 
 
 def _tables(results: Row) -> str:
-    methods, contrasts = rows_of(results, "method"), rows_of(results, "contrast")
-    notes = "".join(f"<p>{escape(note)}</p>" for note in results.get("config", {}).get("notes", ()))
-    parts = ["<h2>Results</h2>", html_table(METHOD_COLUMNS, methods)]
-    parts += [f'<div class="legend">{legend(METHOD_COLUMNS)}</div>']
-    if contrasts:
-        parts += ["<h2>Contrasts</h2>", html_table(CONTRAST_COLUMNS, contrasts)]
-        parts += [f'<div class="legend">{legend(CONTRAST_COLUMNS)}</div>']
-    if edges := slice_table_rows(results):
-        parts += ["<h2>Edge slices</h2>", html_table(SLICE_COLUMNS, edges), f"<p>{escape(SLICES_NOTE)}</p>"]
-        parts += [f'<div class="legend">{legend(SLICE_COLUMNS)}</div>']
-    return "\n".join([*parts, notes])
+    tables = (
+        ("Results", METHOD_COLUMNS, rows_of(results, "method"), ""),
+        ("Contrasts", CONTRAST_COLUMNS, rows_of(results, "contrast"), ""),
+        ("Edge slices", SLICE_COLUMNS, slice_table_rows(results), SLICES_NOTE),
+    )
+    parts = [
+        f"<h2>{head}</h2>\n{html_table(columns, rows)}\n{note and f'<p>{escape(note)}</p>'}{html_legend(columns, rows)}"
+        for head, columns, rows, note in tables
+        if rows
+    ]
+    return "\n".join([*parts, *(f"<p>{escape(note)}</p>" for note in results.get("config", {}).get("notes", ()))])
 
 
 def _curves(results: Row) -> str:
@@ -165,17 +146,18 @@ def _curves(results: Row) -> str:
 
 
 def _lines(curves: list[Row], order: list[str], names: Mapping[str, str], key: str) -> list[Line]:
+    """For each method a thin line for every seed, and a thick one for their mean."""
     lines = []
-    for colour, method in enumerate(order):
-        rows = [row for row in curves if row["method"] == method and row.get(key) is not None]
-        by_share: dict[float, list[float]] = {}
-        for row in rows:
-            by_share.setdefault(row["share"], []).append(row[key])
-        mean = tuple((share, float(np.mean(values))) for share, values in sorted(by_share.items()))
-        for seed in sorted({row["seed"] for row in rows}):
-            run = tuple(sorted((row["share"], row[key]) for row in rows if row["seed"] == seed))
-            lines.append(Line(f"{names.get(method, method)}, seed {seed}", run, colour % COLOURS, faint=True))
-        lines.append(Line(names.get(method, method), mean, colour % COLOURS))
+    for place, method in enumerate(order):
+        name, colour = names.get(method, method), place % COLOURS
+        runs: dict[int, dict[float, float]] = {}
+        for row in curves:
+            if row["method"] == method and row.get(key) is not None:
+                runs.setdefault(row["seed"], {})[row["share"]] = row[key]
+        shares = sorted({share for run in runs.values() for share in run})
+        mean = [(share, float(np.mean([run[share] for run in runs.values() if share in run]))) for share in shares]
+        lines += [Line(f"{name}, seed {seed}", tuple(sorted(run.items())), colour, True) for seed, run in runs.items()]
+        lines.append(Line(name, tuple(mean), colour))
     return lines
 
 

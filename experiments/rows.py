@@ -16,8 +16,10 @@ from .systems import REFERENCES
 from .tables import Row
 
 COUNTS = ("updates", "chunks", "generator_calls", "teacher_calls", "critic_calls", "reference_calls", "reward_calls")
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Results of a row of the table, one per seed."""
+Results = Sequence[Mapping[str, Any]]
+"""Of a row of the table, one per seed."""
+Runs = Mapping[str, Results]
+"""Results by row."""
 DECLARED = (("stream-r1", "dmd"), ("forward", "start"), ("reward", "start"))
 """Questions asked before the run."""
 DESCRIBED = (
@@ -50,21 +52,18 @@ def questions(runs: Runs) -> list[tuple[str, str]]:
     return [(ours, theirs) for ours, theirs in asked if ours in runs and theirs in runs]
 
 
-def method_row(name: str, results: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]]) -> Row:
+def method_row(name: str, results: Results, truth: Results) -> Row:
     """Means over seeds and prompts, the total with its interval, diversity relative to the world's."""
-    total = mean_interval(scores(results))
-    row: Row = {"kind": "method", "method": name, "label": label_of(name), "seeds": len(results)}
-    row |= {axis.lower(): float(scores(results, axis).mean()) for axis in AXES}
-    row |= {"low": total.low, "high": total.high}
+    row = {"kind": "method", "method": name, "label": label_of(name), "seeds": len(results)}
+    row |= _axes([result["scores"] for result in results])
     row |= {"late": _mean(results, "late"), "drift": _mean(results, "drift")}
     prompts = len(results[0]["diversity"])  # the teacher is examined on fewer
-    world, own = _mean(truth, "diversity", prompts), _mean(results, "diversity")
-    row["diversity"] = own / world if own is not None and world else None
+    row["diversity"] = _ratio(_mean(results, "diversity"), _mean(truth, "diversity", prompts))
     row |= spent(results)
     return row | {"fps": float(np.mean([result["fps"] for result in results])) if name != "truth" else None}
 
 
-def spent(results: Sequence[Mapping[str, Any]]) -> Row:
+def spent(results: Results) -> Row:
     """What one training took: counts, seconds and learning rate, means over seeds; nothing for what is not trained."""
     if not results or "counts" not in results[0]:
         return {}
@@ -75,36 +74,24 @@ def spent(results: Sequence[Mapping[str, Any]]) -> Row:
 def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
     """The paired difference of oracle totals of two rows of the table."""
     a, b = scores(runs[ours]), scores(runs[theirs])
-    difference = paired_difference(a, b)
-    declared = (ours, theirs) in DECLARED
+    difference, declared = paired_difference(a, b), (ours, theirs) in DECLARED
     against = "start" if theirs == "start" else label_of(theirs)
-    own, other = _mean(runs[ours], "diversity"), _mean(runs[theirs], "diversity")
-    return {
-        "kind": "contrast",
-        "ours": ours,
-        "theirs": theirs,
-        "label": f"{label_of(ours)} - {against}" + (" *" if declared else ""),
-        "question": f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:",
-        "declared": declared,
-        "difference": difference.mean,
-        "low": difference.low,
-        "high": difference.high,
-        "verdict": difference.verdict,
-        "diversity_ratio": own / other if own is not None and other else None,
-        "sign_p": sign_test((a - b).mean(axis=1)),
-    }
+    row: Row = {"kind": "contrast", "ours": ours, "theirs": theirs}
+    row["label"] = f"{label_of(ours)} - {against}" + (" *" if declared else "")
+    row |= {"question": f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:", "declared": declared}
+    row |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
+    row |= {"verdict": difference.verdict}
+    row["diversity_ratio"] = _ratio(_mean(runs[ours], "diversity"), _mean(runs[theirs], "diversity"))
+    return row | {"sign_p": sign_test((a - b).mean(axis=1))}
 
 
-def slice_rows(name: str, results: Sequence[Mapping[str, Any]]) -> list[Row]:
+def slice_rows(name: str, results: Results) -> list[Row]:
     """Per edge slice the means over seeds and prompts, the total with its interval; none where none was examined."""
     rows: list[Row] = []
     for edge in results[0].get("slices", ()):
         found = [result["slices"][edge] for result in results]
-        total = mean_interval([score["total"] for score in found])
         row: Row = {"kind": "slice", "method": name, "label": label_of(name), "slice": edge, "seeds": len(results)}
-        row |= {"prompts": len(found[0]["total"])}
-        row |= {axis.lower(): float(np.mean([score[axis] for score in found])) for axis in AXES}
-        rows.append(row | {"low": total.low, "high": total.high})
+        rows.append(row | {"prompts": len(found[0]["total"])} | _axes(found))
     return rows
 
 
@@ -131,11 +118,22 @@ def clip_rows(exam: Exam, shown: int) -> list[Row]:
     return [{"kind": "clip", "of": of, "prompt": prompt} for of, texts in pictures for prompt in texts]
 
 
-def scores(results: Sequence[Mapping[str, Any]], axis: str = "total") -> NDArray[np.float64]:
+def scores(results: Results, axis: str = "total") -> NDArray[np.float64]:
     """Scores [S, P] of one axis."""
     return np.array([result["scores"][axis] for result in results], dtype=np.float64)
 
 
-def _mean(results: Sequence[Mapping[str, Any]], key: str, first: int | None = None) -> float | None:
+def _axes(found: Sequence[Mapping[str, Any]]) -> Row:
+    """The mean of every axis, and the total's interval, of one score per axis and prompt for each seed."""
+    total = mean_interval([score["total"] for score in found])
+    means = {axis.lower(): float(np.mean([score[axis] for score in found])) for axis in AXES}
+    return means | {"low": total.low, "high": total.high}
+
+
+def _mean(results: Results, key: str, first: int | None = None) -> float | None:
     values = np.array([result[key][:first] if first else result[key] for result in results], dtype=np.float64)
     return float(values.mean()) if values.size and np.isfinite(values).all() else None
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return ours / theirs if ours is not None and theirs else None
