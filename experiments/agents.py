@@ -18,6 +18,7 @@ from .study import Results, Study, run_study
 from .tables import Row
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
+PICTURES = tuple(f"{env.split('/')[1]}.svg" for env in (STEER, DETECT))
 
 
 @dataclass(frozen=True)
@@ -95,5 +96,5 @@ STUDY = Study("agents", work, jobs, rows, lambda found: report(found["rows"]), s
 def run(config: Config) -> None:
     """Train, examine, report."""
     done = run_study(STUDY, config)
-    for env in (STEER, DETECT):
-        (done.out / f"{env.split('/')[1]}.svg").write_text(curves_svg(done.rows, env) + "\n")
+    for env, name in zip((STEER, DETECT), PICTURES, strict=True):
+        (done.out / name).write_text(curves_svg(done.rows, env) + "\n")

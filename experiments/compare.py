@@ -14,6 +14,7 @@ from ..training.sequence import Sequence as RecipeSequence
 from ..training.sequence import Stage
 from .evaluation.search import SEARCH_SEED, tries_of, winner
 from .events import write_events
+from .findings import BLOCKS, PICTURES
 from .jobs import Job
 from .options import StackOptions
 from .presets import PRESETS, RECIPES, Preset, chain, label_of
@@ -23,6 +24,8 @@ from .runs import Task, work
 from .study import Results, Study, finished, run_study
 from .systems import REFERENCES
 from .tables import Row
+
+__all__ = ["BLOCKS", "PICTURES", "Config", "run"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def run(config: Config) -> None:
     media = {name: tensor for groups, _ in done.results.values() for name, tensor in groups.get("media", {}).items()}
     save_checkpoint(out / "media", {"media": media}, {})
     write_events(out / "tensorboard", found, load_media(out / "media"))
-    write_picture(out, out / "clips.webp")
+    write_picture(out, out / PICTURES[0])
     print(f"report: {write_report(out)}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")
 
 

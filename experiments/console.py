@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from .results import command_line, write_results
-from .tables import Column, Row, markdown_table
+from .tables import Row
 
 
 def progress(total: int | None, what: str, unit: str = "job", log: bool = True) -> tqdm:
@@ -24,11 +24,6 @@ def worker_count(device: torch.device | str = "cpu", asked: int | None = None) -
     if asked:
         return asked
     return 1 if torch.device(device).type == "cuda" else min(2, os.cpu_count() or 1)
-
-
-def sections(*parts: tuple[str, Sequence[Column], Sequence[Row]]) -> str:
-    """Tables as Markdown, each under its head; those without rows are left out."""
-    return "\n\n".join(f"{head}\n\n{markdown_table(columns, rows)}" for head, columns, rows in parts if rows)
 
 
 def publish(

@@ -38,8 +38,12 @@ CONTRAST_COLUMNS = (
         interval("difference", "+.3f"),
     ),
     Column("answer", "yes: interval above zero; no: below zero; else unclear", lambda row: row["verdict"]),
-    Column("P(better)", "probability that a run of the first beats one of the second on a prompt; ties count half",
-           number("improvement", ".2f"), added=True),
+    Column(
+        "P(better)",
+        "probability that a run of the first beats one of the second on a prompt; ties count half",
+        number("improvement", ".2f"),
+        added=True,
+    ),
     Column(
         "div. ratio", "diversity of the first relative to the second; .9 keeps it", number("diversity_ratio", ".2f")
     ),

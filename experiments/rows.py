@@ -78,7 +78,10 @@ def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
     against = "start" if theirs == "start" else label_of(theirs)
     row: Row = {"kind": "contrast", "ours": ours, "theirs": theirs}
     row["label"] = f"{label_of(ours)} - {against}" + (" *" if declared else "")
-    row |= {"question": f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:", "declared": declared}
+    row |= {
+        "question": f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:",
+        "declared": declared,
+    }
     row |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
     row |= {"verdict": difference.verdict}
     row["diversity_ratio"] = _ratio(_mean(runs[ours], "diversity"), _mean(runs[theirs], "diversity"))

@@ -4,9 +4,10 @@ A study lists `Column`s; what a cell shows is made by `number` or `interval`, or
 and rows make a table for a terminal (`plain_table`), for a page of docs (`markdown_table`, several by `sections`) and
 for a report (`html_table`); `legend` and `html_legend` say what the columns mean.
 
-A page of docs holds blocks `<!-- KIND: PATH -->` ... `<!-- end -->`, which `filled` makes anew. Blocks of a results.json
-belong to the module of the command that wrote it (readme.py asks it): KIND measured is that module's `report(rows)` with
-a legend of its `COLUMNS`; any other KIND is a function of results in its `BLOCKS`. `PICTURES` are its files that docs show.
+A page of docs holds blocks `<!-- KIND: PATH -->` ... `<!-- end -->`, which `filled` makes anew. Those of a results.json
+belong to the module of the command that wrote it (readme.py asks it): KIND measured is that module's `report(rows)`
+with a legend of its `COLUMNS`; any other KIND is a function of results in its `BLOCKS`; its `PICTURES` are files that
+docs show.
 """
 
 from __future__ import annotations
@@ -87,9 +88,7 @@ def html_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 def html_legend(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """What the columns of a table of these rows mean, one line of HTML each."""
-    lines = (
-        f"<div><b>{escape(column.title)}</b> {escape(column.caption)}</div>" for column in _shown(columns, rows)
-    )
+    lines = (f"<div><b>{escape(column.title)}</b> {escape(column.caption)}</div>" for column in _shown(columns, rows))
     return f'<div class="legend">{"".join(lines)}</div>'
 
 

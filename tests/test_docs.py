@@ -18,6 +18,8 @@ from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import cli, readme
+from reelgym.experiments.report import write_picture
+from reelgym.experiments.tables import BLOCK
 from reelgym.models import tiny
 from reelgym.models.detector import ClipDetector
 from reelgym.models.prompts import WordEncoder
@@ -46,7 +48,7 @@ def test_tables_are_views_of_their_files():
 
 def test_a_table_without_results_says_so():
     for text in PAGES.values():
-        for _, kind, path, _ in readme.BLOCK.findall(text):
+        for _, kind, path, _ in BLOCK.findall(text):
             block = text[text.index(f"<!-- {kind}: {path} -->") :].split("<!-- end -->")[0]
             assert kind == "weights" or (ROOT / path).is_file() or "No results are committed yet" in block
 
@@ -176,6 +178,7 @@ def results():
 
 
 def test_blocks_are_filled_from_a_run(tmp_path, capsys):
+    picture = f"{readme.IMAGES}/clips.webp"
     path = "experiments/results/standard/results.json"
     blocks = "".join(f"<!-- {kind}: {path} -->\nold\n<!-- end -->\n" for kind in ("pictures", "table", "verdict"))
     (tmp_path / "README.md").write_text(f"before\n{blocks}after\n")
@@ -187,14 +190,15 @@ def test_blocks_are_filled_from_a_run(tmp_path, capsys):
     (wrote / "results.json").write_text(json.dumps(results()))
     media = {"clips/start": torch.randint(256, (1, 3, 8, 8, 3), dtype=torch.uint8)}
     save_checkpoint(wrote / "media", {"media": media}, {})
+    write_picture(wrote, wrote / "clips.webp")
     readme.run(readme.Config(wrote), tmp_path)
     assert json.loads((tmp_path / path).read_text()) == results()
-    assert Image.open(tmp_path / readme.PICTURE).n_frames == 3
+    assert Image.open(tmp_path / picture).n_frames == 3
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
     assert "| starting student |" in text and "0.500 [0.400, 0.600]" in text
     assert "`0123456789ab` (with changes) on: a machine, 2 worker processes" in text and "- A note." in text
-    assert f"]({readme.PICTURE})" in text and "1. a red circle moves left" in text
+    assert f"]({picture})" in text and "1. a red circle moves left" in text
     assert "test prompts, 3 clips each, seeds 0, 1." in text and "- Nothing was trained." in text
     assert capsys.readouterr().out == "README.md\n" * 2
     readme.run(readme.Config(), tmp_path)
@@ -202,7 +206,7 @@ def test_blocks_are_filled_from_a_run(tmp_path, capsys):
 
 
 def test_the_comparison_page_answers_every_question_of_its_run():
-    (path,) = [path for _, kind, path, _ in readme.BLOCK.findall(PAGES["docs/comparison.md"]) if kind == "verdict"]
+    (path,) = [path for _, kind, path, _ in BLOCK.findall(PAGES["docs/comparison.md"]) if kind == "verdict"]
     rows = json.loads((ROOT / path).read_text())["rows"]
     text = PAGES["docs/comparison.md"].lower()
     for row in rows:

@@ -22,15 +22,16 @@ from ...models.generator import StreamState, generate_chunk, read_chunk, stream
 from ...models.streaming import StreamingGenerator
 from ...models.tiny import CHUNKS
 from ...noise import Domain, fold, stream_keys
-from ..console import progress, publish, sections
+from ..console import progress, publish
 from ..jobs import on_threads
 from ..options import StackName, cache_policies, load_generator
 from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg
 from ..results import pick_device
 from ..stats import mean_interval, paired_difference
 from ..systems import encode_clauses
-from ..tables import Column, Row, interval, number, rows_of
+from ..tables import Column, Row, interval, number, rows_of, sections
 
+PICTURES = ("cache-policies.webp", "cache-policies.svg")
 FRAMES = 3
 REACHED = 0.8
 """Text alignment at which a chunk is said to show its prompt."""
@@ -253,7 +254,7 @@ def draw(rows: Sequence[Row], videos: dict[str, Tensor], out: Path) -> None:
     clips = {name: (video.cpu().movedim(2, -1) * 255).round().to(torch.uint8).numpy() for name, video in videos.items()}
     count = len(next(iter(clips.values())))
     sheet = contact_sheet([[clip[row] for clip in clips.values()] for row in range(count)], list(clips), scale=3)
-    (out / "cache-policies.webp").write_bytes(animation(sheet, 8, quality=60, made_by=MADE_BY))
+    (out / PICTURES[0]).write_bytes(animation(sheet, 8, quality=60, made_by=MADE_BY))
     found = rows_of({"rows": list(rows)}, "window")
     names = list(dict.fromkeys(row["policy"] for row in found))
     lines = [
@@ -261,7 +262,7 @@ def draw(rows: Sequence[Row], videos: dict[str, Tensor], out: Path) -> None:
         for place, name in enumerate(names)
     ]
     chart = line_chart(lines, "oracle total of 4 chunks, along the stream", "chunk")
-    (out / "cache-policies.svg").write_text(stacked_svg([chart], names))
+    (out / PICTURES[1]).write_text(stacked_svg([chart], names))
 
 
 def report(rows: list[dict[str, Any]]) -> str:

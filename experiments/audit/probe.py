@@ -35,6 +35,7 @@ from ..results import command_line, write_results
 from ..tables import Column, markdown_table, number
 from .clips import clip_texts, real_clips
 
+PICTURES = ("probe.png",)
 HALF = SIDE // 2
 FIRST, SECOND, BOTH = slice(0, HALF), slice(HALF, SIDE), slice(0, SIDE)
 REGIONS: dict[str, tuple[slice, slice]] = {
@@ -144,8 +145,8 @@ def run(config: Config) -> None:
         picture = png(figure(stack.reward, video, prompts))
     command = command_line(["reelgym", "audit", "probe"], config)
     written = write_results(config.out, command, [config.seed], config, rows, stack.device)
-    (config.out / "probe.png").write_bytes(picture)
-    print(f"{report(rows)}\nfigure: {config.out / 'probe.png'}\nresults: {written}")
+    (config.out / PICTURES[0]).write_bytes(picture)
+    print(f"{report(rows)}\nfigure: {config.out / PICTURES[0]}\nresults: {written}")
 
 
 def probe(reward: StreamReward, video: Tensor, prompts: PromptBatch, seed: int, axes: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from .adaptation_runs import BASE, FROM_PARTS, METHODS, ORDERS, Plan, RunTask, c
 from .adaptation_tables import COLUMNS, curves_svg, report, table_rows
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-PICTURE = "bench-adaptation.svg"
+PICTURES = ("bench-adaptation.svg",)
 UPDATE, LOOK = 0.0033, 0.0007
 """Seconds that a clip takes in an update, and in a look, on one idle core."""
 RL_UPDATE, LOADED = 1.0, 3.0
@@ -60,8 +60,8 @@ def run(config: Config) -> None:
     minutes = core_seconds(config) / workers / 60
     print(f"bench adaptation: about {minutes:.0f} minutes on {workers} idle cores", file=sys.stderr)
     done = run_study(STUDY, config)
-    (done.out / PICTURE).write_text(curves_svg(done.rows) + "\n")
-    print(f"curves: {done.out / PICTURE}")
+    (done.out / PICTURES[0]).write_text(curves_svg(done.rows) + "\n")
+    print(f"curves: {done.out / PICTURES[0]}")
 
 
 def phases(config: Config) -> list[list[Job]]:

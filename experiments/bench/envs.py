@@ -15,10 +15,10 @@ import torch
 
 from ...envs.registration import KINDS, register_envs
 from ...envs.stack import Stack
-from ..console import publish, sections
+from ..console import publish
 from ..jobs import on_threads
 from ..results import pick_device
-from ..tables import Column, Row, number, rows_of
+from ..tables import Column, Row, number, rows_of, sections
 from .chunks import chunk_row
 from .overhead import overhead_rows
 from .timing import timed

@@ -28,7 +28,7 @@ STUDENT_PACE, TEACHER_PACE = 12.0, 1.6
 """Clips a second that are made, judged and scored on one idle core."""
 DRAWS = 2000
 """Of scripts, until one is found for the looks that shares none with the exam."""
-PICTURE = "bench-rl.svg"
+PICTURES = ("bench-rl.svg",)
 NEVER = 2.0
 """A target that no oracle total reaches."""
 
@@ -71,8 +71,8 @@ def run(config: Config) -> None:
     minutes = core_seconds(config) / workers / 60
     print(f"bench rl: about {minutes:.0f} minutes on {workers} idle cores", file=sys.stderr)
     done = run_study(STUDY, config)
-    (done.out / PICTURE).write_text(curves_svg(done.rows) + "\n")
-    print(f"curves: {done.out / PICTURE}")
+    (done.out / PICTURES[0]).write_text(curves_svg(done.rows) + "\n")
+    print(f"curves: {done.out / PICTURES[0]}")
 
 
 def first_jobs(config: Config) -> list[Job]:

@@ -10,11 +10,11 @@ import torch
 
 from ...models.stream_files import StreamSettings
 from ...models.streaming import StreamingGenerator
-from ..console import progress, publish, sections
+from ..console import progress, publish
 from ..jobs import on_threads
 from ..options import load_generator, parse_size
 from ..results import pick_device
-from ..tables import Column, Row, number, rows_of
+from ..tables import Column, Row, number, rows_of, sections
 from . import streaming_runs as runs
 from .random_wan import random_wan
 

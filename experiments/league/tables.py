@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..console import sections
-from ..tables import Column, Row, interval, number, rows_of
+from ..tables import Column, Row, interval, number, rows_of, sections
 from .dataset import SEEN
 from .rows import QUESTIONS, START
 from .runs import VARIANTS

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from reelgym.experiments.console import progress, publish, sections, worker_count
-from reelgym.experiments.tables import Column, number
+from reelgym.experiments.console import progress, publish, worker_count
+from reelgym.experiments.tables import Column, number, sections
 
 COLUMNS = (Column("n", "", number("n", "d")),)
 

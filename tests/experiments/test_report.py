@@ -12,17 +12,10 @@ from PIL import Image
 from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.draw import overlay
 from reelgym.envs.worlds.slices import SLICES
+from reelgym.experiments.findings import METHOD_COLUMNS, SLICE_COLUMNS, findings, slice_table_rows
 from reelgym.experiments.plots import Line, animation, film_strip, line_chart, side_by_side, ticks
 from reelgym.experiments.report import report_html, summary_text, write_picture, write_report
-from reelgym.experiments.tables import (
-    METHOD_COLUMNS,
-    NOTHING,
-    SLICE_COLUMNS,
-    findings,
-    markdown_table,
-    rows_of,
-    slice_table_rows,
-)
+from reelgym.experiments.tables import NOTHING, markdown_table, rows_of
 from reelgym.video import mark
 
 METHODS = {"truth": "ground truth", "start": "starting student", "dmd": "DMD <b>"}
@@ -48,7 +41,7 @@ def results() -> dict:
         | {"difference": 0.1, "low": 0.05, "high": 0.15, "diversity_ratio": 0.8, "sign_p": 0.5}
     )
     rows += [{"kind": "clip", "of": of, "prompt": prompt} for of in ("clips", "long", "map") for prompt in PROMPTS]
-    facts = {"command": "reelgym compare", "commit": "0" * 40, "versions": {"torch": "2"}, "device": {"cpu": "here"}}
+    facts = {"command": "reelgym compare", "commit": "0" * 40, "versions": {"torch": "2"}, "device": "a machine"}
     return {**facts, "seeds": [0, 1], "config": {"prompts": 2, "clips": 4, "notes": ["a note"]}, "rows": rows}
 
 
