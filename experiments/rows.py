@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .evaluate import AXES, Exam, texts_of
 from .presets import METHODS, label_of
-from .stats import mean_interval, paired_difference, sign_test
+from .stats import iqm, mean_interval, paired_difference, probability_of_improvement, sign_test
 from .systems import REFERENCES
 from .tables import Row
 
@@ -55,7 +55,7 @@ def questions(runs: Runs) -> list[tuple[str, str]]:
 def method_row(name: str, results: Results, truth: Results) -> Row:
     """Means over seeds and prompts, the total with its interval, diversity relative to the world's."""
     row = {"kind": "method", "method": name, "label": label_of(name), "seeds": len(results)}
-    row |= _axes([result["scores"] for result in results])
+    row |= _axes([result["scores"] for result in results]) | {"iqm": iqm(scores(results))}
     row |= {"late": _mean(results, "late"), "drift": _mean(results, "drift")}
     prompts = len(results[0]["diversity"])  # the teacher is examined on fewer
     row["diversity"] = _ratio(_mean(results, "diversity"), _mean(truth, "diversity", prompts))
@@ -78,12 +78,9 @@ def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
     against = "start" if theirs == "start" else label_of(theirs)
     row: Row = {"kind": "contrast", "ours": ours, "theirs": theirs}
     row["label"] = f"{label_of(ours)} - {against}" + (" *" if declared else "")
-    row |= {
-        "question": f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:",
-        "declared": declared,
-    }
-    row |= {"difference": difference.mean, "low": difference.low, "high": difference.high}
-    row |= {"verdict": difference.verdict}
+    row["question"] = f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:"
+    row |= {"declared": declared, "difference": difference.mean, "low": difference.low, "high": difference.high}
+    row |= {"verdict": difference.verdict, "improvement": probability_of_improvement(a, b)}
     row["diversity_ratio"] = _ratio(_mean(runs[ours], "diversity"), _mean(runs[theirs], "diversity"))
     return row | {"sign_p": sign_test((a - b).mean(axis=1))}
 

@@ -131,6 +131,13 @@ SETTING_COLUMNS = (
         "oracle total above the start's on other prompts, where training stopped; paired over seeds and prompts",
         interval("gain", "+.3f"),
     ),
+    Column("gain of IQM", "the same of the mean of the middle half", number("gain_iqm", "+.3f"), added=True),
+    Column(
+        "P(better)",
+        "probability that a run beats a run of the start on a prompt; ties count half",
+        number("improvement", ".2f"),
+        added=True,
+    ),
     Column("above the start", "yes: interval above zero; no: below zero; else unclear", lambda row: row["verdict"]),
     Column(
         "div. ratio", "diversity relative to the start's, same prompts; .9 keeps it", number("diversity_ratio", ".2f")
