@@ -1,7 +1,7 @@
 """The marked blocks of README.md and docs/: `python -m reelgym.experiments.readme` makes them again.
 
-A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the root of the checkout. One of
-a results.json is made by the module of the command which the file names (tables.py says how); the kinds weights (a
+A block begins with `<!-- KIND: PATH -->` and ends with `<!-- end -->`; PATH counts from the checkout's root. A block
+of a results.json is made by the module of the command which the file names (tables.py says how); the kinds weights (a
 folder of trained parts) and families (the manifest of a detector) are made here.
 """
 
