@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ..models.codec import Codec
+from ..models.generator import Generator, stream
 from ..noise import normal, stream_keys, uniform
 from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
@@ -213,6 +214,37 @@ class SelfPlayGame:
         grain = normal(state.keys, GRAIN, number, tuple(seen.shape[1:]))
         film = torch.cat((state.film, shoot_through(seen, CAMERAS[self.rules.camera], state.lens, grain)), 1)
         return replace(state, clips=clips, film=film, quality=state.quality + reward * self.clock.chunks)
+
+
+@dataclass(frozen=True)
+class RecordedClips(Rows):
+    """What detectors are shown.
+
+    film: uint8 [N, n, f, 3, H, W].   real: bool [N].   quality: [N, n], mean reward of the generator's windows so far.
+    """
+
+    film: Tensor
+    real: Tensor
+    quality: Tensor
+
+
+@torch.no_grad()
+def record(
+    game: SelfPlayGame, generator: Generator, seed: int, scripts: list[str] | None = None, num_envs: int | None = None
+) -> RecordedClips:
+    """Play streams of the game to the end of their clips while nobody decides; everything follows from the seed.
+
+    What a generator shows does not depend on the detector, so one recording serves all that look at it.
+    """
+    game.reset(seed, scripts, num_envs)
+    embeds = torch.stack([batch.embeds for batch in game.state.clips.prompts], 1)
+    waits, film, quality = torch.full((game.num_envs,), WAIT, device=game.device), [], []
+    chunks = stream(generator, embeds, game.state.keys).split(game.clock.frames_per_chunk, 1)
+    for number, chunk in enumerate(chunks, 1):
+        game.step({GENERATOR: chunk, DETECTOR: waits})
+        film.append((game.newest() * 255).round().to(torch.uint8))
+        quality.append(game.state.quality / number)
+    return RecordedClips(torch.stack(film, 1), game.state.real, torch.stack(quality, 1))
 
 
 def stored(film: Tensor, pool: int) -> Tensor:

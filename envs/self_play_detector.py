@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..models.codec import Codec
-from ..models.generator import Generator, stream
+from ..models.generator import Generator
 from ..noise import fold, uniform
 from ..rewards.windows import TINY, Clock
 from .clips import Reward
@@ -24,7 +23,7 @@ from .draw import View, to_pixels
 from .game_rules import GameRules
 from .prompt_source import ScriptPrompts
 from .rows import Rows
-from .self_play import DETECTOR, GENERATOR, SelfPlayGame, Truth
+from .self_play import DETECTOR, RecordedClips, SelfPlayGame, Truth, record
 from .stream_detect import UNTOLD, WAIT, WORDS
 from .vector import TensorVectorEnv
 
@@ -40,17 +39,6 @@ class Unscored:
 
 
 @dataclass(frozen=True)
-class Episodes(Rows):
-    """Streams of the game that were played to their end, M of them.
-
-    pixels: uint8 [M, w + n, K], the chunks as the detector sees them, after w black ones.   real: bool [M].
-    """
-
-    pixels: Tensor
-    real: Tensor
-
-
-@dataclass(frozen=True)
 class EpisodeBufferState(Rows):
     """Where N streams stand; nothing in it is ever written in place.
 
@@ -61,12 +49,12 @@ class EpisodeBufferState(Rows):
 
     SHARED: ClassVar[frozenset[str]] = frozenset({"buffer"})
 
-    episodes: Episodes
+    episodes: RecordedClips
     seen: Tensor
     verdict: Tensor
     keys: Tensor
     seed: int
-    buffer: Episodes | None = None
+    buffer: RecordedClips | None = None
     age: int = 0
     played: int = 0
 
@@ -141,18 +129,9 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         observed = Box(0.0, 1.0, (size + clock.chunks + 1,), np.float32)
         super().__init__(num_envs, observed, Discrete(3), device=device, **others)
 
-    @torch.no_grad()
-    def play(self, count: int, seed: int, scripts: list[str] | None = None) -> Episodes:
-        """So many streams of the game to their end, with the opponent and a detector that only waits."""
-        game = self.game
-        game.reset(seed, scripts, count)
-        embeds = torch.stack([batch.embeds for batch in game.state.clips.prompts], 1)
-        latents = stream(self.opponent, embeds, game.state.keys)
-        waits, chunks = torch.full((count,), WAIT, device=self.device), []
-        for chunk in latents.split(self.clock.frames_per_chunk, 1):
-            game.step({GENERATOR: chunk, DETECTOR: waits})
-            chunks.append((game.newest() * 255).round().to(torch.uint8).flatten(1))
-        return Episodes(pad(torch.stack(chunks, 1), (0, 0, self.rules.window, 0)), game.state.real)
+    def play(self, count: int, seed: int, scripts: list[str] | None = None) -> RecordedClips:
+        """So many streams of the game to their end."""
+        return record(self.game, self.opponent, seed, scripts, count)
 
     def _rows(self, state: EpisodeBufferState) -> int:
         return len(state.seen)
@@ -160,7 +139,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
     def _ended(self, state: EpisodeBufferState) -> Tensor:
         return state.over
 
-    def _opened(self, episodes: Episodes, keys: Tensor, seed: int) -> EpisodeBufferState:
+    def _opened(self, episodes: RecordedClips, keys: Tensor, seed: int) -> EpisodeBufferState:
         zeros = torch.zeros_like(keys)
         return EpisodeBufferState(episodes, zeros, zeros, keys, seed)
 
@@ -197,16 +176,17 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         return replace(state, buffer=self.play(self.clips, seed), age=0, played=state.played + 1)
 
     def _advance(self, state: EpisodeBufferState, actions: Tensor) -> tuple[EpisodeBufferState, Tensor, Tensor]:
-        unscored = torch.zeros(len(actions), device=self.device)
+        unscored = state.episodes.quality[:, 0]
         came = self.rules.outcome(state.episodes.real, actions, state.seen, unscored, self.clock.chunks)
         after = replace(state, verdict=torch.where(state.over, state.verdict, came.verdict), age=state.age + 1)
         after = replace(after, seen=state.seen + (~after.over).long())
         return after, came.detector.masked_fill(state.over, 0.0), after.over
 
     def _observe(self, state: EpisodeBufferState) -> Tensor:
-        shown = state.seen[:, None] + torch.arange(self.rules.window, device=self.device)
-        rows = torch.arange(len(state.seen), device=self.device)
-        pixels = state.episodes.pixels[rows[:, None], shown].flatten(1) / 255
+        chunks = state.seen[:, None] - torch.arange(self.rules.window, 0, -1, device=self.device)
+        rows = torch.arange(len(chunks), device=self.device)[:, None]
+        shown = state.episodes.film.flatten(2)[rows, chunks.clamp_min(0)]
+        pixels = (shown * (chunks >= 0)[..., None]).flatten(1) / 255
         position = torch.arange(self.clock.chunks + 1, device=self.device) == state.seen[:, None]
         return torch.cat((pixels, position.float()), 1)
 

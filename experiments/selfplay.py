@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..agents.league.config import LeagueConfig
-from ..agents.league.match import RecordedClips
 from ..envs.game_rules import ThresholdPolicy
+from ..envs.self_play import RecordedClips
 from ..models.tiny import save_tiny
 from .jobs import Job, one_thread
 from .league.dataset import Budget, dataset_jobs

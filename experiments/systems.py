@@ -16,8 +16,9 @@ from ..envs.worlds.scene import roll
 from ..envs.worlds.world import World
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
+from ..models.prompts import TextEncoder
 from ..models.sampler import TeacherSampling, sample_teacher
-from ..models.streaming import StreamingGenerator, TextEncoder
+from ..models.streaming import StreamingGenerator
 from ..models.tiny import TEACHER_SAMPLING
 from ..models.wan import CausalWan
 from ..noise import normal

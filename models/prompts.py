@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ class UnknownWordError(ValueError):
 def split_words(text: str) -> list[str]:
     """Lower-case words; commas and semicolons stand alone."""
     return text.lower().replace(";", " ; ").replace(",", " , ").split()
+
+
+class TextEncoder(Protocol):
+    """Prompts to embeddings: `encode` takes M texts and gives [M, L, D], zero-padded, L at most text_len."""
+
+    @property
+    def text_len(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> Tensor: ...
 
 
 class WordEncoder:

@@ -8,7 +8,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -17,9 +17,8 @@ from .cache import CacheConfig
 from .causal_attention import THETA
 from .codec import Codec, FrameCodec, WanCodec
 from .generator import Generator
-from .prompts import WordEncoder
+from .prompts import TextEncoder, WordEncoder
 from .sampler import consistency, step_sigmas
-from .streaming import StreamingGenerator
 from .tiny import FPS, WEIGHTS, build_generator, load_encoder, load_tiny
 from .wan import CausalWan
 
@@ -48,6 +47,26 @@ class StreamSettings:
     """Base of the rotary frequencies."""
 
 
+@dataclass(frozen=True)
+class StreamingParts:
+    """What a streaming generator is made of.
+
+    generator: the causal transformer with its noise levels and cache.   codec: between its latents and pixels.
+    encoder: of prompts.   fps: frames a second at which the video is meant to be shown.   size: its (H, W).
+    """
+
+    generator: Generator
+    codec: Codec
+    encoder: TextEncoder
+    fps: float
+    size: tuple[int, int]
+
+    def with_cache(self, cache: CacheConfig) -> Self:
+        """The same weights under another cache policy; ValueError for one that a chunk does not fit."""
+        model = self.generator.model.with_cache(cache)
+        return replace(self, generator=replace(self.generator, model=model))
+
+
 def load(
     source: str | Path,
     *,
@@ -58,8 +77,8 @@ def load(
     size: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> StreamingGenerator:
-    """A streaming generator from its files.
+) -> StreamingParts:
+    """The parts of a streaming generator from its files.
 
     Args:
         source: "tiny", the generator that ships with the package; a folder that `save` or `reelgym train` wrote; a
@@ -75,10 +94,8 @@ def load(
         ValueError: a source that is not there or holds none of these, weights that do not fit, a cache without room
             for a chunk, a size that codec and transformer cannot take.
     """
-    folder, asked = (
-        WEIGHTS if str(source) == "tiny" else _fetched(source),
-        _Asked(checkpoint, which, settings, size, dtype),
-    )
+    folder = WEIGHTS if str(source) == "tiny" else _fetched(source)
+    asked = _Asked(checkpoint, which, settings, size, dtype)
     if has_checkpoint(folder / "student"):
         if checkpoint is not None or settings is not None:
             raise ValueError(f"{source}: a stack of reelgym's; checkpoint and settings are for Wan2.1 folders")
@@ -98,7 +115,7 @@ def load(
     return _placed(made, torch.device(device), dtype)
 
 
-def save(made: StreamingGenerator, folder: str | Path) -> None:
+def save(made: StreamingParts, folder: str | Path) -> None:
     """Write transformer/ and vae/ as diffusers does, a text encoder beside them, and streaming.json; all or nothing.
 
     Replaces an earlier folder of this kind; ValueError for any other that is not empty, and for parts without a
@@ -125,7 +142,7 @@ def save(made: StreamingGenerator, folder: str | Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _described(made: StreamingGenerator) -> dict[str, Any]:
+def _described(made: StreamingParts) -> dict[str, Any]:
     """streaming.json."""
     generator, codec, encoder = made.generator, made.codec, made.encoder
     if generator.kernel is not consistency:
@@ -142,19 +159,15 @@ def _described(made: StreamingGenerator) -> dict[str, Any]:
     elif isinstance(codec, WanCodec):
         words |= {"codec": "wan"}
     else:
-        raise ValueError(
-            f"{type(codec).__name__}: a codec that is neither FrameCodec nor WanCodec has no layout in files"
-        )
+        raise ValueError(f"{type(codec).__name__}: only FrameCodec and WanCodec have a layout in files")
     return {"format": 1, **words, "settings": asdict(settings)}
 
 
-def _stack(folder: Path) -> StreamingGenerator:
+def _stack(folder: Path) -> StreamingParts:
     """codec/ and student/ as `reelgym train` writes them."""
     codec = load_tiny("codec", folder / "codec")
     generator = build_generator(load_tiny("student", folder / "student"), codec)
-    return StreamingGenerator(
-        generator, codec, load_encoder("student", folder / "student"), FPS, (codec.size, codec.size)
-    )
+    return StreamingParts(generator, codec, load_encoder("student", folder / "student"), FPS, (codec.size, codec.size))
 
 
 @dataclass(frozen=True)
@@ -168,7 +181,7 @@ class _Asked:
     dtype: torch.dtype
 
 
-def _ours(folder: Path, asked: _Asked) -> StreamingGenerator:
+def _ours(folder: Path, asked: _Asked) -> StreamingParts:
     """What `save` wrote."""
     try:
         said = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -192,7 +205,7 @@ def _ours(folder: Path, asked: _Asked) -> StreamingGenerator:
     return joined(load_transformer(folder / "transformer"), codec, WordEncoder(said["vocab"], known.text_len), known)
 
 
-def _wan(folder: Path, asked: _Asked, vocab: list[str] | None = None) -> StreamingGenerator:
+def _wan(folder: Path, asked: _Asked, vocab: list[str] | None = None) -> StreamingParts:
     """transformer/, vae/, text_encoder/ and tokenizer/; the transformer's weights may come from elsewhere."""
     from .umt5 import UMT5TextEncoder
     from .wan_files import load_transformer, load_vae, transformer_config
@@ -213,9 +226,7 @@ def _wan(folder: Path, asked: _Asked, vocab: list[str] | None = None) -> Streami
     return joined(transformer, codec, encoder, settings)
 
 
-def joined(
-    transformer: Any, codec: FrameCodec | WanCodec, encoder: Any, settings: StreamSettings
-) -> StreamingGenerator:
+def joined(transformer: Any, codec: FrameCodec | WanCodec, encoder: Any, settings: StreamSettings) -> StreamingParts:
     """The parts as one, where they fit together."""
     model = CausalWan(transformer, settings.frames_per_chunk, settings.text_len, settings.cache, settings.rope_theta)
     h, w = settings.size
@@ -233,10 +244,10 @@ def joined(
         )
     shape = (codec.channels, h // codec.factor, w // codec.factor)
     generator = Generator(model, settings.sigmas, shape, settings.frames_per_chunk)
-    return StreamingGenerator(generator, codec, encoder, settings.fps, settings.size)
+    return StreamingParts(generator, codec, encoder, settings.fps, settings.size)
 
 
-def _placed(made: StreamingGenerator, device: torch.device, dtype: torch.dtype) -> StreamingGenerator:
+def _placed(made: StreamingParts, device: torch.device, dtype: torch.dtype) -> StreamingParts:
     """On the device, in evaluation mode, without gradients; dtype as diffusers loads it: norms stay float32."""
     cast(made.generator.model.transformer, dtype).to(device)
     codec: Codec = made.codec

@@ -9,33 +9,22 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..noise import stream_keys
-from .cache import CacheConfig, KVCache
-from .codec import Codec, DecodeState
-from .generator import Generator, StreamState, generate_chunk, read_chunk
-
-
-class TextEncoder(Protocol):
-    """Prompts to embeddings: `encode` takes M texts and gives [M, L, D], zero-padded, L at most text_len."""
-
-    @property
-    def text_len(self) -> int: ...
-
-    def encode(self, texts: Sequence[str]) -> Tensor: ...
+from .cache import KVCache
+from .codec import DecodeState
+from .generator import StreamState, generate_chunk, read_chunk
+from .stream_files import StreamingParts, load, save
 
 
 @dataclass(frozen=True)
-class StreamingGenerator:
+class StreamingGenerator(StreamingParts):
     """Generates video chunk after chunk, at a cost per chunk that does not grow.
-
-    generator: the causal transformer with its noise levels and cache.   codec: between its latents and pixels.
-    encoder: of prompts.   fps: frames a second at which the video is meant to be shown.   size: its (H, W).
 
     Example:
         >>> generator = StreamingGenerator.from_pretrained("tiny")
@@ -45,34 +34,24 @@ class StreamingGenerator:
         >>> second = next(stream)
     """
 
-    generator: Generator
-    codec: Codec
-    encoder: TextEncoder
-    fps: float
-    size: tuple[int, int]
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """Load from a folder or a hub id; options and errors are those of `stream_files.load`."""
+        return cls.of(load(source, **options))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options: Any) -> StreamingGenerator:
-        """Load from a folder or a hub id; options and errors are those of `stream_files.load`."""
-        from .stream_files import load
-
-        return load(source, **options)
+    def of(cls, parts: StreamingParts) -> Self:
+        """From its parts."""
+        return cls(parts.generator, parts.codec, parts.encoder, parts.fps, parts.size)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` reads, all of it or nothing: `stream_files.save`."""
-        from .stream_files import save
-
         save(self, folder)
 
     @property
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.generator.model.parameters()).device
-
-    def with_cache(self, cache: CacheConfig) -> StreamingGenerator:
-        """The same weights under another cache policy; ValueError for one that a chunk does not fit."""
-        model = self.generator.model.with_cache(cache)
-        return replace(self, generator=replace(self.generator, model=model))
 
     def compile(self, mode: str | None = None, *, dynamic: bool | None = None) -> None:
         """Compile the transformer in place with torch.compile; "reduce-overhead" records CUDA graphs on a GPU.

@@ -14,7 +14,7 @@ SETUPTOOLS = SETTINGS["tool"]["setuptools"]
 
 def files():
     """Every file of the package, relative to the root, without caches and results."""
-    found = [path for layer in LAYERS for path in (ROOT / layer).rglob("*") if path.is_file()]
+    found = [path for room in (*LAYERS, "video") for path in (ROOT / room).rglob("*") if path.is_file()]
     return [path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts and "results" not in path.parts]
 
 

@@ -206,7 +206,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reelgym.video.os.replace", full_disk)
+    monkeypatch.setattr("reelgym.video.write.os.replace", full_disk)
     with pytest.raises(VideoError, match="No space left"):
         write_video(tmp_path / "a.mp4", blocks(5), 8, made_by=None)
     assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

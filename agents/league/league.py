@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...checkpoint import CheckpointError
 from ...envs.game_rules import ThresholdPolicy
-from ...envs.self_play import SelfPlayGame
+from ...envs.self_play import RecordedClips, SelfPlayGame, record
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
 from ...noise import stream_keys
@@ -27,7 +27,7 @@ from ...training.state import plain
 from ..detection import Detection, FakePool
 from ..finetune import FineTune
 from .config import SIDES, LeagueConfig, Side
-from .match import RecordedClips, record, resolve_match
+from .match import resolve_match
 from .payoffs import Payoffs, priorities
 from .reward import OpponentReward
 

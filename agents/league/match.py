@@ -1,51 +1,18 @@
-"""One match: what a generator shows in the game, and what a detector says of it.
+"""One match: what a detector says of what was recorded.
 
-What is shown does not depend on the detector, so one recording serves every detector that looks at it.
 N streams, n chunks a clip, f frames a chunk, H x W pixels as a detector sees them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ...envs.game_rules import GameRules, Outcome, ThresholdPolicy, checked
-from ...envs.rows import Rows
-from ...envs.self_play import DETECTOR, GENERATOR, SelfPlayGame, stored
+from ...envs.self_play import RecordedClips, stored
 from ...envs.stream_detect import WAIT
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...models.detector import Detector, DetectorState
-from ...models.generator import Generator
-from ..rollout import GeneratorPolicy
-
-
-@dataclass(frozen=True)
-class RecordedClips(Rows):
-    """What detectors are shown.
-
-    film: uint8 [N, n, f, 3, H, W].   real: bool [N].   quality: [N, n], mean reward of the generator's windows so far.
-    """
-
-    film: Tensor
-    real: Tensor
-    quality: Tensor
-
-
-@torch.no_grad()
-def record(game: SelfPlayGame, generator: Generator, seed: int) -> RecordedClips:
-    """Play all streams of the game to the end of their clips while nobody decides; everything follows from the seed."""
-    seen = game.reset(seed)
-    policy = GeneratorPolicy(generator)
-    policy.reset(game.state.keys)
-    waits = torch.full((game.num_envs,), WAIT, device=game.device)
-    film, quality = [], []
-    for chunk in range(1, game.clock.chunks + 1):
-        seen, _, _ = game.step({GENERATOR: policy.act(seen[GENERATOR]), DETECTOR: waits})
-        film.append((game.newest() * 255).round().to(torch.uint8))
-        quality.append(game.state.quality / chunk)
-    return RecordedClips(torch.stack(film, 1), game.state.real, torch.stack(quality, 1))
 
 
 @torch.no_grad()

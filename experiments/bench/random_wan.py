@@ -59,7 +59,7 @@ def random_wan(
     for part in parts:
         part.requires_grad_(False).eval()
     encoder = NoEncoder(settings.text_len, config["text_dim"])
-    return joined(transformer, WanCodec(codec, settings.size).to(device), encoder, settings)
+    return StreamingGenerator.of(joined(transformer, WanCodec(codec, settings.size).to(device), encoder, settings))
 
 
 @contextmanager

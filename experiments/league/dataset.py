@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...agents.league.match import RecordedClips, apply_camera
+from ...agents.league.match import apply_camera
 from ...checkpoint import load_checkpoint
 from ...envs.detect_bank import HELD_OUT
 from ...envs.game_rules import GameRules
+from ...envs.self_play import RecordedClips
 from ...envs.stack import StackSpec
 from ..jobs import Job
 from ..pretrain.footage import clip_jobs, job_names

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ...agents.league.config import SIDES
 from ...agents.league.league import League
-from ...agents.league.match import RecordedClips, detector_logits, resolve_match
+from ...agents.league.match import detector_logits, resolve_match
 from ...agents.league.payoffs import contested, intransitive
 from ...agents.league.ratings import rated
 from ...envs.game_rules import GameRules, ThresholdPolicy
+from ...envs.self_play import RecordedClips
 from ...envs.stream_detect import FAKE
 from ...models.detector import ClipDetector, Detector
 from ..stats import auc, calibration_error, tpr_at

@@ -11,14 +11,14 @@ from reelgym.agents.detection import Detection, DetectionConfig, FakePool
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.league.config import LeagueConfig
 from reelgym.agents.league.league import League
-from reelgym.agents.league.match import apply_camera, detector_logits, record, resolve_match
+from reelgym.agents.league.match import apply_camera, detector_logits, resolve_match
 from reelgym.agents.league.payoffs import Payoffs, contested, intransitive, priorities
 from reelgym.agents.league.ratings import rated
 from reelgym.agents.league.reward import OpponentReward
 from reelgym.agents.rollout import GeneratorPolicy
 from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from reelgym.envs.game_rules import GameRules, ThresholdPolicy
-from reelgym.envs.self_play import DETECTOR, GENERATOR, SelfPlayGame
+from reelgym.envs.self_play import DETECTOR, GENERATOR, SelfPlayGame, record
 from reelgym.envs.stream_detect import REAL
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.models.detector import ClipDetector

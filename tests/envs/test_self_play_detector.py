@@ -77,9 +77,9 @@ def test_rows_end_alone_and_go_on_with_other_clips(make):
     before = env.state.episodes
     seen, _, ended, _, info = env.step(torch.tensor([WAIT, FAKE, WAIT]))
     assert ended.tolist() == [False, True, False] and env.state.seen.tolist() == [1, 0, 1]
-    assert torch.equal(env.state.episodes.pixels[[0, 2]], before.pixels[[0, 2]])
-    assert not torch.equal(env.state.episodes.pixels[1], before.pixels[1])
-    assert any(torch.equal(env.state.episodes.pixels[1], clip) for clip in env.state.buffer.pixels)
+    assert torch.equal(env.state.episodes.film[[0, 2]], before.film[[0, 2]])
+    assert not torch.equal(env.state.episodes.film[1], before.film[1])
+    assert any(torch.equal(env.state.episodes.film[1], clip) for clip in env.state.buffer.film)
     assert info["final_info"]["label"][1] == int(not before.real[1]) and info["label"].tolist() == [-1] * 3
     assert torch.equal(seen[1], first[1]) and not torch.equal(seen[0], first[0])
 
@@ -92,7 +92,7 @@ def test_a_stock_serves_so_many_steps(make):
         stocks.append(env.state.buffer)
     same = [one is two for one, two in zip(stocks[1:], stocks, strict=False)]
     assert same == [True, True, False, True, True, False, True, True]
-    assert env.state.played == 3 and not torch.equal(stocks[0].pixels, stocks[-1].pixels)
+    assert env.state.played == 3 and not torch.equal(stocks[0].film, stocks[-1].film)
     usual = make(4, clips=8)
     usual.reset(seed=0)
     for said in actions(10, 4):
@@ -127,11 +127,11 @@ def test_a_mask_begins_its_rows(make):
         env.reset(options={"reset_mask": np.array([True, False, True])})
     env.reset(seed=0, options={"scripts": ["a red circle moves left"] * 3})
     env.step(torch.tensor([WAIT, REAL, WAIT]))
-    before = env.state.episodes.pixels
+    before = env.state.episodes.film
     for options in ({}, {"scripts": ["a blue square moves right"] * 3}):
         env.reset(options={"reset_mask": np.array([False, True, False]), **options})
         assert env.state.seen.tolist() == [1, 0, 1] and not env.state.over.any()
-        assert torch.equal(env.state.episodes.pixels[[0, 2]], before[[0, 2]])
+        assert torch.equal(env.state.episodes.film[[0, 2]], before[[0, 2]])
 
 
 def test_a_mask_of_all_rows_is_a_reset_by_its_seed(make):
@@ -140,7 +140,7 @@ def test_a_mask_of_all_rows_is_a_reset_by_its_seed(make):
     env.reset(seed=2, options={"reset_mask": whole})
     other = make(3)
     other.reset(seed=2)
-    assert torch.equal(env.state.episodes.pixels, other.state.episodes.pixels)
+    assert torch.equal(env.state.episodes.film, other.state.episodes.film)
 
 
 def test_bad_input_is_told(make, generator):
