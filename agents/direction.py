@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..envs.streaming import StreamingEnv
 from ..models.generator import Generator
 from ..models.sampler import Kernel
-
-if TYPE_CHECKING:
-    from ..envs.streaming import StreamingEnv
-    from .finetune import FineTuneConfig
-    from .rollout import Rollout
+from .rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,9 @@ class Direction(Protocol):
         """What it needs of the trainer."""
         ...
 
-    def check(self, config: FineTuneConfig) -> None:
-        """ValueError where other settings of the recipe do not go with it; what it needs is checked already."""
+    def check(self, config: Any) -> None:
+        """ValueError where other settings of the recipe, a FineTuneConfig, do not go with it; its needs are checked
+        already."""
         ...
 
     def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from ..noise import fold, normal, uniform
 from .credit import ADVANTAGE_LIMIT
 from .direction import Needs, TrainingBatch, TrainingSample, contrast_direction
 from .rollout import Rollout
-
-if TYPE_CHECKING:
-    from .finetune import FineTuneConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class ForwardProcess:
             raise ValueError(f"steps lie in 0 .. {steps - 1}, passes is at least 1 and beta positive: {self}")
         return generator
 
-    def check(self, config: FineTuneConfig) -> None:
+    def check(self, config: Any) -> None:
         """It goes with everything."""
 
     def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from ..models.sampler import FlowSDE
 from ..noise import fold, uniform
 from .direction import Needs, TrainingBatch, TrainingSample, clipped_weight, log_ratio, policy_direction
 from .rollout import DenoisingStep, Rollout, gather_steps
-
-if TYPE_CHECKING:
-    from .finetune import FineTuneConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class PolicyGradient:
             raise ValueError(f"steps must lie in 1 .. {len(drawn)}, not {self.steps}")
         return replace(generator, kernel=FlowSDE(self.sde)) if self.sde else generator
 
-    def check(self, config: FineTuneConfig) -> None:
+    def check(self, config: Any) -> None:
         """ValueError where the policy that acted is left behind without clipping."""
         if config.epochs > 1 and not self.clip:
             raise ValueError("several epochs leave the policy that acted behind: set the policy gradient's clip")
