@@ -27,11 +27,11 @@ from ...models.codec import Grid
 from ...models.prompts import PromptBatch
 from ...rewards.perplexity import temporal_weight
 from ...rewards.stream_reward import RewardSettings, StreamReward
+from ..console import publish
 from ..jobs import one_thread
 from ..options import StackOptions
 from ..plots import film_strip, png
 from ..pretrain.reward_measure import VISIBLE, changed
-from ..results import command_line, write_results
 from ..tables import Column, markdown_table, number
 from .clips import clip_texts, real_clips
 
@@ -143,10 +143,9 @@ def run(config: Config) -> None:
     with one_thread():
         rows = probe(stack.reward, video, prompts, config.seed, "all") + probe(vq, video, prompts, config.seed, "VQ")
         picture = png(figure(stack.reward, video, prompts))
-    command = command_line(["reelgym", "audit", "probe"], config)
-    written = write_results(config.out, command, [config.seed], config, rows, stack.device)
+    publish(["reelgym", "audit", "probe"], config, [config.seed], rows, report(rows), stack.device)
     (config.out / PICTURES[0]).write_bytes(picture)
-    print(f"{report(rows)}\nfigure: {config.out / PICTURES[0]}\nresults: {written}")
+    print(f"figure: {config.out / PICTURES[0]}")
 
 
 def probe(reward: StreamReward, video: Tensor, prompts: PromptBatch, seed: int, axes: str) -> list[dict[str, Any]]:

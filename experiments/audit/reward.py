@@ -25,10 +25,10 @@ from ...noise import stream_keys
 from ...rewards.reliability import BalanceConfig, BalanceState, balance
 from ...rewards.stream_reward import Scores
 from ...rewards.windows import Clock
+from ..console import publish
 from ..jobs import one_thread
 from ..options import StackOptions
 from ..pretrain.reward_measure import changed
-from ..results import command_line, write_results
 from ..tables import Column, markdown_table, number
 from .ascent import ascend, starts
 from .clips import chunk_texts, colours, real_clips
@@ -101,9 +101,7 @@ def run(config: Config) -> None:
         rows = exploit_rows(stack, clips, config)
         rows += ascent_rows(stack, clips, config)
         rows += bound_rows(student_scores(stack, clips, config))
-    print(report(rows))
-    command = command_line(["reelgym", "audit", "reward"], config)
-    print(f"results: {write_results(config.out, command, [config.seed], config, rows, stack.device)}")
+    publish(["reelgym", "audit", "reward"], config, [config.seed], rows, report(rows), stack.device)
 
 
 def exploit_rows(stack: Stack, clips: Clips, config: Config) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ def a_run(oracle, chunks=(64, 128), diverged=False):
 
 def test_end_to_end_and_again(weights, tmp_path, monkeypatch, capsys):
     size = ["--settings", "reward", "raven", "--seeds", "1", "--chunks", "64", "--prompts", "2", "--exam-prompts", "2"]
+    size += ["--search", "1", "3"]
     small = replace(SETTINGS["raven"].recipe, prompts=1)
     monkeypatch.setitem(SETTINGS, "raven", replace(SETTINGS["raven"], recipe=small))
     args = ["bench", "rl", *size, "--gain", "0.9", "--workers", "1", "--weights", str(weights), "--out", str(tmp_path)]
