@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models.codec import Codec
-from ..models.generator import Generator, stream
-from ..models.prompts import WordEncoder
+from ..models.generator import stream
 from ..noise import stream_keys
+from .stack import Stack
 from .worlds.camera import CAMERAS, Camera, shoot
 from .worlds.fakes import FAKES
 from .worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts
@@ -69,33 +68,22 @@ class Bank:
         return replace(self, **{name: getattr(self, name).to(device) for name in ("video", "label", "family")})
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where generated clips come from.
+@torch.no_grad()
+def generate(stack: Stack, scripts: Sequence[Script], chunks: int, seed: int, opening: Tensor | None = None) -> Tensor:
+    """Clips [B, F, C, H, W] in [0, 1] that a stack's student makes of scripts in words that it knows; opening
+    [B, f, C, H, W]: their first chunks, where it does not make them."""
+    texts = [[str(clause) for clause in chunk_clauses(script, chunks)] for script in scripts]
+    embeds = torch.stack([stack.encoder.encode(row) for row in texts])
+    keys, rows = stream_keys(seed, len(embeds)), torch.arange(len(embeds)).split(AT_ONCE)
+    return torch.cat([_clips(stack, embeds[r], keys[r], None if opening is None else opening[r]) for r in rows])
 
-    generator: frozen.   codec: decodes.   encoder: of the generator's prompts.   grammar: the words that it knows.
-    """
 
-    generator: Generator
-    codec: Codec
-    encoder: WordEncoder
-    grammar: str = "plain"
-
-    @torch.no_grad()
-    def __call__(self, scripts: Sequence[Script], chunks: int, seed: int, opening: Tensor | None = None) -> Tensor:
-        """Clips [B, F, C, H, W] in [0, 1] of scripts in words that it knows; opening [B, f, C, H, W]: their first
-        chunks, where the generator does not make them."""
-        texts = [[str(clause) for clause in chunk_clauses(script, chunks)] for script in scripts]
-        embeds = torch.stack([self.encoder.encode(row) for row in texts])
-        keys, rows = stream_keys(seed, len(embeds)), torch.arange(len(embeds)).split(AT_ONCE)
-        return torch.cat([self._clips(embeds[r], keys[r], None if opening is None else opening[r]) for r in rows])
-
-    def _clips(self, embeds: Tensor, keys: Tensor, opening: Tensor | None) -> Tensor:
-        device = next(self.generator.model.parameters()).device
-        given = None if opening is None else self.codec.encode(opening.to(device))
-        latents = stream(self.generator, embeds.to(device), keys.to(device), given)
-        video = self.codec.decode(latents).cpu()
-        return video if opening is None else torch.cat((opening, video[:, opening.shape[1] :]), 1)
+def _clips(stack: Stack, embeds: Tensor, keys: Tensor, opening: Tensor | None) -> Tensor:
+    generator, codec = stack.generator, stack.codec
+    device = next(generator.model.parameters()).device
+    given = None if opening is None else codec.encode(opening.to(device))
+    video = codec.decode(stream(generator, embeds.to(device), keys.to(device), given)).cpu()
+    return video if opening is None else torch.cat((opening, video[:, opening.shape[1] :]), 1)
 
 
 def build_bank(
@@ -110,7 +98,7 @@ def build_bank(
     frames_per_chunk: int = 3,
     families: Sequence[str] | None = None,
     strength: tuple[float, float] = STRENGTH,
-    source: Source | None = None,
+    source: Stack | None = None,
     generated: float = 0.25,
     camera: str = "tinted",
     device: torch.device | str = "cpu",
@@ -126,8 +114,8 @@ def build_bank(
         families: scripted fakes, equally often; by default all that are not held out. Those held out are refused in
             the split "train".
         strength: range of the scripted fakes' strength.
-        source: makes the generated clips; None: there are none. Of a slice, and of scripts with words that the
-            generator lacks, they begin with the true clip's first chunk. generated: share of them among the fakes.
+        source: whose student makes the generated clips; None: there are none. Of a slice, and of scripts with words
+            that it lacks, they begin with the true clip's first chunk. generated: share of them among the fakes.
         camera: name of a camera of the world.
     """
     names, lens = _families(families, split), _camera(camera)
@@ -225,11 +213,11 @@ def _played(
     return drawn, roll(clauses, size[1], torch.Generator().manual_seed(seed))
 
 
-def _generated(source: Source, scripts: Sequence[Script], true: Tensor, chunks: int, seed: int, opened: bool) -> Tensor:
+def _generated(source: Stack, scripts: Sequence[Script], true: Tensor, chunks: int, seed: int, opened: bool) -> Tensor:
     """Generated clips of scripts, beside the true ones [B, F, C, H, W]."""
     known = [tuple(heard(clause, GRAMMARS[source.grammar]) for clause in script) for script in scripts]
     opened = opened or known != list(scripts)
-    found = source(known, chunks, seed, true[:, : true.shape[1] // chunks] if opened else None)
+    found = generate(source, known, chunks, seed, true[:, : true.shape[1] // chunks] if opened else None)
     if found.shape != true.shape:
         raise ValueError(f"generated clips are {list(found.shape[1:])}, the world's {list(true.shape[1:])}")
     return found

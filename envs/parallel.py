@@ -10,7 +10,9 @@ from gymnasium.error import ResetNeeded
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
+from . import self_play
 from .draw import View, all_canvases, newest_canvases, to_pixels
+from .making import Source
 from .registration import register_parallel
 from .self_play import DETECTOR, GENERATOR, PLAYERS, SelfPlayGame
 from .single import to_numpy
@@ -108,6 +110,11 @@ class SelfPlayEnv(ParallelEnv[str, Any, Any]):
         state = self.game.state
         told = {"real": bool(state.real[0]), "verdict": int(state.verdict[0])} if ended else {}
         return {GENERATOR: {"text": state.clips.prompt.text[0], **told}, DETECTOR: dict(told)}
+
+
+def make(stack: Source = "tiny", *, render_mode: str | None = None, **options: Any) -> SelfPlayEnv:
+    """The game of one stream over a stack, for `pettingzoo.make("parallel", ...)`; options: of `self_play.make`."""
+    return SelfPlayEnv(self_play.make(stack, 1, **options), render_mode)
 
 
 register_parallel()

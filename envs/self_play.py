@@ -22,8 +22,10 @@ from ..noise import normal, stream_keys, uniform
 from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .game_rules import GameRules
+from .making import Source, clip_parts, opened
 from .prompt_source import ScriptPrompts
 from .rows import Rows
+from .stack import Stack
 from .stream_detect import FAKE, REAL, WAIT
 from .worlds.camera import CAMERAS, Lens, lens_of, shoot_through
 from .worlds.grammar import chunk_clauses, parse
@@ -273,3 +275,16 @@ class WorldTruth:
 def coded(video: Tensor, codec: Codec) -> Tensor:
     """Clips [B, F, 3, H, W] in [0, 1] through the codec and back."""
     return torch.cat([codec.decode(codec.encode(part)) for part in video.split(AT_ONCE)])
+
+
+def make(stack: Source = "tiny", num_envs: int = 1, **options: Any) -> SelfPlayGame:
+    """The game of N streams over a stack. options: those of `clip_parts` but slice, truth, rules and device."""
+    loaded, clip, others = opened(stack, options, clip_parts, SelfPlayGame)
+    return SelfPlayGame(num_envs, **game_parts(loaded, clip), **others)
+
+
+def game_parts(stack: Stack, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`clip_parts` of a game, which has no slice."""
+    if options.get("slice") is not None:
+        raise ValueError("slice: both players begin at a clip's first chunk, which a slice would give; use grammar")
+    return clip_parts(stack, **options)

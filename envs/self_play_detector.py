@@ -16,14 +16,16 @@ from torch import Tensor
 
 from ..models.codec import Codec
 from ..models.generator import Generator
+from ..models.tiny import build_generator
 from ..noise import fold, uniform
 from ..rewards.windows import TINY, Clock
 from .clips import Reward
 from .draw import View, to_pixels
 from .game_rules import GameRules
+from .making import Source, clip_parts, opened, single
 from .prompt_source import ScriptPrompts
 from .rows import Rows
-from .self_play import DETECTOR, RecordedClips, SelfPlayGame, Truth, record
+from .self_play import DETECTOR, RecordedClips, SelfPlayGame, Truth, game_parts, record
 from .stream_detect import UNTOLD, WAIT, WORDS
 from .vector import TensorVectorEnv
 
@@ -201,3 +203,28 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
     def _info(self, state: EpisodeBufferState) -> dict[str, Any]:
         label = torch.where(state.over, (~state.episodes.real).long(), UNTOLD)
         return {"label": label, "_label": state.over.clone()}
+
+
+def make(
+    stack: Source = "tiny",
+    num_envs: int = 1,
+    *,
+    opponent: Generator | None = None,
+    max_episode_steps: int | None = None,
+    **options: Any,
+) -> SelfPlayDetectorVectorEnv:
+    """N streams over a stack. opponent: by default the stack's student. max_episode_steps: moves of a clip, one more
+    than chunks. options: those of `clip_parts` but slice and reward, truth, rules, clips, lasts, autoreset_mode,
+    render_mode, check and device."""
+    if max_episode_steps is not None:
+        if max_episode_steps < 2:
+            raise ValueError(f"a clip of one chunk takes 2 moves, not max_episode_steps={max_episode_steps}")
+        options["chunks"] = max_episode_steps - 1
+    loaded, clip, others = opened(stack, options, clip_parts, SelfPlayDetectorVectorEnv)
+    parts = game_parts(loaded, clip | {"reward": Unscored()})
+    del parts["reward"]
+    maker = build_generator(loaded.generator.model, parts["codec"]) if opponent is None else opponent
+    return SelfPlayDetectorVectorEnv(num_envs, **parts, opponent=maker, **others)
+
+
+make_single = single(make)

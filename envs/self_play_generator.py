@@ -18,9 +18,10 @@ from ..rewards.windows import TINY, Clock
 from .clips import Reward
 from .draw import View
 from .game_rules import GameRules, ThresholdPolicy, checked
+from .making import Source, clip_parts, opened, single
 from .prompt_source import ScriptPrompts
 from .rows import Rows
-from .self_play import DETECTOR, GENERATOR, GameState, SelfPlayGame, Truth
+from .self_play import DETECTOR, GENERATOR, GameState, SelfPlayGame, Truth, game_parts
 from .stream_detect import WAIT, WORDS
 from .vector import TensorVectorEnv
 
@@ -121,3 +122,16 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
             checked(self.opponent.detector.watch(chunk, self.opponent.detector.open(1, self.device))[0], 1, self.check)
         except RuntimeError as error:
             raise ValueError(f"the opponent cannot judge chunks of {list(chunk.shape[1:])}: {error}") from error
+
+
+def make(
+    stack: Source = "tiny", num_envs: int = 1, *, opponent: ThresholdPolicy | None = None, **options: Any
+) -> SelfPlayGeneratorVectorEnv:
+    """N streams over a stack. opponent: by default the stack's rival. options: those of `clip_parts` but slice, truth,
+    rules, autoreset_mode, render_mode, check and device."""
+    loaded, clip, others = opened(stack, options, clip_parts, SelfPlayGeneratorVectorEnv)
+    parts, judge = game_parts(loaded, clip), ThresholdPolicy(loaded.rival) if opponent is None else opponent
+    return SelfPlayGeneratorVectorEnv(num_envs, **parts, opponent=judge, **others)
+
+
+make_single = single(make)

@@ -22,6 +22,7 @@ from ..noise import normal
 from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .draw import View, to_pixels
+from .making import Source, clip_parts, opened, single
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
 
@@ -137,3 +138,20 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
 
     def _info(self, state: DenoiseState) -> dict[str, Any]:
         return self.clips.info(state.clip)
+
+
+def make(
+    stack: Source = "tiny", num_envs: int = 1, *, max_episode_steps: int | None = None, **options: Any
+) -> StreamDenoiseVectorEnv:
+    """N streams over a stack. max_episode_steps: denoising steps of a clip. options: those of `clip_parts`, sigmas,
+    autoreset_mode, render_mode, check and device."""
+    if max_episode_steps is not None:
+        steps = len(options.get("sigmas", SIGMAS))
+        if max_episode_steps < steps or max_episode_steps % steps:
+            raise ValueError(f"max_episode_steps={max_episode_steps} is no multiple of the {steps} steps of a chunk")
+        options["chunks"] = max_episode_steps // steps
+    loaded, clip, others = opened(stack, options, clip_parts, StreamDenoiseVectorEnv)
+    return StreamDenoiseVectorEnv(num_envs, **clip_parts(loaded, **clip), **others)
+
+
+make_single = single(make)

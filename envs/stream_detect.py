@@ -5,7 +5,9 @@ N streams, M clips in the bank, n chunks a clip, f frames a chunk, C channels, H
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import gymnasium
@@ -16,8 +18,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from ..noise import fold, uniform
-from .detect_bank import Bank
+from .detect_bank import Bank, build_bank
 from .draw import View
+from .making import Source, opened, single
+from .stack import Stack
 from .vector import TensorVectorEnv
 
 WAIT, REAL, FAKE = range(3)
@@ -179,3 +183,51 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         label = torch.where(state.over, self.bank.label[state.clip].long(), UNTOLD)
         family = torch.where(state.over, self.bank.family[state.clip], UNTOLD)
         return {"label": label, "_label": state.over.clone(), "family": family, "_family": state.over.clone()}
+
+
+def make(
+    stack: Source = "tiny",
+    num_envs: int = 1,
+    *,
+    bank: Bank | None = None,
+    max_episode_steps: int | None = None,
+    **options: Any,
+) -> StreamDetectVectorEnv:
+    """N streams over a bank, by default one whose generated clips are of the stack's student. max_episode_steps: chunks
+    of a clip. options: those of `build_bank`, settings, autoreset_mode, render_mode, check and device.
+
+    Asked for again in the same process, a bank is not built again.
+    """
+    loaded, asked, others = opened(stack, options, build_bank, StreamDetectVectorEnv)
+    if bank is not None and asked:
+        raise ValueError(f"{', '.join(sorted(asked))}: of a bank to be built, where one is given")
+    if bank is None:
+        chunks = {"chunks": max_episode_steps} if max_episode_steps else {}
+        frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+        bank = _bank(_Keyed(_key(stack, loaded), loaded), **chunks | frozen)
+    return StreamDetectVectorEnv(num_envs, bank, device=loaded.device, **others)
+
+
+make_single = single(make)
+
+
+@dataclass(frozen=True)
+class _Keyed:
+    """A stack that is told from others by a key."""
+
+    key: Hashable
+    stack: Stack = field(compare=False)
+
+
+def _key(source: Source, stack: Stack) -> Hashable:
+    """Manifests tell one loaded stack from another; one with parts of its own is itself alone."""
+    if isinstance(source, Stack) or ":" in str(source):
+        return stack
+    manifests = (place / "checkpoint.json" for place in stack.places.values())
+    return stack.folder, stack.device, *(manifest.read_text() for manifest in manifests)
+
+
+@lru_cache(maxsize=4)
+def _bank(keyed: _Keyed, **asked: Any) -> Bank:
+    source = None if asked.get("generated") == 0 else keyed.stack
+    return build_bank(**{"source": source, "device": keyed.stack.device, **asked})

@@ -15,6 +15,7 @@ from ..models.codec import Codec
 from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .draw import View
+from .making import Source, clip_parts, opened, single
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
 
@@ -79,3 +80,12 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
 
     def _info(self, state: ClipState) -> dict[str, Any]:
         return self.clips.info(state)
+
+
+def make(stack: Source = "tiny", num_envs: int = 1, **options: Any) -> StreamGenVectorEnv:
+    """N streams over a stack. options: those of `clip_parts`, autoreset_mode, render_mode, check and device."""
+    loaded, clip, others = opened(stack, options, clip_parts, StreamGenVectorEnv)
+    return StreamGenVectorEnv(num_envs, **clip_parts(loaded, **clip), **others)
+
+
+make_single = single(make)

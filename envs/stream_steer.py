@@ -18,10 +18,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..models.codec import Codec
 from ..models.generator import Generator, StreamState, read_clip
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
+from ..models.tiny import build_generator
 from ..noise import normal
 from ..rewards.windows import TINY, Clock
 from .clips import LIMIT, Clips, ClipState, Reward
 from .draw import View
+from .making import Source, clip_parts, opened, single
 from .prompt_source import Draw
 from .vector import TensorVectorEnv
 
@@ -222,3 +224,17 @@ def _note(evaluations: float, steps: int, past: int, guidance: float, leads: lis
         return "", ""
     how = f"{evaluations:.0f} passes: {steps} steps, past {past}, guidance {guidance:.2f}"
     return how, " ".join(("noise led by", *(f"{lead:+.2f}" for lead in leads)))
+
+
+def make(
+    stack: Source = "tiny", num_envs: int = 1, *, generator: Generator | None = None, **options: Any
+) -> StreamSteerVectorEnv:
+    """N streams over a stack. generator: by default the stack's student, frozen. options: those of `clip_parts`,
+    settings, autoreset_mode, render_mode, check and device."""
+    loaded, clip, others = opened(stack, options, clip_parts, StreamSteerVectorEnv)
+    parts = clip_parts(loaded, **clip)
+    steered = build_generator(loaded.generator.model, parts["codec"]) if generator is None else generator
+    return StreamSteerVectorEnv(num_envs, **parts, generator=steered, **others)
+
+
+make_single = single(make)

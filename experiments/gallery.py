@@ -16,8 +16,8 @@ import tyro
 from torch import Tensor
 
 from ..agents.rollout import GeneratorPolicy
+from ..envs import parallel
 from ..envs.draw import Frames
-from ..envs.registration import parallel_env
 from ..envs.self_play import DETECTOR, GENERATOR
 from ..envs.stack import Stack
 from ..envs.stream_detect import FAKE, WAIT
@@ -108,7 +108,7 @@ def stream_detect(seed: int) -> tuple[Frames, float]:
 
 def self_play(seed: int) -> tuple[Frames, float]:
     """The shipped student against a detector that sees three chunks and says made: of a made and of a real stream."""
-    env, films, wanted = parallel_env(render_mode="rgb_array_list", split="test"), [], [False, True]
+    env, films, wanted = parallel.make(render_mode="rgb_array_list", split="test"), [], [False, True]
     while wanted:
         seen, _ = env.reset(seed=seed, options={"script": SCRIPT})
         if bool(env.game.state.real[0]) is wanted[0]:

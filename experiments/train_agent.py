@@ -11,8 +11,8 @@ import torch
 
 from ..agents.recipes import STEER, recipe_of
 from ..agents.saved import Agent, agent_manifest, library_of, load_agent, save_agent
-from ..envs.presets import PRESETS
-from ..envs.stream_steer import StreamSteerVectorEnv
+from ..envs import stream_steer
+from ..envs.stack import STACKS
 from .console import progress
 from .jobs import one_thread
 
@@ -30,7 +30,7 @@ def train_agent(name: str, env: str | None, steps: int | None, seed: int, out: P
     recipe = recipe_of(name, env)
     library = library_of(recipe)
     total = steps or recipe.steps
-    preset = next((known for known, folder in PRESETS.items() if folder == weights), str(weights))
+    preset = next((known for known, folder in STACKS.items() if folder == weights), str(weights))
     kwargs = {"preset": preset, **recipe.env}
     vector: Any = gymnasium.make_vec(env, num_envs=recipe.streams, autoreset_mode=library.AUTORESET, **kwargs)
     held_out = {"split": "validation"} | ({"clips": recipe.streams} if "clips" in kwargs else {})
@@ -77,7 +77,6 @@ def steered_by(folder: Path, prompts: list[str], seed: int, weights: Path, devic
 
     ValueError for an agent of another environment than StreamSteer.
     """
-    from ..envs.presets import stream_steer_parts
     from ..noise import stream_keys
 
     _, env, made = agent_manifest(folder)
@@ -85,8 +84,7 @@ def steered_by(folder: Path, prompts: list[str], seed: int, weights: Path, devic
         raise ValueError(f"{folder}: this agent acts in {env}; one that acts in {STEER} can steer a clip")
     if made["chunks"] != len(prompts):
         raise ValueError(f"{folder}: this agent steers clips of {made['chunks']} chunks, not of {len(prompts)}")
-    parts = stream_steer_parts(weights, chunks=len(prompts), device=device)
-    vector = StreamSteerVectorEnv(1, **parts, autoreset_mode="Disabled")
+    vector = stream_steer.make(weights, chunks=len(prompts), device=device, autoreset_mode="Disabled")
     agent = load_agent(folder, vector)
     observation, _ = vector.reset(options={"scripts": [prompts], "keys": stream_keys(seed, 1)})
     chunks, passes = [], 0.0

@@ -13,7 +13,7 @@ from PIL import Image
 
 from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.game_rules import ThresholdPolicy
-from reelgym.envs.registration import KINDS
+from reelgym.envs.registration import ENVS
 from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.slices import SLICES
@@ -84,12 +84,13 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENVS)
 def test_every_environment_has_a_page_with_its_spaces(name):
-    page = "self_play" if KINDS[name].startswith("self_play") else KINDS[name]
+    module = ENVS[name][0].split(":")[0].split(".")[-1]
+    page = "self_play" if module.startswith("self_play") else module
     text = PAGES[f"docs/envs/{page}.md"]
     given = {"stream_detect": {"clips": 2}, "self_play_generator": {"opponent": ThresholdPolicy(ClipDetector())}}
-    env = gymnasium.make(name, **given.get(KINDS[name], {}))
+    env = gymnasium.make(name, **given.get(module, {}))
     heads = "Description, Action Space, Observation Space, Rewards, Starting State, Episode End, Arguments, "
     heads += "Version History, Example"
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == heads.split(", ")
@@ -124,12 +125,9 @@ def stack(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "```python" in text])
 def test_python_runs(name, stack, monkeypatch):
-    from reelgym.envs import presets
-    from reelgym.envs.stack import Stack
+    from reelgym.envs.stack import STACKS
 
-    monkeypatch.setitem(presets.PRESETS, "tiny", stack)
-    load = Stack.load
-    monkeypatch.setattr(Stack, "load", lambda: load(stack))
+    monkeypatch.setitem(STACKS, "tiny", stack)
     space: dict = {"gymnasium": gymnasium}
     for language, code in FENCES.findall(PAGES[name]):
         if language == "python":

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...envs.detect_bank import Source
+from ...envs.detect_bank import generate
 from ...envs.game_rules import GameRules, ThresholdPolicy
 from ...envs.self_play import SelfPlayGame
 from ...envs.stack import Stack
@@ -89,6 +89,6 @@ def clip_maker(stack: Stack) -> MakeClips:
 
     def make(generator: Generator, count: int, seed: int) -> Tensor:
         scripts = sample_scripts(count, split="train", seed=seed, grammar=GRAMMARS[stack.grammar])
-        return Source(generator, stack.codec, stack.encoder, stack.grammar)(scripts, stack.clock.chunks, seed)
+        return generate(stack.with_parts(generator=generator), scripts, stack.clock.chunks, seed)
 
     return make

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...agents.finetune_recipes import FINETUNE
-from ...envs.detect_bank import Source
+from ...envs.detect_bank import generate
 from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.grammar import GRAMMARS, Script, sample_scripts
 from ...training.loop import fit
@@ -98,5 +98,5 @@ def sampler_of(stack: Stack, family: str) -> Sampler:
         return lambda scripts, seed: clips_of(stack, family, scripts, seed, visible=True)
     student = stack.student()
     fit(FINETUNE["reward"].trainer(stack, student), updates)
-    source = Source(student, stack.codec, stack.encoder, stack.grammar)
-    return lambda scripts, seed: source(scripts, stack.clock.chunks, seed)
+    trained = stack.with_parts(generator=student)
+    return lambda scripts, seed: generate(trained, scripts, stack.clock.chunks, seed)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import gymnasium
 import torch
 
-from ...envs.registration import KINDS, register_envs
+from ...envs.registration import ENVS, register_envs
 from ...envs.stack import Stack
 from ..console import publish
 from ..jobs import on_threads
@@ -112,7 +112,7 @@ def run(config: Config) -> None:
                 rows.append(chunk_row(stack, envs, rounds, config.seed, envs <= config.train_most))
         if "steps" in config.parts:
             register_envs()
-            rows += [step_row(name, envs, config, device) for name in KINDS for envs in config.envs]
+            rows += [step_row(name, envs, config, device) for name in ENVS for envs in config.envs]
         if "overhead" in config.parts:
             rows += overhead_rows(config.many, config.steps, config.rounds, device)
         publish(["reelgym", "bench", "envs"], config, [config.seed], rows, report(rows), device)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...envs.detect_bank import HELD_OUT, SHOWN, STRENGTH, VISIBLE, Source, scripted
+from ...envs.detect_bank import HELD_OUT, SHOWN, STRENGTH, VISIBLE, generate, scripted
 from ...envs.self_play import coded
 from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.clips import scenes
@@ -89,7 +89,7 @@ def clips_of(stack: Stack, family: str, scripts: Sequence[Script], seed: int, *,
     visible: leave out fakes that show nothing."""
     if family in STUDENTS:
         sigmas = step_sigmas(STUDENTS[family], SAMPLER_SHIFT)
-        return Source(replace(stack.generator, sigmas=sigmas), stack.codec, stack.encoder)(scripts, CHUNKS, seed)
+        return generate(stack.with_parts(generator=replace(stack.generator, sigmas=sigmas)), scripts, CHUNKS, seed)
     if family == "teacher":
         clauses, keys = [chunk_clauses(script, CHUNKS) for script in scripts], stream_keys(seed, len(scripts))
         rows = torch.arange(len(scripts)).split(AT_ONCE)

@@ -8,7 +8,7 @@ import torch
 from reelgym.agents.recipes import AGENTS, DETECT, RECIPES, STEER, recipe_of
 from reelgym.agents.saved import agent_manifest, library_of, load_agent, save_agent
 from reelgym.checkpoint import CheckpointError, save_checkpoint
-from reelgym.envs.registration import vector_env
+from reelgym.envs import stream_detect
 from reelgym.envs.stream_steer import SteerSettings, StreamSteerVectorEnv
 
 
@@ -52,7 +52,7 @@ def test_an_agent_learns_and_is_kept(name, steer, tmp_path):
 
 def test_a_detector_learns_with_features_of_clips(stack, tmp_path):
     recipe = small("sb3-ppo", DETECT)
-    vector = vector_env("stream_detect", 4, stack, clips=16)
+    vector = stream_detect.make(stack, 4, clips=16)
     agent = library_of(recipe).learn(recipe, vector, 0, steps=32)
     save_agent(tmp_path / "agent", agent, recipe, DETECT, {})
     seen, _ = vector.reset(seed=0)

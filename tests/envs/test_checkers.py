@@ -14,19 +14,19 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 from reelgym.envs.adapters.arrays import ArrayVectorEnv
 from reelgym.envs.adapters.sb3 import SB3VecEnv
 from reelgym.envs.adapters.tianshou import TianshouVectorEnv
-from reelgym.envs.registration import KINDS
+from reelgym.envs.registration import ENVS
 from reelgym.envs.statistics import RecordEpisodeStatistics
 from reelgym.envs.vector import TensorVectorEnv
 
 SMALL = {
-    "stream_gen": {"chunks": 2},
-    "stream_denoise": {"chunks": 2},
-    "stream_steer": {"chunks": 2},
-    "stream_detect": {"clips": 16},
-    "self_play_generator": {"chunks": 2},
-    "self_play_detector": {"chunks": 2, "clips": 4},
+    "reelgym/StreamGen-v0": {"chunks": 2},
+    "reelgym/StreamDenoise-v0": {"chunks": 2},
+    "reelgym/StreamSteer-v0": {"chunks": 2},
+    "reelgym/StreamDetect-v0": {"clips": 16},
+    "reelgym/SelfPlayGenerator-v0": {"chunks": 2},
+    "reelgym/SelfPlayDetector-v0": {"chunks": 2, "clips": 4},
 }
-"""What else an environment is made with here, by kind."""
+"""What else an environment is made with here."""
 STEPS = 40
 """More than any episode has."""
 SB3_ADVICE = (
@@ -37,14 +37,14 @@ SB3_ADVICE = (
 )
 
 
-@pytest.fixture(params=sorted(KINDS))
+@pytest.fixture(params=sorted(ENVS))
 def name(request):
     return request.param
 
 
 @pytest.fixture
 def given(name, stack):
-    return {"preset": stack, **SMALL.get(KINDS[name], {})}
+    return {"preset": stack, **SMALL.get(name, {})}
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_statistics_of_one(name, given):
 def test_make_vec_gives_the_vector(vector):
     envs = vector(3)
     assert isinstance(envs, gymnasium.vector.VectorEnv) and isinstance(envs.unwrapped, TensorVectorEnv)
-    assert envs.unwrapped is envs and envs.num_envs == 3 and envs.spec.id in KINDS
+    assert envs.unwrapped is envs and envs.num_envs == 3 and envs.spec.id in ENVS
     observation, _ = envs.reset(seed=0)
     for part in observation.values() if isinstance(observation, dict) else [observation]:
         assert isinstance(part, torch.Tensor)

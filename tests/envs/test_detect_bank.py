@@ -6,18 +6,17 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from reelgym.envs import detect_bank
-from reelgym.envs.detect_bank import HELD_OUT, NAMES, SHOWN, Source, build_bank, scripted
+from reelgym.envs.detect_bank import HELD_OUT, NAMES, SHOWN, build_bank, scripted
+from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.camera import CAMERAS, Camera
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, parse
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import roll
-from reelgym.models.tiny import build_generator, load_encoder, load_tiny
 
 
 @pytest.fixture(scope="module")
 def source():
-    codec, student = load_tiny("codec"), load_tiny("student").requires_grad_(False)
-    return Source(build_generator(student, codec), codec, load_encoder("student"))
+    return Stack.load()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import reelgym  # noqa: F401
 from reelgym.envs.clips import Clips
 from reelgym.envs.draw import MARGIN, View, all_canvases, font, newest_canvases, to_pixels, wrapped
 from reelgym.envs.game_rules import ThresholdPolicy
-from reelgym.envs.registration import KINDS
+from reelgym.envs.registration import ENVS
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.models.codec import Grid
 from reelgym.models.detector import ClipDetector
@@ -69,13 +69,13 @@ def test_pixels_are_rounded():
     assert to_pixels(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1)).tolist() == [[[0, 128, 255]]]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENVS)
 def test_every_environment_is_drawn_with_one_size_and_no_step_changes(name):
     given = {
-        "stream_detect": {"clips": 4, "generated": 0.0},
-        "self_play_generator": {"opponent": ThresholdPolicy(ClipDetector())},
-        "self_play_detector": {"clips": 2},
-    }.get(KINDS[name], {})
+        "reelgym/StreamDetect-v0": {"clips": 4, "generated": 0.0},
+        "reelgym/SelfPlayGenerator-v0": {"opponent": ThresholdPolicy(ClipDetector())},
+        "reelgym/SelfPlayDetector-v0": {"clips": 2},
+    }.get(name, {})
     env = gymnasium.make_vec(name, num_envs=2, render_mode="rgb_array", autoreset_mode="Disabled", **given)
     env.reset(seed=0)
     env.action_space.seed(0)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reelgym.envs.detect_bank import build_bank
 from reelgym.envs.game_rules import ThresholdPolicy
-from reelgym.envs.registration import KINDS, register_envs
+from reelgym.envs.registration import ENVS, register_envs
 from reelgym.models.detector import ClipDetector
 
 STEPS = {"reelgym/StreamSteer-v0": 3}
@@ -40,7 +40,7 @@ def make(name, device):
     return env, [torch.as_tensor(env.action_space.sample()).to(device) for _ in range(STEPS.get(name, 9))]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENVS)
 def test_no_step_looks_at_a_value(name):
     env, actions = make(name, torch.device("meta"))
     env.reset(seed=0)
@@ -60,7 +60,7 @@ def test_what_waits_is_noticed():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENVS)
 def test_no_step_waits_for_the_gpu(name):
     env, actions = make(name, torch.device("cuda"))
     env.reset(seed=0)

@@ -10,6 +10,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import reelgym  # noqa: F401
+from reelgym.envs.stack import Stack
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 
 NAME = "reelgym/StreamGen-v0"
@@ -42,8 +43,21 @@ def test_make_vec_in_other_ways(stack):
 
 
 def test_an_unknown_preset_is_told():
-    with pytest.raises(ValueError, match="neither a preset .tiny. nor a folder"):
+    with pytest.raises(ValueError, match="'huge' is neither a folder with codec and reward"):
         gymnasium.make(NAME, preset="huge")
+
+
+def test_an_option_that_nobody_takes_is_told_with_the_nearest(stack):
+    with pytest.raises(TypeError, match="unknown option 'chunk'; did you mean 'chunks'"):
+        gymnasium.make_vec(NAME, num_envs=2, preset=stack, chunk=8)
+
+
+def test_a_live_stack_is_taken_as_it_is(stack):
+    live = Stack.load(stack)
+    envs = gymnasium.make_vec(NAME, num_envs=2, stack=live)
+    assert envs.codec is live.codec and envs.reward is live.reward
+    with pytest.raises(ValueError, match="the stack is on cpu, not on meta"):
+        gymnasium.make_vec(NAME, num_envs=2, stack=live, device="meta")
 
 
 def test_importing_registers_and_imports_little():

@@ -7,7 +7,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import reelgym  # noqa: F401
-from reelgym.envs.presets import stream_denoise_parts
+from reelgym.envs import stream_denoise
 from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_denoise import SIGMAS, StreamDenoiseVectorEnv
 from reelgym.envs.stream_gen import StreamGenVectorEnv
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_told(make):
         with pytest.raises(ValueError, match="sigmas fall from 1"):
             make(sigmas=sigmas)
     with pytest.raises(ValueError, match="no multiple of the 4 steps"):
-        stream_denoise_parts(max_episode_steps=6)
+        stream_denoise.make(max_episode_steps=6)
 
 
 def test_the_single_environment_passes_the_checker_and_is_the_vector_of_one(make):

@@ -187,9 +187,9 @@ def test_what_does_not_fit_is_told(make):
 
 
 def test_a_prompt_that_an_opening_began_is_no_longer_new(stack):
-    from reelgym.envs.registration import vector_env
+    from reelgym.envs.stream_steer import make
 
-    env = vector_env("stream_steer", 4, stack, slice="cut", autoreset_mode="Disabled")
+    env = make(stack, 4, slice="cut", autoreset_mode="Disabled")
     seen, _ = env.reset(seed=0)
     assert seen[:, env.layout["position"]].argmax(1).tolist() == [1] * 4
     assert seen[:, env.layout["age"]].flatten().tolist() == [0.25] * 4

@@ -8,7 +8,7 @@ import torch
 
 from reelgym.agents import recipes
 from reelgym.agents.recipes import DETECT, RECIPES, STEER
-from reelgym.envs.registration import vector_env
+from reelgym.envs import stream_detect, stream_steer
 from reelgym.experiments import agents
 from reelgym.experiments.cli import main
 from reelgym.experiments.evaluate import Exam
@@ -31,7 +31,7 @@ def few(monkeypatch):
 
 @pytest.fixture
 def steer(stack):
-    return vector_env("stream_steer", 4, stack, split="test", autoreset_mode="Disabled")
+    return stream_steer.make(stack, 4, split="test", autoreset_mode="Disabled")
 
 
 def test_an_exam_of_steering(steer):
@@ -89,7 +89,7 @@ def test_the_planner_is_no_worse_than_what_it_plans_with(steer):
 
 
 def test_an_exam_of_detection(stack):
-    env = vector_env("stream_detect", 8, stack, clips=16, autoreset_mode="Disabled", check=False)
+    env = stream_detect.make(stack, 8, clips=16, autoreset_mode="Disabled", check=False)
     told = detecting.evaluated(env, lambda seen: 1 + env.bank.label[env.state.clip].long())
     assert told["reward"] == told["right"] == [1] * 16 and told["chunks"] == [1] * 16
     assert told["called_fake"] == env.bank.label.float().tolist() and told["family"] == env.bank.family.tolist()
@@ -99,7 +99,7 @@ def test_an_exam_of_detection(stack):
     assert late["reward"] == pytest.approx(paid) and late["chunks"] == [3] * 16
     asleep = detecting.evaluated(env, lambda seen: torch.zeros(len(seen), dtype=torch.int64))
     assert asleep["right"] == [0] * 16 and asleep["chunks"] == [4] * 16
-    odd = vector_env("stream_detect", 5, stack, clips=16, autoreset_mode="Disabled", check=False)
+    odd = stream_detect.make(stack, 5, clips=16, autoreset_mode="Disabled", check=False)
     with pytest.raises(ValueError, match="5 rows do not divide a bank of 16 clips"):
         detecting.evaluated(odd, lambda seen: seen)
 

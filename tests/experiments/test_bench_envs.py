@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from reelgym.envs import presets
-from reelgym.envs.registration import KINDS
+from reelgym.envs.registration import ENVS
 from reelgym.envs.stack import STACKS
 from reelgym.experiments import cli
 from reelgym.experiments.bench import envs
@@ -18,18 +17,17 @@ CPU = torch.device("cpu")
 
 
 def test_bench_envs_end_to_end(capsys, tmp_path, stack, monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "tiny", Path(stack))
     monkeypatch.setitem(STACKS, "tiny", Path(stack))
     size = ["--envs", "2", "--rounds", "1", "--seconds", "0", "--steps", "20", "--many", "2"]
     assert cli.main(["bench", "envs", *size, "--device", "cpu", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert all(name in out for name in (*KINDS, *(subject.name for subject in SUBJECTS)))
+    assert all(name in out for name in (*ENVS, *(subject.name for subject in SUBJECTS)))
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     chunks, steps, overhead = ([row for row in rows if row["kind"] == kind] for kind in ("chunks", "steps", "overhead"))
     (row,) = chunks
     assert row["envs"] == 2 and row["difference"] == 0 and row["ratio"] == row["generator"] / row["bare"]
     assert min(row[key] for key in ("step", "inference", "training")) > 0
-    assert [(row["id"], row["envs"]) for row in steps] == [(name, 2) for name in KINDS]
+    assert [(row["id"], row["envs"]) for row in steps] == [(name, 2) for name in ENVS]
     assert [row["subject"] for row in overhead] == [subject.name for subject in SUBJECTS]
     assert all(row["us_more"] == row["us_many"] - row["us_1"] for row in overhead if row["us_1"] is not None)
     assert overhead[0]["target_us"] == 10 and overhead[0]["us_1"] > 0

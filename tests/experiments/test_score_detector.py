@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from reelgym.envs.detect_bank import Source
+from reelgym.envs.detect_bank import generate
+from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import roll
@@ -17,8 +18,6 @@ from reelgym.models.calibration import Calibration
 from reelgym.models.detector import ClipDetector
 from reelgym.models.tiny import (
     build_codec,
-    build_generator,
-    load_encoder,
     load_manifest,
     load_tiny,
     save_tiny,
@@ -165,10 +164,9 @@ def test_what_is_wrong_is_said(call, tmp_path, weights):
 def test_compression_turns_no_verdict(tmp_path):
     """The shipped detector on files of the world and of the shipped student, of prompts that no training has."""
     scripts = sample_scripts(8, split="test", seed=5, grammar=GRAMMARS["plain"])
-    codec, student = load_tiny("codec"), load_tiny("student").requires_grad_(False)
-    source = Source(build_generator(student, codec), codec, load_encoder("student"))
     clauses = [chunk_clauses(script, 4) for script in scripts]
-    kinds = {"real": render(roll(clauses, CHUNK, torch.Generator().manual_seed(5))), "made": source(scripts, 4, 5)}
+    real = render(roll(clauses, CHUNK, torch.Generator().manual_seed(5)))
+    kinds = {"real": real, "made": generate(Stack.load(), scripts, 4, 5)}
     examiner = DetectorScorer.load(Config(tmp_path / "a.mp4"), torch.device("cpu"))
     logits = {}
     for kind, clips in kinds.items():
