@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d
 
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
-from ..noise import normal, stream_keys, uniform
+from ..noise import GameDomain, normal, stream_keys, uniform
 from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .game_rules import GameRules
@@ -37,8 +37,6 @@ Truth = Callable[[Sequence[str], int], Tensor]
 """`truth(scripts, seed)`: real clips [B, F, 3, H, W] in [0, 1] of scripts, a pure function."""
 AT_ONCE = 64
 """Clips that go through a codec together."""
-COIN, LENS, GRAIN = range(2**20, 2**20 + 3)
-"""Where the game's own draws lie among the noise of a stream: no clip has so many chunks."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,8 @@ class SelfPlayGame:
         keys = stream_keys(seed, self.num_envs, self.device)
         drawn = scripts or list(self.prompts.sample(self.num_envs, seed))
         clips = self.clips.begin(self.num_envs, np.random.default_rng(seed), drawn)
-        real = uniform(keys, COIN, 0, ()) < self.rules.share
-        lens = lens_of(CAMERAS[self.rules.camera], uniform(keys, LENS, 0, (6,)))
+        real = uniform(keys, GameDomain.COIN, 0, ()) < self.rules.share
+        lens = lens_of(CAMERAS[self.rules.camera], uniform(keys, GameDomain.LENS, 0, (6,)))
         film = torch.zeros(self.num_envs, 0, 3, *self.clips.image, device=self.device)
         none = torch.zeros(self.num_envs, device=self.device)
         truth = self.truth(drawn, seed).to(self.device, non_blocking=True)
@@ -213,7 +211,7 @@ class SelfPlayGame:
         clips, reward = self.clips.judge(self.clips.append(state.clips, chunk))
         made = clips.video[-1]
         seen = torch.where(state.real[:, None, None, None, None], state.truth[:, number], made)
-        grain = normal(state.keys, GRAIN, number, tuple(seen.shape[1:]))
+        grain = normal(state.keys, GameDomain.GRAIN, number, tuple(seen.shape[1:]))
         film = torch.cat((state.film, shoot_through(seen, CAMERAS[self.rules.camera], state.lens, grain)), 1)
         return replace(state, clips=clips, film=film, quality=state.quality + reward * self.clock.chunks)
 

@@ -20,7 +20,7 @@ from ...envs.game_rules import ThresholdPolicy
 from ...envs.self_play import RecordedClips, SelfPlayGame, record
 from ...models.detector import ClipDetector
 from ...models.generator import Generator
-from ...noise import stream_keys
+from ...noise import SeedDomain, stream_keys
 from ...training.learner import Groups
 from ...training.loop import Trainer
 from ...training.state import plain
@@ -35,8 +35,6 @@ Role = Literal["past", "exploiter", "anchor"]
 MakeClips = Callable[[Generator, int, int], Tensor]
 """`make_clips(generator, count, seed)`: clips [count, F, 3, H, W] in [0, 1], a pure function."""
 LEAGUE_META = ("config", "rounds", "paused", "payoffs", "members", "fakes")
-RESPONSES = 10_000
-"""Added to the seed of whoever is trained against one opponent alone."""
 BENT = 12.0
 """Weight of realness for who exploits."""
 
@@ -227,7 +225,7 @@ class League:
 
         fresh: clips of the newest generator.
         """
-        config, seed = self.config, self.config.seed + RESPONSES * self.rounds
+        config, seed = self.config, self.config.seed + SeedDomain.RESPONSES * self.rounds
         generator, detector = map(self.newest, SIDES)
         if "generator" in config.learns:
             name = f"generator-x{self.rounds}"

@@ -19,6 +19,7 @@ from ...envs.detect_bank import HELD_OUT
 from ...envs.game_rules import GameRules
 from ...envs.self_play import RecordedClips
 from ...envs.stack import StackSpec
+from ...noise import SeedDomain
 from ..jobs import Job
 from ..pretrain.footage import clip_jobs, job_names
 
@@ -28,9 +29,6 @@ UNSEEN = ("student-2", "student-1", "teacher", *HELD_OUT)
 """Families that no league learns from."""
 PANEL_SEES = (*SEEN, "student-2", "student-1")
 """What held-out detectors learn from."""
-PANEL_SEED, FILM_SEED, RESPONSE_SEED = 5_000, 9_000, 500_000
-"""Of held-out detectors; of the camera that films what is held out, the same for every detector, so that differences
-are paired; of best responses."""
 OTHER_CAMERA = "webcam"
 
 
@@ -105,11 +103,12 @@ class ClipDataset:
 
     def filmed(self, rules: GameRules, frames: int) -> dict[str, RecordedClips]:
         """What nobody learns from, through the game's camera: "real", every family of fakes, and a quarter of the real
-        clips through another camera ("other camera")."""
+        clips through another camera ("other camera"); filmed alike for every detector, so that differences are
+        paired."""
         test = {family: clips.float() / 255 for (split, family), clips in sorted(self.clips.items()) if split == "test"}
         recordings = {
-            family: apply_camera(video, rules, frames, FILM_SEED + place, real=family == "real")
+            family: apply_camera(video, rules, frames, SeedDomain.FILM + place, real=family == "real")
             for place, (family, video) in enumerate(test.items())
         }
         some, again = test["real"][: len(test["real"]) // 4], GameRules(camera=OTHER_CAMERA, pool=rules.pool)
-        return recordings | {"other camera": apply_camera(some, again, frames, FILM_SEED - 1, real=True)}
+        return recordings | {"other camera": apply_camera(some, again, frames, SeedDomain.FILM - 1, real=True)}

@@ -24,8 +24,8 @@ from ...envs.game_rules import GameRules, ThresholdPolicy
 from ...envs.self_play import RecordedClips
 from ...envs.stream_detect import FAKE
 from ...models.detector import ClipDetector, Detector
+from ...noise import SeedDomain
 from ..stats import auc, calibration_error, tpr_at
-from .dataset import RESPONSE_SEED
 
 Recordings = Mapping[str, RecordedClips]
 """What `ClipDataset.filmed` gives."""
@@ -94,7 +94,7 @@ def standing(league: League) -> dict[str, Any]:
 def responses(league: League, clips: Recordings, updates: int, seed: int) -> dict[str, float]:
     """What each side gains in the game against the newest opponent by going on against that opponent alone: a lower
     bound of how much it can be exploited."""
-    rules, seed = league.game.rules, RESPONSE_SEED + seed
+    rules, seed = league.game.rules, SeedDomain.BEST_RESPONSES + seed
     generator, detector = (league.newest(side) for side in SIDES)
     player, own, real = league.player(detector), league.recorded(generator), clips["real"]
     some = real.take(torch.arange(min(len(own.real), len(real.real))))

@@ -22,13 +22,14 @@ from ...envs.stack import StackSpec
 from ...models.classifiers import NetworkDetector
 from ...models.detector import ClipDetector
 from ...models.scorers import D3, ReStraV
+from ...noise import SeedDomain
 from ...training.loop import fit
 from ..evaluate import Exam, examine
 from ..jobs import Job, Result
 from ..pretrain.footage import Footage, film
 from ..runs import plain
 from ..systems import as_system
-from .dataset import PANEL_SEED, PANEL_SEES, SEEN, Budget, ClipDataset
+from .dataset import PANEL_SEES, SEEN, Budget, ClipDataset
 from .measure import Recordings, detector_of, detector_report, generator_report, responses, standing
 
 RULES = GameRules()
@@ -105,9 +106,9 @@ def panel(task: Task) -> Result:
     """A detector that nobody plays against: another network with another seed, on the fakes that leagues begin with and
     two families more."""
     real, fakes = task.clips.train("real")["real"], task.clips.train(*PANEL_SEES)
-    torch.manual_seed(PANEL_SEED + task.seed)
+    torch.manual_seed(SeedDomain.PANEL + task.seed)
     detector = ClipDetector(width=48)
-    config = replace(DETECTION, seed=PANEL_SEED + task.seed)
+    config = replace(DETECTION, seed=SeedDomain.PANEL + task.seed)
     fit(Detection(config, detector, drawn(real), FakePool(fakes)), task.budget.panel_updates)
     return {"weights": detector.state_dict()}, {}
 
