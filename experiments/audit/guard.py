@@ -9,58 +9,24 @@ S seeds, P prompts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ...agents.finetune import FineTuneConfig
-from ...agents.finetune_recipes import FINETUNE, rate
-from ...agents.reward_gradient import RewardGradient
-from ...envs.stack import Stack, StackSpec
-from ...models.generator import Generator
-from ...rewards.reward_model import RewardModel
-from ...rewards.stream_reward import RewardSettings, StreamReward
-from ...training.guard import GuardConfig, guard_of
-from ...training.loop import fit
-from ..evaluate import Exam, Grades, examine, reward_scores
-from ..jobs import Job, Result
+from ...training.guard import GuardConfig
+from ..evaluate import Exam
+from ..jobs import Job
 from ..options import StackOptions
-from ..runs import VALIDATION_NOISE
 from ..stats import mean_interval, paired_difference
 from ..study import Results, Study, run_study, seeds_of
-from ..systems import as_system
 from ..tables import Column, Row, markdown_table, number
+from .guard_runs import AXES, CASES, Attempt, Case, work
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
 ENDS = {"start": "start", "without": "end without the guard", "with": "end with the guard"}
-Case = Literal["motion", "quality", "text", "all", "forward"]
-
-
-@dataclass(frozen=True)
-class Bait:
-    """What a case trains on. rate: learning rate. updates: of a run that nobody stops. axes: of the reward, that alone
-    are climbed; none: all of them."""
-
-    label: str
-    recipe: FineTuneConfig
-    rate: float
-    updates: int
-    axes: tuple[str, ...] = ()
-
-
-LOOSE = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), reference=0.0)
-CASES: dict[str, Bait] = {
-    "motion": Bait("reward gradient of motion quality (MQ) alone, nothing held back", LOOSE, 2e-4, 24, ("MQ",)),
-    "quality": Bait("reward gradient of visual quality (VQ) alone, nothing held back", LOOSE, 2e-4, 24, ("VQ",)),
-    "text": Bait("reward gradient of text alignment (TA) alone, nothing held back", LOOSE, 2e-4, 24, ("TA",)),
-    "all": Bait("reward gradient of all axes, nothing held back", LOOSE, 4e-4, 16),
-    "forward": Bait("forward process on all axes, too high a rate", FINETUNE["forward"], 3e-4, 16),
-}
-AXES = ("VQ", "MQ", "TA")
 CONTRASTS = (("without", "start"), ("with", "start"), ("with", "without"))
 
 
@@ -95,21 +61,6 @@ class Config(StackOptions):
     """Folder for results.json and the jobs."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One run, or the start: a key of ENDS."""
-
-    end: str
-    case: str
-    seed: int
-    updates: int
-    rate: float
-    guard: GuardConfig
-    exam: Exam
-    validation: Exam
-    stack: StackSpec
-
-
 def run(config: Config) -> None:
     """Run every job, print the tables, write results.json."""
     run_study(STUDY, config)
@@ -132,68 +83,6 @@ def attempts(config: Config, results: Results) -> list[Job]:
             given = (config.updates or CASES[case].updates, config.rate or CASES[case].rate, guard)
             jobs += [Job(_name(end, case, s), Attempt(end, case, s, *given, **made), cost) for s in seeds]
     return jobs
-
-
-def work(attempt: Attempt) -> Result:
-    """Train as the attempt says, then examine. JSON: per-prompt scores of the exam, and the curve of its looks."""
-    bait = CASES[attempt.case]
-    stack = baited(attempt.stack.load(), bait)
-    student = stack.student()
-    if attempt.end == "start":
-        return {}, examined(stack, student, attempt)
-    recipe = replace(bait.recipe, learner=rate(attempt.rate), seed=attempt.seed)
-    trainer = recipe.trainer(stack, student)
-    watched = attempt.end == "with"
-    guard = guard_of(stack, attempt.guard if watched else replace(attempt.guard, patience=10**9), student)
-    curve: list[Row] = []
-
-    def note(measured: Mapping[str, float], update: int) -> None:
-        if "guard/heldout" in measured:
-            curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **_looked(measured)})
-
-    def judged() -> dict[str, float]:
-        found = examine(as_system(stack, student), attempt.validation, VALIDATION_NOISE, long=False)
-        return {"oracle": float(found.scores["total"].mean())}
-
-    def looked() -> dict[str, float]:
-        return judged() | guard.look(trainer.counts.updates)
-
-    begun = judged()
-    every = attempt.guard.every
-    if watched:
-        fit(trainer, attempt.updates, log=note, evaluate=judged, evaluate_every=every, guard=guard)
-    else:
-        note(guard.look(0), 0)
-        fit(trainer, attempt.updates, log=note, evaluate=looked, evaluate_every=every)
-    ended = {"updates": trainer.counts.updates, "seconds": trainer.counts.seconds, "why": guard.why}
-    kept = guard.best.update if guard.why and guard.best else trainer.counts.updates
-    spent = {"kept": kept, "curve": curve, "guard": asdict(guard.counts)}
-    return {}, examined(stack, student, attempt) | ended | spent
-
-
-def baited(stack: Stack, bait: Bait) -> Stack:
-    """The stack with the part of its reward that a case climbs."""
-    return stack.with_parts(reward=StreamReward(stack.reward.model, RewardSettings(axes=bait.axes or None)))
-
-
-def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
-    """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
-    grades = examine(as_system(stack, student), attempt.exam, attempt.seed, long=False)
-    models = stack.reward.model, stack.heldout.model
-    whole, heldout = (rewarded(stack, model, grades, attempt.exam) for model in models)
-    found = {**grades.scores, "diversity": grades.diversity, "heldout": heldout.mean(1)}
-    found |= dict(zip((f"reward {axis}" for axis in AXES), whole.unbind(1), strict=True))
-    return {"exam": {name: [round(float(value), 6) for value in values] for name, values in found.items()}}
-
-
-def rewarded(stack: Stack, model: RewardModel, grades: Grades, exam: Exam) -> Tensor:
-    """z-scores of the exam's clips by a reward model, mean over those of a prompt: [P, A], in the order of AXES."""
-    scores = reward_scores(stack, StreamReward(model, RewardSettings(axes=AXES)), exam, grades).scores
-    return scores.unflatten(0, (exam.prompts, exam.clips)).mean(1)
-
-
-def _looked(measured: Mapping[str, float]) -> Row:
-    return {key.removeprefix("guard/"): value for key, value in measured.items() if key.startswith("guard/")}
 
 
 def _name(end: str, case: str, seed: int) -> str:

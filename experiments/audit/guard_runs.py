@@ -1,0 +1,132 @@
+"""What one worker of `reelgym audit guard` does: let a training hack its reward, or stop it with the guard, and examine
+what came of it. P prompts, A axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ...agents.finetune import FineTuneConfig
+from ...agents.finetune_recipes import FINETUNE, rate
+from ...agents.reward_gradient import RewardGradient
+from ...envs.stack import Stack, StackSpec
+from ...models.generator import Generator
+from ...rewards.reward_model import RewardModel
+from ...rewards.stream_reward import RewardSettings, StreamReward
+from ...training.guard import GuardConfig, guard_of
+from ...training.loop import fit
+from ..evaluate import Exam, Grades, examine, reward_scores
+from ..jobs import Result
+from ..runs import VALIDATION_NOISE
+from ..systems import as_system
+
+Case = Literal["motion", "quality", "text", "all", "forward"]
+
+
+@dataclass(frozen=True)
+class HackingCase:
+    """What a case trains on. rate: learning rate. updates: of a run that nobody stops. axes: of the reward, that alone
+    are climbed; none: all of them."""
+
+    label: str
+    recipe: FineTuneConfig
+    rate: float
+    updates: int
+    axes: tuple[str, ...] = ()
+
+
+UNREGULARIZED = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), reference=0.0)
+CASES: dict[str, HackingCase] = {
+    "motion": HackingCase(
+        "reward gradient of motion quality (MQ) alone, nothing held back", UNREGULARIZED, 2e-4, 24, ("MQ",)
+    ),
+    "quality": HackingCase(
+        "reward gradient of visual quality (VQ) alone, nothing held back", UNREGULARIZED, 2e-4, 24, ("VQ",)
+    ),
+    "text": HackingCase(
+        "reward gradient of text alignment (TA) alone, nothing held back", UNREGULARIZED, 2e-4, 24, ("TA",)
+    ),
+    "all": HackingCase("reward gradient of all axes, nothing held back", UNREGULARIZED, 4e-4, 16),
+    "forward": HackingCase("forward process on all axes, too high a rate", FINETUNE["forward"], 3e-4, 16),
+}
+AXES = ("VQ", "MQ", "TA")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run, or the start: "start", or the end of a run "without" or "with" the guard."""
+
+    end: str
+    case: str
+    seed: int
+    updates: int
+    rate: float
+    guard: GuardConfig
+    exam: Exam
+    validation: Exam
+    stack: StackSpec
+
+
+def work(attempt: Attempt) -> Result:
+    """Train as the attempt says, then examine. JSON: per-prompt scores of the exam, and the curve of its looks."""
+    case = CASES[attempt.case]
+    stack = with_reward_axes(attempt.stack.load(), case)
+    student = stack.student()
+    if attempt.end == "start":
+        return {}, examined(stack, student, attempt)
+    recipe = replace(case.recipe, learner=rate(attempt.rate), seed=attempt.seed)
+    trainer = recipe.trainer(stack, student)
+    watched = attempt.end == "with"
+    guard = guard_of(stack, attempt.guard if watched else replace(attempt.guard, patience=10**9), student)
+    curve: list[dict[str, Any]] = []
+
+    def note(measured: Mapping[str, float], update: int) -> None:
+        if "guard/heldout" in measured:
+            curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **_looked(measured)})
+
+    def judged() -> dict[str, float]:
+        found = examine(as_system(stack, student), attempt.validation, VALIDATION_NOISE, long=False)
+        return {"oracle": float(found.scores["total"].mean())}
+
+    def looked() -> dict[str, float]:
+        return judged() | guard.look(trainer.counts.updates)
+
+    begun = judged()
+    every = attempt.guard.every
+    if watched:
+        fit(trainer, attempt.updates, log=note, evaluate=judged, evaluate_every=every, guard=guard)
+    else:
+        note(guard.look(0), 0)
+        fit(trainer, attempt.updates, log=note, evaluate=looked, evaluate_every=every)
+    ended = {"updates": trainer.counts.updates, "seconds": trainer.counts.seconds, "why": guard.why}
+    kept = guard.best.update if guard.why and guard.best else trainer.counts.updates
+    spent = {"kept": kept, "curve": curve, "guard": asdict(guard.counts)}
+    return {}, examined(stack, student, attempt) | ended | spent
+
+
+def with_reward_axes(stack: Stack, case: HackingCase) -> Stack:
+    """The stack with the part of its reward that a case climbs."""
+    return stack.with_parts(reward=StreamReward(stack.reward.model, RewardSettings(axes=case.axes or None)))
+
+
+def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
+    """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
+    grades = examine(as_system(stack, student), attempt.exam, attempt.seed, long=False)
+    models = stack.reward.model, stack.heldout.model
+    whole, heldout = (rewarded(stack, model, grades, attempt.exam) for model in models)
+    found = {**grades.scores, "diversity": grades.diversity, "heldout": heldout.mean(1)}
+    found |= dict(zip((f"reward {axis}" for axis in AXES), whole.unbind(1), strict=True))
+    return {"exam": {name: [round(float(value), 6) for value in values] for name, values in found.items()}}
+
+
+def rewarded(stack: Stack, model: RewardModel, grades: Grades, exam: Exam) -> Tensor:
+    """z-scores of the exam's clips by a reward model, mean over those of a prompt: [P, A], in the order of AXES."""
+    scores = reward_scores(stack, StreamReward(model, RewardSettings(axes=AXES)), exam, grades).scores
+    return scores.unflatten(0, (exam.prompts, exam.clips)).mean(1)
+
+
+def _looked(measured: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix("guard/"): value for key, value in measured.items() if key.startswith("guard/")}
