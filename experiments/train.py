@@ -107,6 +107,8 @@ def _check(config: Config) -> None:
     data = (config.fps, config.size, config.validation)
     if config.pairs is None and data != (Config.fps, Config.size, Config.validation):
         raise ValueError("--fps, --size and --validation say how to read --pairs: give that too")
+    if config.target not in ("codec", *AGENTS) and not config.weights.is_dir():
+        raise ValueError(f"{config.weights}: no such folder; begin with reelgym train codec --weights DIR --install")
     if config.pairs is not None and config.target != "reward":
         raise ValueError(f"--pairs trains the reward, not the {config.target}: use reelgym train reward --pairs")
     if config.target in ("detector", "rival") and config.compile:

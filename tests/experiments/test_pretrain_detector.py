@@ -124,3 +124,8 @@ def test_a_killed_training_goes_on_to_the_same_end(trained, runs, tmp_path):
 def test_compile_is_no_option_of_a_detector():
     with pytest.raises(ValueError, match="--compile has no use for the rival"):
         train.run(train.Config("rival", compile=True))
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: no such folder; begin with reelgym train codec"):
+        train.run(train.Config("teacher", weights=tmp_path / "nowhere"))
