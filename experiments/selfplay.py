@@ -17,7 +17,7 @@ from ..agents.league.config import LeagueConfig
 from ..envs.game_rules import ThresholdPolicy
 from ..envs.self_play import RecordedClips
 from ..models.tiny import save_tiny
-from .jobs import Job, one_thread
+from .jobs import Job
 from .league.dataset import Budget, dataset_jobs
 from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
@@ -125,8 +125,7 @@ def rows(config: Config, results: Results) -> list[Row]:
     start = {"start": scorers.pop("start")}
     found = {arm: [results[f"{arm}-{seed}"][1] for seed in seeds] for arm in preset.arms}
     runs = {arm: [run | {"detectors": start | run["detectors"]} for run in own] for arm, own in found.items()}
-    with one_thread():
-        return all_rows(runs, seeds, _across(results, preset.arms, seeds), scorers)
+    return all_rows(runs, seeds, _across(results, preset.arms, seeds), scorers)
 
 
 def settings(config: Config, results: Results) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Study:
     """
 
     name: str
-    """The command's words: "bench rl"."""
+    """The command's words: "bench rl", or all that is typed: "python -m reelgym.experiments.longer"."""
     work: Work
     """task -> (groups of tensors, what JSON holds); importable by name, runs in a worker process."""
     jobs: Callable[[Any, Results], Iterable[Job]]
@@ -73,6 +73,12 @@ class Study:
     """(config, all results) -> what results.json keeps as "config"."""
     seeds: Callable[[Any], Sequence[int]] = seeds_of
     """config -> the seeds that results.json names."""
+
+    @property
+    def words(self) -> list[str]:
+        """What is typed before the options."""
+        words = self.name.split()
+        return words if words[0] == "python" else ["reelgym", *words]
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,9 @@ def run_study(study: Study, config: Any) -> Done:
     """
     chosen = definite(study.name, config)
     results = finish(study, chosen)
-    rows = study.rows(chosen, results)
     with one_thread():
-        command = command_line(["reelgym", *study.name.split()], config)
+        rows = study.rows(chosen, results)
+        command = command_line(study.words, config)
         settings = study.settings(chosen, results)
         path = write_results(chosen.out, command, study.seeds(chosen), settings, rows, chosen.device)
     found = json.loads(path.read_text())
