@@ -1,9 +1,11 @@
 """README and docs say what is there: tables are views of files, commands parse, code runs, links lead somewhere."""
 
+import ast
 import importlib
 import json
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import reelgym
 from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.game_rules import ThresholdPolicy
 from reelgym.envs.registration import ENVS
@@ -28,6 +31,17 @@ ROOT = Path(__file__).parent.parent
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in readme.pages()}
 WORLD = PAGES["docs/world.md"]
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+WORKSHOP = {
+    "docs/detection.md": ("reelgym.models.classifiers", "reelgym.models.scorers"),
+    "docs/envs/self_play.md": (
+        "reelgym.envs.game_rules",
+        "reelgym.envs.presets",
+        "reelgym.envs.self_play",
+        "reelgym.models.detector",
+    ),
+    "docs/finetuning.md": ("reelgym.experiments.finetune",),
+}
+"""Pages for those who build with the parts, and the modules that they open; all others keep to the public page."""
 ONE_UPDATE = {"updates=10": "updates=1", "learn(4096)": "learn(64)", "clips=64": "clips=8"}
 
 
@@ -134,6 +148,16 @@ def test_python_runs(name, stack, monkeypatch):
             for long, short in ONE_UPDATE.items():
                 code = code.replace(long, short)
             exec(compile(code, name, "exec"), space)
+
+
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if "```python" in text])
+def test_python_imports_from_the_public_page(name):
+    for language, code in FENCES.findall(PAGES[name]):
+        for node in ast.walk(ast.parse(textwrap.dedent(code)) if language == "python" else ast.Module([], [])):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("reelgym"):
+                names = {alias.name for alias in node.names}
+                public = node.module == "reelgym" and names <= {*reelgym.__all__, "video"}
+                assert public or node.module in WORKSHOP.get(name, ()), f"{node.module}: {names}"
 
 
 def test_the_words_and_fakes_of_the_world_are_those_of_the_code():

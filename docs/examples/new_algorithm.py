@@ -1,17 +1,12 @@
 """Best against worst: of continuations of one prefix the best is a target, the worst a counter-example."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import gymnasium
 import torch
 import tyro
 
-import reelgym  # noqa: F401  (registers the environment)
-from reelgym.models.generator import StreamState, generate_chunk
-from reelgym.models.sampler import renoise, x0_from_v
-from reelgym.models.tiny import WEIGHTS, build_generator, load_tiny
-from reelgym.noise import stream_keys
+from reelgym import Stack, StreamState, generate_chunk, stream_keys
 
 
 @dataclass
@@ -20,14 +15,14 @@ class Args:
     prompts: int = 4
     group: int = 8
     learning_rate: float = 1e-4
-    stack: Path = WEIGHTS
+    stack: str = "tiny"
 
 
 def main(args: Args) -> list[float]:
     """Train; returns, for every update, what a continuation earned on average, summed over chunks."""
     streams = args.prompts * args.group
-    envs = gymnasium.make_vec("reelgym/StreamGen-v0", streams, preset=str(args.stack), autoreset_mode="Disabled")
-    generator = build_generator(load_tiny("student", args.stack / "student"), load_tiny("codec", args.stack / "codec"))
+    envs = gymnasium.make_vec("reelgym/StreamGen-v0", streams, preset=args.stack, autoreset_mode="Disabled")
+    generator = Stack.load(args.stack).student()
     optimizer = torch.optim.AdamW(generator.model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     torch.manual_seed(0)
     first, sigma, history = torch.arange(0, streams, args.group), generator.sigmas[-1], []
@@ -41,8 +36,8 @@ def main(args: Args) -> list[float]:
             seen, reward, *_ = envs.step(chunk)  # of the window that ends with the chunk
             best, worst = (first + score.view(-1, args.group).argmax(1) for score in (reward, -reward))
             pair = torch.cat((best, worst))
-            noisy = renoise(chunk[pair], torch.randn_like(chunk[best]).repeat(2, 1, 1, 1, 1), sigma)
-            x0 = x0_from_v(noisy, generator.model(noisy, sigma, prompt[pair], cache=prefix.take(pair).cache), sigma)
+            noisy = (1 - sigma) * chunk[pair] + sigma * torch.randn_like(chunk[best]).repeat(2, 1, 1, 1, 1)
+            x0 = generator.denoise(noisy, sigma, prompt[pair], prefix.take(pair).cache)
             good, bad = (x0 - chunk[pair]).square().mean((1, 2, 3, 4)).chunk(2)
             (good - bad).mean().backward()
             kept = best.repeat_interleave(args.group)  # all go on from the best of their group, with noise of their own
