@@ -39,7 +39,7 @@ WORKSHOP = {
         "reelgym.envs.self_play",
         "reelgym.models.detector",
     ),
-    "docs/finetuning.md": ("reelgym.experiments.finetune",),
+    "docs/finetuning.md": ("reelgym.experiments.train_student",),
 }
 """Pages for those who build with the parts, and the modules that they open; all others keep to the public page."""
 ONE_UPDATE = {"updates=10": "updates=1", "learn(4096)": "learn(64)", "clips=64": "clips=8"}
@@ -133,7 +133,8 @@ def stack(tmp_path_factory):
     tiny.save_tiny(folder / "codec", tiny.build_codec(), manifest)
     for name in ("reward", "heldout"):
         tiny.save_tiny(folder / name, TinyReward(encoder.dim, width=16), manifest)
-    tiny.save_tiny(folder / "rival", ClipDetector(), {})
+    for name in ("detector", "rival"):
+        tiny.save_tiny(folder / name, ClipDetector(), {})
     return folder
 
 
