@@ -14,8 +14,8 @@ from ..models.codec import Codec
 from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..noise import fold, normal, uniform
-from ..rewards.stream_reward import NoGradientError, StreamReward
-from ..rewards.windows import clip_prompts, clip_reward
+from ..rewards.stream_reward import NoGradientError, StreamReward, clip_reward
+from ..rewards.windows import clip_prompts
 from .direction import Needs, TrainingBatch, TrainingSample
 from .rollout import Rollout
 

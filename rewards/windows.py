@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..models.codec import Codec, Grid
+from ..models.codec import Grid
 from ..models.prompts import PromptBatch
-
-if TYPE_CHECKING:
-    from .stream_reward import StreamReward
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,3 @@ def prompt_columns(embeds: Tensor, texts: Sequence[Sequence[str]]) -> tuple[Prom
 def chunk_of_frame(grid: Grid, clock: Clock) -> list[int]:
     """For each video frame of a clip's grid, the chunk that it belongs to."""
     return [int(latent) // clock.frames_per_chunk for latent in grid.latent_of_frame.tolist()]
-
-
-def clip_reward(reward: object, codec: Codec, clock: Clock) -> StreamReward:
-    """`StreamReward.windowed`; TypeError for a reward that is no StreamReward: it has no gradient to offer."""
-    from .stream_reward import StreamReward
-
-    if not isinstance(reward, StreamReward):
-        raise TypeError(f"gradients and perplexity need a StreamReward, not {type(reward).__name__}")
-    return reward.windowed(clock, codec)

@@ -33,12 +33,7 @@ WORLD = PAGES["docs/world.md"]
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 WORKSHOP = {
     "docs/detection.md": ("reelgym.models.classifiers", "reelgym.models.scorers"),
-    "docs/envs/self_play.md": (
-        "reelgym.envs.game_rules",
-        "reelgym.envs.presets",
-        "reelgym.envs.self_play",
-        "reelgym.models.detector",
-    ),
+    "docs/envs/self_play.md": ("reelgym.envs", "reelgym.envs.game_rules", "reelgym.models.detector"),
     "docs/finetuning.md": ("reelgym.experiments.train_student",),
 }
 """Pages for those who build with the parts, and the modules that they open; all others keep to the public page."""

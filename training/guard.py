@@ -22,8 +22,8 @@ from ..models.generator import Generator, StreamState, Transition, generate_chun
 from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
 from ..rewards.measures import MEASURES
-from ..rewards.stream_reward import PixelError, StreamReward
-from ..rewards.windows import Clock, clip_prompts, clip_reward
+from ..rewards.stream_reward import PixelError, StreamReward, clip_reward
+from ..rewards.windows import Clock, clip_prompts
 from .learner import Groups
 from .state import State
 from .usage import ComputeUsage
