@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reelgym.experiments import cli
-from reelgym.experiments.audit import guard
+from reelgym.experiments.audit import guard, guard_runs
 
 SMALL = ["--updates", "1", "--every", "1", "--watched", "2", "--seeds", "1", "--prompts", "1", "--validation", "1"]
 
@@ -25,7 +25,7 @@ def test_it_runs_and_goes_on(stack, tmp_path, capsys, monkeypatch):
     assert curves[0] == [] and [row["update"] for row in curves[1]] == [0, 1]
     for one, other in zip(*curves[1:], strict=True):
         assert {**one, "end": ""} == {**other, "end": "", "strikes": one["strikes"]}
-    monkeypatch.setattr(guard, "guard_of", None)
+    monkeypatch.setattr(guard_runs, "guard_of", None)
     assert cli.main(args) == 0 and capsys.readouterr().out == first
 
 
