@@ -17,12 +17,11 @@ from ..envs.prompt_source import Texts
 from ..envs.streaming import StreamingEnv
 from ..models.generator import Fork, Generator, StreamState, Transition, at_prompt, denoise_chunk, read_chunk
 from ..models.sampler import Kernel
-from ..noise import uniform
+from ..noise import Domain, uniform
 
 Observation = Mapping[str, Tensor]
 """An observation of StreamGen."""
 Prefix = Literal["own", "local", "full"]
-FORK_DRAWS = 2**20
 """Where draws about forks lie among the noise of a stream: no clip has so many chunks."""
 
 
@@ -175,7 +174,7 @@ def rollout(
         raise ValueError(f"{len(keys)} streams are not whole groups of {group}")
     observation, _ = env.reset(options={"scripts": texts, "need": need})
     begun, chunks = env.state, env.clock.chunks
-    first = int(uniform(keys[:1], FORK_DRAWS, 0, ()) * chunks) if prefix == "full" else 0
+    first = int(uniform(keys[:1], Domain.FORK, 0, ()) * chunks) if prefix == "full" else 0
     worker = _RolloutWorker(env, policy, keys, group, shared_steps if prefix == "local" else None)
     state = worker.begin(RolloutState(begun, begun.latents[:, :0], observation), first)
     steps = []
@@ -242,7 +241,7 @@ class _RolloutWorker:
         """The policy goes on: from every chunk, or from that of one continuation, drawn from each group."""
         chunk = step.chunk
         if self.fork is not None:
-            draws = uniform(self.keys[self.leaders], FORK_DRAWS, step.number, ())
+            draws = uniform(self.keys[self.leaders], Domain.FORK, step.number, ())
             rows = self.leaders + (draws * self.group).long().clamp_max(self.group - 1)
             chunk, after = chunk[rows], after.take(rows)
         self.policy.read(chunk, before.observation)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..envs.stack import Stack, StackSpec
 from ..models.generator import Generator
+from ..noise import SeedDomain
 from ..training.learner import NonFiniteError
 from ..training.loop import fit
 from ..training.sequence import Stage
@@ -19,7 +20,7 @@ from .jobs import Result
 from .slices import examine_slices
 from .systems import System, as_system, reference
 
-VALIDATION_NOISE = 1_000_003
+VALIDATION_NOISE = int(SeedDomain.VALIDATION)
 
 
 @dataclass(frozen=True)

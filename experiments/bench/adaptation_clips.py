@@ -16,6 +16,7 @@ from ...agents.finetune_recipes import FINETUNE
 from ...envs.detect_bank import generate
 from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.grammar import GRAMMARS, Script, sample_scripts
+from ...noise import SeedDomain
 from ...training.loop import fit
 from ..jobs import Result
 from ..pretrain.footage import REAL, clips_of
@@ -85,7 +86,7 @@ def make_clips(task: ClipsTask) -> Result:
 
 
 def _own(family: str) -> int:
-    return 7_000_000 + 10_000 * list(FAMILIES).index(family)
+    return SeedDomain.FAMILY_CLIPS + 10_000 * list(FAMILIES).index(family)
 
 
 Sampler = Callable[[Sequence[Script], int], Tensor]

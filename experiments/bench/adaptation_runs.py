@@ -21,6 +21,7 @@ from ...envs.stack import StackSpec
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...envs.worlds.scene import SIDE
 from ...models.detector import ClipDetector
+from ...noise import SeedDomain
 from ...training.learner import LearnerConfig
 from ..jobs import Result
 from ..pretrain.footage import REAL
@@ -28,9 +29,7 @@ from ..stats import auc
 from .adaptation_clips import ClipsTask, make_clips
 
 FIRST_RUNG = 8
-REAL_DRAW, GOES_ON, ARRIVE = 2**30, 10_000, 20_000
 """Added to seeds: for the draws of real clips, trainings that go on, and the order in which fakes arrive."""
-LOOK_FILM = 1_000_005
 """Seed of the film of all test clips: the same for every look, so that looks are paired."""
 
 
@@ -175,7 +174,7 @@ class OrderClips:
 
     def real(self, count: int, step: int) -> Tensor:
         """Real clips [count, F, 3, H, W] in [0, 1]; they cost nothing."""
-        random = torch.Generator().manual_seed(step + REAL_DRAW)
+        random = torch.Generator().manual_seed(step + SeedDomain.REAL_DRAW)
         clips = self.train[REAL]
         return clips[torch.randint(len(clips), (count,), generator=random)].float() / 255
 
@@ -185,7 +184,7 @@ class OrderClips:
         others."""
         clips = {"known": torch.cat([self.train[name] for name in self.order.known])} if known else {}
         new = self.train[self.order.new]
-        arrive = torch.randperm(len(new), generator=torch.Generator().manual_seed(ARRIVE + seed))
+        arrive = torch.randperm(len(new), generator=torch.Generator().manual_seed(SeedDomain.ARRIVALS + seed))
         return FakePool(clips | ({"new": new[arrive[:fakes]]} if fakes else {}))
 
     @torch.no_grad()
@@ -203,7 +202,7 @@ def clips_job(family: str) -> str:
 
 
 def _filmed(clips: Tensor, detection: DetectionConfig) -> Tensor:
-    random = torch.Generator().manual_seed(LOOK_FILM)
+    random = torch.Generator().manual_seed(SeedDomain.POINT_FILMS)
     return stored(shoot(clips.float() / 255, CAMERAS[detection.camera], random), detection.pool) / 255
 
 
@@ -223,7 +222,7 @@ def _from_scratch(task: RunTask, clips: OrderClips, fakes: int) -> tuple[Detecti
 
 def _went_on(task: RunTask, clips: OrderClips, detector: ClipDetector) -> list[dict[str, float]]:
     """Step by step more fakes of the new family; without replay there is nothing beside them."""
-    detection = replace(task.plan.detection, seed=task.seed + GOES_ON)
+    detection = replace(task.plan.detection, seed=task.seed + SeedDomain.GOES_ON)
     trainer = Detection(detection, detector, clips.real, FakePool())
     looks = list[dict[str, float]]()
     for fakes, number in task.plan.eval_points:

@@ -9,13 +9,13 @@ from typing import Any
 from ...agents.credit import Credit
 from ...agents.finetune_recipes import FINETUNE
 from ...envs.stack import Stack, StackSpec
+from ...noise import SeedDomain
 from ...training.learner import NonFiniteError
 from ...training.recipe import Recipe, find_recipe
 from ..evaluate import Exam, examine, reward_scores
 from ..jobs import Result
 from ..systems import System, as_system, reference
 
-LOOK_NOISE = 1_000_004
 """Of every look: the same for all runs, so that they are paired."""
 FIRST_LOOK = 64
 OURS = ("reward", "forward", "policy")
@@ -138,7 +138,7 @@ def _trained(task: RunTask) -> dict[str, Any]:
 
 def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
     """Means over the clips of a look: the oracle, and rewards: the one that is trained on and the held-out one."""
-    grades = examine(system, exam, LOOK_NOISE, device=stack.device, long=False)
+    grades = examine(system, exam, SeedDomain.POINTS, device=stack.device, long=False)
     axes = {"oracle": "total", "vq": "VQ", "mq": "MQ", "ta": "TA"}
     found: dict[str, float | None] = {name: float(grades.scores[axis].mean()) for name, axis in axes.items()}
     rewards = {"reward": stack.reward, "heldout": stack.heldout if stack.has("heldout") else None}

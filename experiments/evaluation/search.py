@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from ...noise import SeedDomain
 from ...training.recipe import Recipe
 
 R = TypeVar("R", bound=Recipe)
-SEARCH_SEED = 10_000
+SEARCH_SEED = int(SeedDomain.SEARCH)
 """Of every try, apart from the seeds that count."""
 DIVERGED = -1.0
 """Score of a try that diverged: below all that an oracle gives."""
