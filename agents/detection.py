@@ -17,7 +17,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ..envs.self_play import stored
 from ..envs.worlds.camera import CAMERAS, shoot
 from ..models.detector import ClipDetector
-from ..noise import SeedDomain, fold
 from ..training.learner import Groups, Learner, LearnerConfig
 from ..training.loop import own_draw
 from ..training.state import State, pack, unpack
@@ -50,11 +49,10 @@ class DetectionConfig:
 
 
 def drawn(pool: Tensor) -> Clips:
-    """Draws from real clips uint8 [M, F, 3, H, W], by a seed that the fakes of a step do not have."""
+    """Draws from real clips uint8 [M, F, 3, H, W]."""
 
     def draw(count: int, step: int) -> Tensor:
-        own = fold(torch.tensor([step]), SeedDomain.REAL_DRAW)
-        random = torch.Generator().manual_seed(int(own))
+        random = torch.Generator().manual_seed(step)
         return pool[torch.randint(len(pool), (count,), generator=random)].float() / 255
 
     return draw

@@ -226,6 +226,11 @@ def table_block(results: Row) -> str:
     return f"{_made(results)} {exam}\n\n{table}"
 
 
+def answers_block(results: Row) -> str:
+    """An answer to each question that was declared."""
+    return _list(verdict_lines(results, declared=True))
+
+
 def verdict_block(results: Row) -> str:
     """What a comparison found, in sentences and differences, and which runs say so."""
     config, contrasts = results["config"], rows_of(results, "contrast")
@@ -254,7 +259,13 @@ def slices_block(results: Row) -> str:
     return f"{made}\n\n{markdown_table(SLICE_COLUMNS, slice_table_rows(results))}\n\n{SLICES_NOTE}"
 
 
-BLOCKS = {"table": table_block, "verdict": verdict_block, "pictures": pictures_block, "slices": slices_block}
+BLOCKS = {
+    "table": table_block,
+    "answers": answers_block,
+    "verdict": verdict_block,
+    "pictures": pictures_block,
+    "slices": slices_block,
+}
 
 
 def _made(results: Row) -> str:

@@ -17,6 +17,7 @@ import reelgym
 from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.game_rules import ThresholdPolicy
 from reelgym.envs.registration import ENVS
+from reelgym.envs.stack import Stack
 from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.slices import SLICES
@@ -172,14 +173,66 @@ def test_the_slices_of_the_world_are_those_of_the_code():
     assert {name: said[name] for name in said if name != "slice"} == {n: edge.meaning for n, edge in SLICES.items()}
 
 
-def test_the_readme_names_the_words_of_the_plain_grammar():
+def test_the_words_of_the_plain_grammar_are_named():
     plain = grammar.GRAMMARS["plain"]
-    paragraph = " ".join(PAGES["README.md"].split("**plain**")[1].split("\n\n")[0].split())
+    paragraph = " ".join(PAGES["docs/weights.md"].split("**plain**")[1].split("\n\n")[0].split())
     for words in (plain.shapes, plain.colours):
         assert f"({', '.join(words)})" in paragraph
     assert plain.sizes == ("medium",) and set(plain.motions) == {"moves", "rests"} and plain.clauses == (1, 2)
     assert set(plain.directions) == {"right", "left", "up", "down"} and plain.speeds == ("medium", "fast")
     assert grammar.parse("a red circle moves left fast")[0].held_out
+
+
+def test_the_readme_is_short_and_names_every_file():
+    text = PAGES["README.md"]
+    assert len(text.splitlines()) <= 150
+    (tree,) = [code for language, code in FENCES.findall(text) if language == "text"]
+    named, folder = set(), ""
+    for line in tree.splitlines():
+        folder = folder if line.startswith(" ") else line.split("/")[0]
+        for name in re.findall(r"[\w/]+(?:\{[\w,]*\})?[\w/]*\.py", line):
+            head, _, rest = name.partition("{")
+            middles, _, tail = rest.partition("}")
+            inside = f"{folder}/" if line.startswith(" ") else ""
+            named |= {f"{inside}{head}{middle}{tail}" for middle in middles.split(",")}
+    assert not [name for name in named if not (ROOT / name).is_file()]
+    rooms = ("models", "rewards", "envs", "training", "agents", "distill")
+    there = {str(file.relative_to(ROOT)) for room in rooms for file in (ROOT / room).rglob("*.py")}
+    assert not {name for name in there if not name.endswith("__init__.py")} - named
+
+
+def test_the_recipes_of_contributing_run(stack, tmp_path, monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = dict(re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    assert set(files) == {"towards_best.py", "test_towards_best.py", "rewards.py", "walk.py", "dice.py"}
+    assert text.count("```python") == len(files)
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    load = Stack.load
+    monkeypatch.setattr(Stack, "load", lambda source="tiny", device="cpu": load(stack, device))
+    importlib.import_module("test_towards_best").test_it_learns()
+    assert importlib.import_module("rewards").darkness(torch.ones(2, 3, 3, 4, 4), None).tolist() == [-1, -1]
+    envs = gymnasium.make_vec("walk:my/Walk-v0", num_envs=3, length=1)
+    envs.reset(seed=0)
+    assert "final_obs" in envs.step(envs.action_space.sample())[-1]
+    dice = importlib.import_module("dice")
+    dice.run(dice.Config(seeds=1, workers=1))
+    rows = json.loads((tmp_path / "runs/dice/results.json").read_text())["rows"]
+    assert dice.report(rows) == "| throw | above |\n| :-- | --: |\n| throw-0 | 0.432 |"
+
+
+def test_links_of_contributing_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_every_page_is_in_the_index():
+    index = PAGES["docs/README.md"]
+    assert not [
+        page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md" and f"]({page.name}" not in index
+    ]
 
 
 def results():
