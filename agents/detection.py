@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ..envs.self_play import stored
 from ..envs.worlds.camera import CAMERAS, shoot
 from ..models.detector import ClipDetector
+from ..noise import SeedDomain, fold
 from ..training.learner import Groups, Learner, LearnerConfig
 from ..training.loop import own_draw
 from ..training.state import State, pack, unpack
@@ -49,10 +50,11 @@ class DetectionConfig:
 
 
 def drawn(pool: Tensor) -> Clips:
-    """Draws from real clips uint8 [M, F, 3, H, W]."""
+    """Draws from real clips uint8 [M, F, 3, H, W], by a seed that the fakes of a step do not have."""
 
     def draw(count: int, step: int) -> Tensor:
-        random = torch.Generator().manual_seed(step)
+        own = fold(torch.tensor([step]), SeedDomain.REAL_DRAW)
+        random = torch.Generator().manual_seed(int(own))
         return pool[torch.randint(len(pool), (count,), generator=random)].float() / 255
 
     return draw

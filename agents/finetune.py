@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,7 @@ from ..envs.stack import Stack
 from ..envs.stream_gen import StreamGenVectorEnv
 from ..envs.streaming import StreamingEnv
 from ..models.critic import Critic, critic_for
-from ..models.generator import Generator, StreamState, prediction, read_clip
-from ..models.sampler import x0_from_v
+from ..models.generator import Generator
 from ..noise import fold, stream_keys
 from ..rewards.stream_reward import PixelError, StreamReward
 from ..training.learner import Groups, Learner, LearnerConfig, NonFiniteError
@@ -30,8 +28,9 @@ from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
 from .credit import Credit, advantages, bootstrapped, one_of
-from .direction import Direction, TrainingSample, reference_direction
+from .direction import Direction, TrainingSample
 from .forward_process import ForwardProcess
+from .kl_penalty import KLPenalty, Samples
 from .rollout import GeneratorPolicy, Prefix, Rollout, RolloutStep, rollout
 
 if TYPE_CHECKING:
@@ -170,17 +169,20 @@ class FineTune:
             rewards = batch.returns[:, None] / chunks
             self.counts.reward_calls += played.chunks
         samples = [(number, sample) for one in batch.minibatches for number, sample in enumerate(one)]
-        held = self._reference_predictions(played, samples)
+        penalty = self._penalty(played, samples)
         olds, skipped = [sample.old_x0 for _, sample in samples], 0.0
         for _ in range(config.epochs):
-            found = self._backward(played, samples, olds, held, advantage)
+            found = self._backward(played, samples, olds, penalty, advantage)
             measured |= {name: float(value) for name, value in found.items()} | self.learner.apply()
             skipped += measured["skipped"]
         measured["skipped"] = skipped
         self.counts.updates += 1
         self.counts.seconds += time.monotonic() - started
         spread = rewards.unflatten(0, (-1, config.group)).std(1, correction=0).mean()
-        told = {"reward": float(rewards.mean()) * chunks, "reward_spread": float(spread)}
+        told = {
+            "charts/episodic_return": float(rewards.mean()) * chunks,
+            "charts/reward_std_within_group": float(spread),
+        }
         return told | {"evicted": float(self.actor.evicted_in(chunks)), **measured}
 
     def _play(self) -> tuple[Rollout, Tensor]:
@@ -230,36 +232,25 @@ class FineTune:
         loss = (values - returns.detach()).square().mean()
         explained = 1 - loss.detach() / returns.var(correction=0).clamp_min(1e-12)
         self.critic.step(loss)
-        return {"critic_loss": float(loss.detach()), "critic_explains": float(explained)}
+        return {"losses/value_loss": float(loss.detach()), "losses/explained_variance": float(explained)}
 
-    def _reference_predictions(self, played: Rollout, samples: Samples) -> list[Tensor]:
-        """What the start predicts of every sample, on the rows whose turn it is; it reads each chunk before them once,
-        since a row's past only grows: where a group goes on from one prefix, all its rows have the same."""
+    def _penalty(self, played: Rollout, samples: Samples) -> KLPenalty | None:
         if self.reference is None:
-            return []
-        rows, start, frames = (
-            self._reference_rows(),
-            replace(self.actor, model=self.reference),
-            self.actor.frames_per_chunk,
-        )
-        embeds, state = played.embeds[rows], StreamState.start(rows)
-        found: dict[int, Tensor] = {}
-        for number, step in enumerate(played.steps):
-            read = state.chunk
-            state = read_clip(start, state, step.past[rows, read * frames :], embeds[:, read:])
-            for place, (at, sample) in enumerate(samples):
-                if at == number:
-                    found[place] = prediction(start, state, sample.x[rows], sample.sigma[rows], embeds[:, step.number])
-        self.counts.reference_calls += len(rows) * (state.chunk + len(samples))
-        return [found[place] for place in range(len(samples))]
-
-    def _reference_rows(self) -> Tensor:
+            return None
         count = self.env.num_envs
         every = min(self.config.reference_every, count)
-        return torch.arange(self.counts.updates % every, count, every, device=self.env.device)
+        rows = torch.arange(self.counts.updates % every, count, every, device=self.env.device)
+        penalty = KLPenalty.of(replace(self.actor, model=self.reference), played, samples, rows)
+        self.counts.reference_calls += penalty.calls
+        return penalty
 
     def _backward(
-        self, played: Rollout, samples: Samples, olds: list[Tensor | None], held: list[Tensor], advantage: Tensor
+        self,
+        played: Rollout,
+        samples: Samples,
+        olds: list[Tensor | None],
+        penalty: KLPenalty | None,
+        advantage: Tensor,
     ) -> dict[str, Tensor]:
         """Gather the gradient of one update; fills in old predictions that are not known yet."""
         direction, logged = self.config.direction, dict[str, Tensor]()
@@ -269,12 +260,9 @@ class FineTune:
             now, old = x0.detach(), olds[place]
             olds[place] = old = now if old is None else old
             gradient, measured = direction.loss_gradient(sample, now, old, advantage[:, number], step.weight)
-            if held:
-                pull, distance = self._pull(sample, now, held[place])
-                gradient, measured = (
-                    gradient + self.config.reference * pull,
-                    {**measured, "reference_distance": distance},
-                )
+            if penalty is not None:
+                pull, measured["reference_distance"] = penalty.gradient(place, sample, now)
+                gradient = gradient + self.config.reference * pull
             minibatches = len(samples) // len(played.steps)
             self.learner.backward(surrogate(x0, gradient) * share(played, number) / minibatches)
             logged = {name: logged.get(name, 0) + value / len(samples) for name, value in measured.items()}
@@ -283,16 +271,7 @@ class FineTune:
     def _predict(self, sample: TrainingSample, step: RolloutStep, played: Rollout) -> Tensor:
         self.counts.generator_calls += len(sample.x)
         context = step.transitions[0].context
-        v = self.generator.model(sample.x, sample.sigma, played.embeds[:, step.number], cache=context)
-        return x0_from_v(sample.x, v, sample.sigma)
-
-    def _pull(self, sample: TrainingSample, now: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        """Away from what the reference predicts on its rows, and the mean square of the distance there."""
-        rows = self._reference_rows()
-        weight = torch.ones_like(sample.sigma) if sample.kl_weight is None else sample.kl_weight
-        pull = reference_direction(now[rows], held, weight.expand(len(now))[rows])
-        away = torch.zeros_like(now).index_add(0, rows, len(now) / len(rows) * pull)
-        return away, (now[rows] - held).square().mean()
+        return self.generator.denoise(sample.x, sample.sigma, played.embeds[:, step.number], context)
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
@@ -315,7 +294,3 @@ def share(played: Rollout, place: int) -> float:
     Behind a shared opening, of 0 to n - 1 chunks alike often, chunk k is there in (k + 1) of n rollouts.
     """
     return 1 / (played.steps[place].number + 1) if played.prefix == "full" else 1 / len(played.steps)
-
-
-Samples = Sequence[tuple[int, TrainingSample]]
-"""Samples of an update, with the place of their step in the rollout."""

@@ -85,4 +85,8 @@ class PolicyGradient:
         ratio = log_ratio(step.kernel, step.x_next, step.x, x0, old_x0, weight).exp()
         scale = clipped_weight(ratio, advantage, self.clip) if self.clip else torch.ones_like(ratio)
         direction = policy_direction(step.kernel, step.x_next, step.x, x0, scale * advantage, self.rescale)
-        return weight * direction, {"ratio_error": (ratio - 1).abs().max(), "clipped": (scale == 0).float().mean()}
+        return weight * direction, {
+            "losses/approx_kl": (ratio - 1 - ratio.log()).mean(),
+            "losses/clipfrac": (scale == 0).float().mean(),
+            "losses/ratio_max_error": (ratio - 1).abs().max(),
+        }

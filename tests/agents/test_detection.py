@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reelgym.agents.detection import Detection, DetectionConfig, FakePool
+from reelgym.agents.detection import Detection, DetectionConfig, FakePool, drawn
 from reelgym.models.detector import ClipDetector
 from reelgym.training.learner import LearnerConfig
 
@@ -34,6 +34,23 @@ def test_families_are_drawn_by_weight(pool):
 def test_a_draw_follows_from_its_generator(pool):
     one, two, other = (pool.draw(9, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_real_clips_and_fakes_of_a_step_are_drawn_apart():
+    many = torch.arange(250, dtype=torch.uint8).view(-1, 1, 1, 1, 1)
+    pool = FakePool({"fake": many})
+    pairs = [
+        [(draw[:, 0, 0, 0, 0] * 255).round() for draw in (drawn(many)(64, step), pool.draw(64, random(step)))]
+        for step in range(20)
+    ]
+    real, fake = (torch.cat(side) for side in zip(*pairs, strict=True))
+    assert torch.stack((real, fake)).corrcoef()[0, 1].abs() < 0.1 and len(real.unique()) > 240
+    first = random(0)
+    assert drawn(many)(1, 0)[0] * 255 != many[torch.randint(250, (1,), generator=first)][0]
+
+
+def random(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_later_clips_of_a_family_stand_behind_the_earlier(pool):

@@ -57,8 +57,8 @@ def test_credit_is_what_the_settings_say(make, prefix, credit):
     assert not found.requires_grad
     if credit.critic:
         loss = (before - returns).square().mean().item()
-        assert measured["critic_loss"] == pytest.approx(loss)
-        assert measured["critic_explains"] == pytest.approx(1 - loss / returns.var(correction=0).item())
+        assert measured["losses/value_loss"] == pytest.approx(loss)
+        assert measured["losses/explained_variance"] == pytest.approx(1 - loss / returns.var(correction=0).item())
         assert trainer.critic.updates == 1 and not torch.equal(
             judge.judge[-1].weight, trainer.critic.module.judge[-1].weight
         )
@@ -80,7 +80,7 @@ def test_whole_clip_credit_and_the_placebo(make):
 def test_the_critic_learns_to_predict_returns(make):
     trainer = make(OWN, credit=CRITIC, critic=LearnerConfig(learning_rate=3e-3))
     played, _ = trainer._play()
-    explained = [trainer._credit(played)[1]["critic_explains"] for _ in range(60)]
+    explained = [trainer._credit(played)[1]["losses/explained_variance"] for _ in range(60)]
     assert explained[0] < 0.1 and explained[-1] > 0.8
 
 

@@ -188,14 +188,22 @@ def test_the_ratio_is_exactly_one_before_the_first_update(make, perplexity, sde,
     direction = PolicyGradient(steps=3, clip=1e-4, sde=sde)
     trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=perplexity), reference=0.1)
     measured = trainer.update()
-    assert measured["ratio_error"] == 0 and measured["clipped"] == 0 and measured["reference_distance"] < 1e-9
+    assert (
+        measured["losses/ratio_max_error"] == 0
+        and measured["losses/clipfrac"] == 0
+        and measured["reference_distance"] < 1e-9
+    )
 
 
 def test_later_epochs_have_other_ratios_and_are_clipped(make):
     measured = make(BASE, direction=PolicyGradient(clip=1e-4), epochs=2).update()
-    assert measured["ratio_error"] > 1e-4 and 0 < measured["clipped"] < 1
+    assert (
+        measured["losses/ratio_max_error"] > 1e-4
+        and measured["losses/approx_kl"] > 0
+        and 0 < measured["losses/clipfrac"] < 1
+    )
     loose = make(BASE, direction=PolicyGradient(clip=10.0), epochs=2).update()
-    assert loose["ratio_error"] > 0 and loose["clipped"] == 0
+    assert loose["losses/ratio_max_error"] > 0 and loose["losses/clipfrac"] == 0
 
 
 def test_epochs_contrast_with_the_policy_that_acted(make):

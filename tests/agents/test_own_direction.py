@@ -96,7 +96,7 @@ def test_a_direction_without_credit_follows_the_rollouts_graph(make, direction, 
         return torch.cat([chunk[:, :, 0] - chunk[:, :, 2] for chunk in chunks]).mean()
 
     before = redness()
-    found = [trainer.update()["reward"] for _ in range(6)]
+    found = [trainer.update()["charts/episodic_return"] for _ in range(6)]
     assert trainer.critic is None and redness() > before + 0.1
     whole, counts = direction.needs.whole_clips, trainer.counts
     assert counts.reward_calls == (6 * 24 if whole else counts.chunks)

@@ -1,0 +1,51 @@
+"""The pull of a training towards the generator that it began with: a KL, taken on some of the streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.generator import Generator, StreamState, prediction, read_clip
+from .direction import TrainingSample, reference_direction
+from .rollout import Rollout
+
+Samples = Sequence[tuple[int, TrainingSample]]
+"""Samples of an update, minibatch by minibatch, with the place of their step in the rollout."""
+
+
+@dataclass(frozen=True)
+class KLPenalty:
+    """What a frozen generator predicts of every sample on rows [R] of the B streams, each [R, f, C, h, w].
+
+    calls: of the generator for that.
+    """
+
+    rows: Tensor
+    predictions: tuple[Tensor, ...]
+    calls: int
+
+    @classmethod
+    def of(cls, start: Generator, played: Rollout, samples: Samples, rows: Tensor) -> KLPenalty:
+        """`start` reads each chunk once: a row's past only grows, since a group that goes on from one prefix has the
+        same past in all its rows."""
+        embeds, state, size = played.embeds[rows], StreamState.start(rows), start.frames_per_chunk
+        found: dict[int, Tensor] = {}
+        for number, step in enumerate(played.steps):
+            read = state.chunk
+            state = read_clip(start, state, step.past[rows, read * size :], embeds[:, read:])
+            for place, (at, sample) in enumerate(samples):
+                if at == number:
+                    found[place] = prediction(start, state, sample.x[rows], sample.sigma[rows], embeds[:, step.number])
+        calls = len(rows) * (state.chunk + len(samples))
+        return cls(rows, tuple(found[place] for place in range(len(samples))), calls)
+
+    def gradient(self, place: int, sample: TrainingSample, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """On x0 of the sample at a place, 0 off the rows and weighed up to match; and the mean square distance."""
+        held, now = self.predictions[place], x0[self.rows]
+        weight = torch.ones_like(sample.sigma) if sample.kl_weight is None else sample.kl_weight.expand(len(x0))
+        pull = reference_direction(now, held, weight[self.rows])
+        away = torch.zeros_like(x0).index_add(0, self.rows, len(x0) / len(self.rows) * pull)
+        return away, (now - held).square().mean()
