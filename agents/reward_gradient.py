@@ -14,7 +14,7 @@ from ..models.codec import Codec
 from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..noise import fold, normal, uniform
-from ..rewards.stream_reward import NoGradientError, StreamReward, clip_reward
+from ..rewards.stream_reward import NoGradientError, StreamReward
 from ..rewards.windows import clip_prompts
 from .direction import Needs, TrainingBatch, TrainingSample
 from .rollout import Rollout
@@ -39,13 +39,13 @@ def reward_direction(
     """Minus d reward / d latents through codec and augmentation, divided by its root mean square per clip; and the
     reward [B] of the augmented clips.
 
-    latents [B, F, C, h, w]; reward scores whole clips (`clip_reward`). A clip whose gradient is 0 gets 0.
+    latents [B, F, C, h, w]; reward scores whole clips (`windowed`). A clip whose gradient is 0 gets 0.
     NoGradientError for a reward without any.
     """
     leaf = latents.detach().requires_grad_()
     with torch.enable_grad():
         video = augmented(codec.decode(leaf), keys, noise, shift)
-        returns = reward(video, prompts, need={"scores"}).reward
+        returns = reward.score(video, prompts).reward
         if not returns.requires_grad:
             raise NoGradientError("no score depends on the pixels by a gradient: train by the reward's value alone")
         (gradient,) = torch.autograd.grad(returns.sum(), leaf)
@@ -78,7 +78,8 @@ class RewardGradient:
     def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
         """One minibatch; its targets are the direction, and clips are scored as they are augmented."""
         latents, prompts = played.latents.detach(), clip_prompts(played.embeds, played.texts)
-        reward = clip_reward(env.reward, env.codec, env.clock)
+        assert isinstance(env.reward, StreamReward), "a trainer looks at it when it is made"
+        reward = env.reward.windowed(env.clock, env.codec)
         found, returns = reward_direction(latents, prompts, reward, env.codec, fold(keys, 1), self.noise, self.shift)
         samples = []
         for step, direction in zip(played.steps, found.chunk(len(played.steps), 1), strict=True):

@@ -70,6 +70,9 @@ class ClipState:
         """The prompts of the chunk to come; of the last chunk when none comes."""
         return self.prompts[min(self.position, len(self.prompts) - 1)]
 
+    def __len__(self) -> int:
+        return len(self.latents)
+
     def take(self, rows: Tensor) -> ClipState:
         """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
         rows = rows.to(self.latents.device)

@@ -15,6 +15,9 @@ class Rows:
 
     SHARED: ClassVar[frozenset[str]] = frozenset()
 
+    def __len__(self) -> int:
+        return len(next(iter(self._of_rows().values())))
+
     def take(self, rows: Tensor) -> Self:
         """The rows [M] (int64), in that order; a row may occur several times (a fork)."""
         own = self._of_rows().items()

@@ -135,30 +135,27 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         """So many streams of the game to their end."""
         return record(self.game, self.opponent, seed, scripts, count)
 
-    def _rows(self, state: EpisodeBufferState) -> int:
-        return len(state.seen)
-
-    def _ended(self, state: EpisodeBufferState) -> Tensor:
+    def _terminal(self, state: EpisodeBufferState) -> Tensor:
         return state.over
 
     def _opened(self, episodes: RecordedClips, keys: Tensor, seed: int) -> EpisodeBufferState:
         zeros = torch.zeros_like(keys)
         return EpisodeBufferState(episodes, zeros, zeros, keys, seed)
 
-    def _begin(self, options: dict[str, Any]) -> EpisodeBufferState:
+    def _initial(self, options: dict[str, Any]) -> EpisodeBufferState:
         seed = int(self.np_random.integers(2**31))
         return self._opened(self.play(self.num_envs, seed, options.get("scripts")), self._keys({}), seed)
 
-    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> EpisodeBufferState:
+    def _initial_some(self, mask: Tensor, options: dict[str, Any]) -> EpisodeBufferState:
         if self._state is None and not bool(mask.all()):
             raise gymnasium.error.ResetNeeded("the first reset begins every row: leave out reset_mask")
         if self._state is None or bool(mask.all()):
-            return self._begin(options)
+            return self._initial(options)
         if options.get("scripts") is None:
             return self._dealt(self._state, mask, self._keys({}))
-        return self._state.where(mask, self._begin(options))
+        return self._state.where(mask, self._initial(options))
 
-    def _renew(self, state: EpisodeBufferState, ended: Tensor) -> EpisodeBufferState:
+    def _autoreset(self, state: EpisodeBufferState, ended: Tensor) -> EpisodeBufferState:
         return self._dealt(state, ended, fold(state.keys, 1))
 
     def _dealt(self, state: EpisodeBufferState, begun: Tensor, keys: Tensor) -> EpisodeBufferState:
@@ -177,14 +174,14 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         seed = int(fold(torch.tensor([state.seed]), state.played + 1)) % 2**31
         return replace(state, buffer=self.play(self.clips, seed), age=0, played=state.played + 1)
 
-    def _advance(self, state: EpisodeBufferState, actions: Tensor) -> tuple[EpisodeBufferState, Tensor, Tensor]:
+    def _transition(self, state: EpisodeBufferState, actions: Tensor) -> tuple[EpisodeBufferState, Tensor, Tensor]:
         unscored = state.episodes.quality[:, 0]
         came = self.rules.outcome(state.episodes.real, actions, state.seen, unscored, self.clock.chunks)
         after = replace(state, verdict=torch.where(state.over, state.verdict, came.verdict), age=state.age + 1)
         after = replace(after, seen=state.seen + (~after.over).long())
         return after, came.detector.masked_fill(state.over, 0.0), after.over
 
-    def _observe(self, state: EpisodeBufferState) -> Tensor:
+    def _observation(self, state: EpisodeBufferState) -> Tensor:
         chunks = state.seen[:, None] - torch.arange(self.rules.window, 0, -1, device=self.device)
         rows = torch.arange(len(chunks), device=self.device)[:, None]
         shown = state.episodes.film.flatten(2)[rows, chunks.clamp_min(0)]
@@ -193,14 +190,14 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         return torch.cat((pixels, position.float()), 1)
 
     def _view(self, state: EpisodeBufferState) -> View:
-        clip = self._observe(state)[:, self.layout["clip"]].unflatten(1, self.clip_shape)
+        clip = self._observation(state)[:, self.layout["clip"]].unflatten(1, self.clip_shape)
         columns = (state.seen, state.verdict, state.over, state.episodes.real)
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
         said = [f"chunk {seen} of {self.clock.chunks}{WORDS[verdict]}" for seen, verdict, *_ in rows]
         told = [("it is real" if real else "it is made") if over else "" for *_, over, real in rows]
         return View({"newest chunk": to_pixels(clip[:, -self.game.frames :])}, notes=(said, told))
 
-    def _info(self, state: EpisodeBufferState) -> dict[str, Any]:
+    def _state_info(self, state: EpisodeBufferState) -> dict[str, Any]:
         label = torch.where(state.over, (~state.episodes.real).long(), UNTOLD)
         return {"label": label, "_label": state.over.clone()}
 

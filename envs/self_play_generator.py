@@ -80,18 +80,15 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         super().__init__(num_envs, self.game.spaces[GENERATOR], self.game.actions[GENERATOR], device=device, **others)
         self._try(self.game.spaces[DETECTOR]["video"].shape or ())
 
-    def _rows(self, state: PlayState) -> int:
-        return len(state.said)
-
-    def _begin(self, options: dict[str, Any]) -> PlayState:
+    def _initial(self, options: dict[str, Any]) -> PlayState:
         self.game.reset(int(self.np_random.integers(2**31)), options.get("scripts"), self.num_envs)
         waits = torch.full((self.num_envs,), WAIT, device=self.device)
         return PlayState(self.game.state, self.opponent.detector.open(self.num_envs, self.device), waits)
 
-    def _ended(self, state: PlayState) -> bool:
+    def _terminal(self, state: PlayState) -> bool:
         return state.game.step > self.clock.chunks
 
-    def _advance(self, state: PlayState, actions: Tensor) -> tuple[PlayState, Tensor, bool]:
+    def _transition(self, state: PlayState, actions: Tensor) -> tuple[PlayState, Tensor, bool]:
         game, last = self.game, state.game.step + 1 == self.clock.chunks
         game.state = state.game
         _, rewards, _ = game.step({GENERATOR: actions, DETECTOR: state.said})
@@ -103,14 +100,14 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
             reward = reward + rewards[GENERATOR]
         return PlayState(game.state, memory, said), reward, last
 
-    def _observe(self, state: PlayState) -> dict[str, Tensor]:
+    def _observation(self, state: PlayState) -> dict[str, Tensor]:
         return self.game.clips.observe(state.game.clips)
 
     def _view(self, state: PlayState) -> View:
         said = [f"the detector{WORDS[verdict] or ' waits'}" for verdict in state.game.verdict.tolist()]
         return replace(self.game.clips.view(state.game.clips), notes=(said,))
 
-    def _info(self, state: PlayState) -> dict[str, Any]:
+    def _state_info(self, state: PlayState) -> dict[str, Any]:
         known = torch.ones_like(state.game.over)
         return {**self.game.clips.info(state.game.clips), "verdict": state.game.verdict, "_verdict": known}
 

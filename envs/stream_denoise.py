@@ -24,6 +24,7 @@ from .clips import Clips, ClipState, Reward
 from .draw import View, to_pixels
 from .making import Source, clip_parts, opened, single
 from .prompt_source import Draw
+from .rows import Rows
 from .vector import TensorVectorEnv
 
 SIGMAS = step_sigmas(STEPS, SAMPLER_SHIFT)
@@ -31,7 +32,7 @@ SIGMAS = step_sigmas(STEPS, SAMPLER_SHIFT)
 
 
 @dataclass(frozen=True)
-class DenoiseState:
+class DenoiseState(Rows):
     """clip: the clean chunks so far.   noisy: [N, f, C, h, w], the chunk to come, at the level of step `step`, 0 to
     S - 1.   keys: int64 [N], from which each chunk's first noise follows."""
 
@@ -39,11 +40,6 @@ class DenoiseState:
     noisy: Tensor
     step: int
     keys: Tensor
-
-    def take(self, rows: Tensor) -> DenoiseState:
-        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
-        rows = rows.to(self.keys.device)
-        return DenoiseState(self.clip.take(rows), self.noisy[rows], self.step, self.keys[rows])
 
 
 class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
@@ -100,13 +96,10 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
         )
         super().__init__(num_envs, observed, self.clips.chunk, device=device, **others)
 
-    def _rows(self, state: DenoiseState) -> int:
-        return len(state.keys)
-
-    def _ended(self, state: DenoiseState) -> bool:
+    def _terminal(self, state: DenoiseState) -> bool:
         return self.clips.over(state.clip)
 
-    def _begin(self, options: dict[str, Any]) -> DenoiseState:
+    def _initial(self, options: dict[str, Any]) -> DenoiseState:
         clip = self.clips.begin(self.num_envs, self.np_random, options.get("scripts"))
         return self._noised(clip, self._keys(options))
 
@@ -114,14 +107,14 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
         """Before the first step of the next chunk; after the last chunk its noise is of no consequence."""
         return DenoiseState(clip, normal(keys, clip.position, 0, self.clips.chunk.shape), 0, keys)
 
-    def _advance(self, state: DenoiseState, actions: Tensor) -> tuple[DenoiseState, Tensor, bool]:
+    def _transition(self, state: DenoiseState, actions: Tensor) -> tuple[DenoiseState, Tensor, bool]:
         if state.step + 1 < len(self.sigmas):
             moved = replace(state, noisy=actions.clone(), step=state.step + 1)
             return moved, torch.zeros(self.num_envs, device=self.device), False
         clip, reward = self.clips.judge(self.clips.append(state.clip, actions))
         return self._noised(clip, state.keys), reward, self.clips.over(clip)
 
-    def _observe(self, state: DenoiseState) -> dict[str, Tensor]:
+    def _observation(self, state: DenoiseState) -> dict[str, Tensor]:
         step = torch.full((self.num_envs,), state.step, dtype=torch.int64, device=self.device)
         sigma = torch.full((self.num_envs, 1), self.sigmas[state.step], device=self.device)
         return {**self.clips.observe(state.clip), "noisy": state.noisy.clone(), "step": step, "sigma": sigma}
@@ -136,7 +129,7 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
         panels = {**view.panels, "chunk to come": noisy[:, :0] if over else noisy}
         return replace(view, panels=panels, notes=([note] * self.num_envs,), prompts=clip.prompt.text)
 
-    def _info(self, state: DenoiseState) -> dict[str, Any]:
+    def _state_info(self, state: DenoiseState) -> dict[str, Any]:
         return self.clips.info(state.clip)
 
 

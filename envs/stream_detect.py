@@ -21,6 +21,7 @@ from ..noise import fold, uniform
 from .detect_bank import Bank, build_bank
 from .draw import View
 from .making import Source, opened, single
+from .rows import Rows
 from .stack import Stack
 from .vector import TensorVectorEnv
 
@@ -47,7 +48,7 @@ class DetectSettings:
 
 
 @dataclass(frozen=True)
-class DetectState:
+class DetectState(Rows):
     """clip: int64 [N], of the bank.   seen: int64 [N], chunks shown, 1 to n.   verdict: int64 [N], the newest action.
     over: bool [N], whether the episode has ended.   keys: int64 [N], what the next clips are drawn with."""
 
@@ -56,16 +57,6 @@ class DetectState:
     verdict: Tensor
     over: Tensor
     keys: Tensor
-
-    def take(self, rows: Tensor) -> DetectState:
-        """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
-        rows = rows.to(self.clip.device)
-        return DetectState(*(value[rows] for value in vars(self).values()))
-
-    def where(self, mask: Tensor, other: DetectState) -> DetectState:
-        """The rows of `other` where mask [N], these elsewhere."""
-        pairs = zip(vars(other).values(), vars(self).values(), strict=True)
-        return DetectState(*(torch.where(mask, new, old) for new, old in pairs))
 
 
 class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
@@ -125,10 +116,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         observed = Box(0.0, 1.0, (size + self.chunks,), np.float32)
         super().__init__(num_envs, observed, Discrete(3), device=device, **others)
 
-    def _rows(self, state: DetectState) -> int:
-        return len(state.clip)
-
-    def _ended(self, state: DetectState) -> Tensor:
+    def _terminal(self, state: DetectState) -> Tensor:
         return state.over
 
     def _drawn(self, keys: Tensor) -> DetectState:
@@ -137,7 +125,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         zeros = torch.zeros_like(clip)
         return DetectState(clip, zeros + 1, zeros, zeros.bool(), keys)
 
-    def _begin(self, options: dict[str, Any]) -> DetectState:
+    def _initial(self, options: dict[str, Any]) -> DetectState:
         state = self._drawn(self._keys(options))
         if options.get("clips") is None:
             return state
@@ -146,16 +134,16 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
             raise ValueError(f"clips lie in 0 .. {len(self.bank) - 1}, not {clip.tolist()}")
         return replace(state, clip=clip)
 
-    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> DetectState:
+    def _initial_some(self, mask: Tensor, options: dict[str, Any]) -> DetectState:
         if self._state is None and not bool(mask.all()):
             raise gymnasium.error.ResetNeeded("the first reset begins every row: leave out reset_mask")
-        begun = self._begin(options)
+        begun = self._initial(options)
         return begun if self._state is None else self._state.where(mask, begun)
 
-    def _renew(self, state: DetectState, ended: Tensor) -> DetectState:
+    def _autoreset(self, state: DetectState, ended: Tensor) -> DetectState:
         return state.where(ended, self._drawn(fold(state.keys, 1)))
 
-    def _advance(self, state: DetectState, actions: Tensor) -> tuple[DetectState, Tensor, Tensor]:
+    def _transition(self, state: DetectState, actions: Tensor) -> tuple[DetectState, Tensor, Tensor]:
         waits, last = actions == WAIT, state.seen == self.chunks
         right = (actions == FAKE) == self.bank.label[state.clip]
         verdict = torch.where(right & ~waits, 1.0, -1.0)
@@ -164,7 +152,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         after = replace(state, seen=state.seen + (~over).long(), verdict=actions, over=over)
         return after.where(state.over, state), reward.masked_fill(state.over, 0.0), over | state.over
 
-    def _observe(self, state: DetectState) -> Tensor:
+    def _observation(self, state: DetectState) -> Tensor:
         shown = state.seen[:, None] - 1 + torch.arange(self.settings.window, device=self.device)
         pixels = self.pixels[state.clip[:, None], shown].flatten(1) / 255
         position = torch.arange(1, self.chunks + 1, device=self.device) == state.seen[:, None]
@@ -179,7 +167,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         prompts = [self.bank.texts[clip][seen - 1] for clip, seen, *_ in rows]
         return View({"newest chunk": pixels}, notes=(said, told), prompts=prompts)
 
-    def _info(self, state: DetectState) -> dict[str, Any]:
+    def _state_info(self, state: DetectState) -> dict[str, Any]:
         label = torch.where(state.over, self.bank.label[state.clip].long(), UNTOLD)
         family = torch.where(state.over, self.bank.family[state.clip], UNTOLD)
         return {"label": label, "_label": state.over.clone(), "family": family, "_family": state.over.clone()}

@@ -59,26 +59,23 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         self.codec, self.reward, self.prompts, self.clock = codec, reward, prompts, clock
         super().__init__(num_envs, Dict(self.clips.spaces), self.clips.chunk, device=device, **others)
 
-    def _rows(self, state: ClipState) -> int:
-        return len(state.latents)
-
-    def _begin(self, options: dict[str, Any]) -> ClipState:
+    def _initial(self, options: dict[str, Any]) -> ClipState:
         return self.clips.begin(self.num_envs, self.np_random, options.get("scripts"), options.get("need"))
 
-    def _ended(self, state: ClipState) -> bool:
+    def _terminal(self, state: ClipState) -> bool:
         return self.clips.over(state)
 
-    def _advance(self, state: ClipState, actions: Tensor) -> tuple[ClipState, Tensor, bool]:
+    def _transition(self, state: ClipState, actions: Tensor) -> tuple[ClipState, Tensor, bool]:
         state, reward = self.clips.judge(self.clips.append(state, actions))
         return state, reward, self.clips.over(state)
 
-    def _observe(self, state: ClipState) -> dict[str, Tensor]:
+    def _observation(self, state: ClipState) -> dict[str, Tensor]:
         return self.clips.observe(state)
 
     def _view(self, state: ClipState) -> View:
         return self.clips.view(state)
 
-    def _info(self, state: ClipState) -> dict[str, Any]:
+    def _state_info(self, state: ClipState) -> dict[str, Any]:
         return self.clips.info(state)
 
 

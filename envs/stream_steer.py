@@ -60,6 +60,9 @@ class SteerState:
     evaluations: Tensor
     action: Tensor
 
+    def __len__(self) -> int:
+        return len(self.age)
+
     def take(self, rows: Tensor) -> SteerState:
         """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""
         rows = rows.to(self.age.device)
@@ -148,14 +151,11 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         )
         return leads.clamp(-1, 1), chosen
 
-    def _rows(self, state: SteerState) -> int:
-        return len(state.age)
-
-    def _ended(self, state: SteerState) -> bool:
+    def _terminal(self, state: SteerState) -> bool:
         return self.clips.over(state.clip)
 
     @torch.no_grad()
-    def _begin(self, options: dict[str, Any]) -> SteerState:
+    def _initial(self, options: dict[str, Any]) -> SteerState:
         clip = self.clips.begin(self.num_envs, self.np_random, options.get("scripts"))
         stream = StreamState.start(self._keys(options))
         if clip.position:  # what the world gives, the generator has to have read
@@ -168,7 +168,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         action = torch.zeros(self.num_envs, self.settings.directions + 3, device=self.device)
         return SteerState(clip, stream, age, zeros, action)
 
-    def _advance(self, state: SteerState, actions: Tensor) -> tuple[SteerState, Tensor, bool]:
+    def _transition(self, state: SteerState, actions: Tensor) -> tuple[SteerState, Tensor, bool]:
         leads, steering = self.steering(actions)
         keys, chunk = state.stream.keys, state.stream.chunk
         shape = (self.clock.frames_per_chunk, *self.clips.latent)
@@ -181,7 +181,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         reward = quality - self.settings.price * evaluations / self.clock.chunks
         return SteerState(clip, stream, age, evaluations, actions.clone()), reward, self.clips.over(clip)
 
-    def _observe(self, state: SteerState) -> Tensor:
+    def _observation(self, state: SteerState) -> Tensor:
         clip = state.clip
         newest = clip.latents[:, -self.clock.frames_per_chunk :]
         ends = torch.stack((newest[:, 0], newest[:, -1]), 1).flatten(1, 2)
@@ -203,7 +203,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         notes = [_note(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
         return replace(self.clips.view(state.clip), notes=tuple(zip(*notes, strict=True)))
 
-    def _info(self, state: SteerState) -> dict[str, Any]:
+    def _state_info(self, state: SteerState) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, dtype=bool)
         return {**self.clips.info(state.clip), "evaluations": state.evaluations.clone(), "_evaluations": everyone}
 

@@ -28,24 +28,26 @@ Observation = Tensor | dict[str, Tensor]
 StepResult = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
 
 
-class Takes(Protocol):
-    """A state of N rows."""
+class Indexable(Protocol):
+    """A state of N rows; `rows.Rows` is a base for such."""
+
+    def __len__(self) -> int: ...
 
     def take(self, rows: Tensor) -> Any:
         """The rows [M] (int64), in that order; a row may occur several times (a fork)."""
         ...
 
 
-State = TypeVar("State", bound=Takes)
+State = TypeVar("State", bound=Indexable)
 
 
 class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
     """N environments in one: a state goes in, the next state comes out, and a step loops over nothing in Python.
 
-    A subclass says how a state begins (`_begin`), goes on (`_advance`), and looks (`_observe`, `_info`). Its states are
-    frozen dataclasses of tensors with `take(rows)`, never written in place. Where `_advance` returns a bool as `ended`,
-    all rows end together (lockstep), and a reset begins all of them; where it returns a tensor [N], rows end one by one
-    and `_renew` begins those that did.
+    A subclass says how a state begins (`_initial`), goes on (`_transition`), and looks (`_observation`, `_state_info`).
+    Its states are frozen dataclasses of tensors with `take(rows)`, never written in place. Where `_transition` returns
+    a bool as `ended`, all rows end together (lockstep), and a reset begins all of them; where it returns a tensor [N],
+    rows end one by one and `_autoreset` begins those that did.
 
     Every step gives tensors on `device`; nothing in it waits for the device, unless `check` is on. Actions that do not
     fit their space raise gymnasium.error.InvalidAction, a step before the first reset or after the end
@@ -112,9 +114,14 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
 
     @state.setter
     def state(self, state: State) -> None:
-        if self._rows(state) != self.num_envs:
-            raise ValueError(f"a state of {self._rows(state)} rows does not fit num_envs={self.num_envs}")
-        self._state, self._over = state, self._ended(state)
+        if len(state) != self.num_envs:
+            raise ValueError(f"a state of {len(state)} rows does not fit num_envs={self.num_envs}")
+        self._state, self._over = state, self._terminal(state)
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether all rows end together."""
+        return not isinstance(self._terminal(self.state), Tensor)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin episodes. options: those that the environment names, and `reset_mask`, bool [N], the rows to begin."""
@@ -124,9 +131,9 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r}: reset takes {', '.join(sorted(self.OPTIONS))}")
         mask = options.get("reset_mask")
-        self._state = self._begin(options) if mask is None else self._begin_some(self._mask(mask), options)
-        self._over = self._ended(self._state)
-        return self._observe(self._state), self._info(self._state)
+        self._state = self._initial(options) if mask is None else self._initial_some(self._mask(mask), options)
+        self._over = self._terminal(self._state)
+        return self._observation(self._state), self._state_info(self._state)
 
     def step(self, actions: Tensor | np.ndarray) -> StepResult:
         """Advance every row. Returns observation, reward [N], terminated bool [N], truncated bool [N], info."""
@@ -135,8 +142,8 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             raise gymnasium.error.ResetNeeded("an episode has ended: call reset()")
         with torch.no_grad():
             actions = self._checked(actions)
-            state, reward, ended = self._advance(state, actions)
-            observation, info = self._observe(state), self._info(state)
+            state, reward, ended = self._transition(state, actions)
+            observation, info = self._observation(state), self._state_info(state)
             if isinstance(ended, Tensor):
                 terminated, again = ended.clone(), True
             else:
@@ -144,8 +151,8 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             self._over = ended if self.mode is AutoresetMode.DISABLED else False
             if again and self.mode is AutoresetMode.SAME_STEP:
                 final = {"final_obs": observation, "final_info": info}
-                state = self._renew(state, terminated)
-                observation, info = self._observe(state), self._info(state)
+                state = self._autoreset(state, terminated)
+                observation, info = self._observation(state), self._state_info(state)
                 info |= final | {"_final_obs": terminated, "_final_info": terminated}
         self._state = state
         return observation, reward, terminated, torch.zeros_like(terminated), info
@@ -219,33 +226,29 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             raise ValueError(f"reset_mask has shape {tuple(mask.shape)}, expected ({self.num_envs},)")
         return mask
 
-    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> State:
+    def _initial_some(self, mask: Tensor, options: dict[str, Any]) -> State:
         """Begin the rows of mask [N]; in lockstep all of them or none."""
         if not bool(mask.all()):
             raise ValueError("streams advance in lockstep: reset_mask must be all True, or left out")
-        return self._begin(options)
+        return self._initial(options)
 
-    def _rows(self, state: State) -> int:
-        """N of a state."""
-        raise NotImplementedError
-
-    def _begin(self, options: dict[str, Any]) -> State:
+    def _initial(self, options: dict[str, Any]) -> State:
         """N new episodes."""
         raise NotImplementedError
 
-    def _advance(self, state: State, actions: Tensor) -> tuple[State, Tensor, bool | Tensor]:
+    def _transition(self, state: State, actions: Tensor) -> tuple[State, Tensor, bool | Tensor]:
         """The next state, the reward [N], and whether the episodes have ended."""
         raise NotImplementedError
 
-    def _renew(self, state: State, ended: Tensor) -> State:
+    def _autoreset(self, state: State, ended: Tensor) -> State:
         """The state with new episodes where ended [N]; in lockstep that is everywhere."""
-        return self._begin({})
+        return self._initial({})
 
-    def _ended(self, state: State) -> bool | Tensor:
+    def _terminal(self, state: State) -> bool | Tensor:
         """Whether a state that is given, or begun, is at its end."""
         return False
 
-    def _observe(self, state: State) -> Any:
+    def _observation(self, state: State) -> Any:
         """What the agents see: tensors [N, ...]."""
         raise NotImplementedError
 
@@ -253,7 +256,7 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         """What `render` draws."""
         raise NotImplementedError
 
-    def _info(self, state: State) -> dict[str, Any]:
+    def _state_info(self, state: State) -> dict[str, Any]:
         """A new dictionary."""
         return {}
 

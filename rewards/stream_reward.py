@@ -240,10 +240,3 @@ class StreamReward:
         if not (low >= -slack and high <= 1 + slack):
             bad = "NaN" if low != low else f"pixels from {low:g} to {high:g}"
             raise PixelError(f"video {list(video.shape)} holds {bad}: expected values in [0, 1]")
-
-
-def clip_reward(reward: object, codec: Codec, clock: Clock) -> StreamReward:
-    """`StreamReward.windowed`; TypeError for a reward that is no StreamReward: it has no gradient to offer."""
-    if not isinstance(reward, StreamReward):
-        raise TypeError(f"gradients and perplexity need a StreamReward, not {type(reward).__name__}")
-    return reward.windowed(clock, codec)

@@ -22,7 +22,7 @@ from ..models.generator import Generator, StreamState, Transition, generate_chun
 from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
 from ..rewards.measures import MEASURES
-from ..rewards.stream_reward import PixelError, StreamReward, clip_reward
+from ..rewards.stream_reward import PixelError, StreamReward
 from ..rewards.windows import Clock, clip_prompts
 from .learner import Groups
 from .state import State
@@ -126,7 +126,7 @@ class Guard:
         prompts: Draw,
     ) -> None:
         self.config, self.generator, self.codec, self.clock = config, generator, codec, clock
-        self.reward, self.heldout = (clip_reward(model, codec, clock) for model in (reward, heldout))
+        self.reward, self.heldout = (model.windowed(clock, codec) for model in (reward, heldout))
         self.prompts = prompts
         self.reference = copy.deepcopy(generator.model).requires_grad_(False)
         self.start: Look | None = None

@@ -20,7 +20,7 @@ class TianshouVectorEnv(BaseVectorEnv):
     """`vector` as Tianshou's collectors want it: numpy in and out; they reset the rows that have ended.
 
     In lockstep all rows are stepped and reset together: a collector's `n_episode` has to be a multiple of N. Where rows
-    end one by one, and their state has `where(mask, other)`, any rows may be; the others stay where they are. `infos`
+    end one by one, any rows may be; the others stay where they are. `infos`
     holds a dictionary with `env_id` for every row; what the vector says of all rows is `info`, that of the newest reset
     or step. Observations that are dictionaries come as arrays of dictionaries. `reset(options=...)` takes what one
     environment takes (`script`, `key`), of every row.
@@ -72,7 +72,7 @@ class TianshouVectorEnv(BaseVectorEnv):
     def _step_some(self, actions: np.ndarray, ids: np.ndarray) -> Any:
         """What the vector's step gives for rows ids [M]; the others are then put back."""
         before, vector = self.vector.state, self.vector
-        if not hasattr(before, "where"):
+        if vector.lockstep:
             raise ValueError(
                 f"streams advance in lockstep, all {self.env_num} or none, not {len(ids)}: "
                 "n_episode of a collector has to be a multiple of the number of environments"

@@ -17,6 +17,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
+from ...envs.rows import Rows
 from ...envs.vector import TensorVectorEnv
 from .timing import median_timings
 
@@ -28,14 +29,10 @@ COUNTER = Box(0, 255, (), np.int64)
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(Rows):
     """count: int64 [N]."""
 
     count: Tensor
-
-    def take(self, rows: Tensor) -> "Count":
-        """The rows [M]."""
-        return Count(self.count[rows])
 
 
 class CounterVectorEnv(TensorVectorEnv[Count]):
@@ -47,16 +44,13 @@ class CounterVectorEnv(TensorVectorEnv[Count]):
         self.frames = torch.from_numpy(FRAMES).to(self.device)
         self.most = torch.tensor(255, device=self.device)
 
-    def _rows(self, state: Count) -> int:
-        return len(state.count)
-
-    def _begin(self, options: dict[str, Any]) -> Count:
+    def _initial(self, options: dict[str, Any]) -> Count:
         return Count(torch.zeros(self.num_envs, dtype=torch.int64, device=self.device))
 
-    def _advance(self, state: Count, actions: Tensor) -> tuple[Count, Tensor, bool]:
+    def _transition(self, state: Count, actions: Tensor) -> tuple[Count, Tensor, bool]:
         return Count((state.count + actions) & self.most), actions.float(), False
 
-    def _observe(self, state: Count) -> Tensor:
+    def _observation(self, state: Count) -> Tensor:
         return self.frames.index_select(0, state.count) if self.pictures else state.count.clone()
 
 

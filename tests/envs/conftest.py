@@ -12,25 +12,18 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
+from reelgym.envs.rows import Rows
 from reelgym.envs.vector import TensorVectorEnv
 
 
 @dataclass(frozen=True)
-class WalkState:
+class WalkState(Rows):
     """place, steps, episode, row: [N]."""
 
     place: Tensor
     steps: Tensor
     episode: Tensor
     row: Tensor
-
-    def take(self, rows: Tensor) -> WalkState:
-        return WalkState(*(value[rows] for value in vars(self).values()))
-
-    def where(self, mask: Tensor, other: WalkState) -> WalkState:
-        """The rows of `other` where mask [N], these elsewhere."""
-        pairs = zip(vars(other).values(), vars(self).values(), strict=True)
-        return WalkState(*(torch.where(mask, new, old) for new, old in pairs))
 
 
 class Walk(TensorVectorEnv[WalkState]):
@@ -42,34 +35,33 @@ class Walk(TensorVectorEnv[WalkState]):
         super().__init__(num_envs, Box(-64.0, 64.0, (4,), np.float32), acted, **others)
         self.lengths = lengths if isinstance(lengths, int) else torch.tensor(lengths)
 
-    def _rows(self, state: WalkState) -> int:
-        return len(state.place)
-
-    def _begin(self, options: dict[str, Any]) -> WalkState:
+    def _initial(self, options: dict[str, Any]) -> WalkState:
         zeros = torch.zeros(self.num_envs, dtype=torch.int64)
         place = torch.as_tensor(self.np_random.random(self.num_envs, np.float32))
         return WalkState(place, zeros, zeros, torch.arange(self.num_envs))
 
-    def _begin_some(self, mask: Tensor, options: dict[str, Any]) -> WalkState:
-        return super()._begin_some(mask, options) if isinstance(self.lengths, int) else self._renew(self.state, mask)
+    def _initial_some(self, mask: Tensor, options: dict[str, Any]) -> WalkState:
+        return (
+            super()._initial_some(mask, options) if isinstance(self.lengths, int) else self._autoreset(self.state, mask)
+        )
 
-    def _renew(self, state: WalkState, ended: Tensor) -> WalkState:
-        return replace(state.where(ended, self._begin({})), episode=state.episode + ended)
+    def _autoreset(self, state: WalkState, ended: Tensor) -> WalkState:
+        return replace(state.where(ended, self._initial({})), episode=state.episode + ended)
 
-    def _advance(self, state: WalkState, actions: Tensor) -> tuple[WalkState, Tensor, bool | Tensor]:
+    def _transition(self, state: WalkState, actions: Tensor) -> tuple[WalkState, Tensor, bool | Tensor]:
         place = state.place + actions.reshape(self.num_envs)
         state = replace(state, place=place, steps=state.steps + 1)
-        return state, place + state.row / 100, self._ended(state)
+        return state, place + state.row / 100, self._terminal(state)
 
-    def _ended(self, state: WalkState) -> bool | Tensor:
+    def _terminal(self, state: WalkState) -> bool | Tensor:
         if isinstance(self.lengths, int):
             return bool(state.steps[0] == self.lengths)
         return state.steps >= self.lengths[state.row]
 
-    def _observe(self, state: WalkState) -> Tensor:
+    def _observation(self, state: WalkState) -> Tensor:
         return torch.stack((state.place, state.steps, state.episode, state.row), 1).float()
 
-    def _info(self, state: WalkState) -> dict[str, Any]:
+    def _state_info(self, state: WalkState) -> dict[str, Any]:
         return {"steps": state.steps, "_steps": np.ones(self.num_envs, bool)}
 
     def _view(self, state: WalkState) -> Any:
