@@ -15,7 +15,7 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15
 MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 NORMAL, UNIFORM, FOLD = 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7, 0xABC98388FB8FAC03
-BLOCK = 16
+_BLOCK = 16
 
 
 class Domain(IntEnum):
@@ -116,7 +116,7 @@ def _bits(key: Tensor, chunk: int, step: int, domain: int, count: int) -> tuple[
     Rows are whole blocks, so that vectorised kernels treat an element alike wherever its row lies in the batch.
     """
     base = _mixed(_mixed(_checked(key) + _signed(domain + chunk * GOLDEN)) + _signed(step * GOLDEN))
-    counters = torch.arange(1, 1 + -(-count // (2 * BLOCK)) * BLOCK, device=key.device) * _signed(GOLDEN)
+    counters = torch.arange(1, 1 + -(-count // (2 * _BLOCK)) * _BLOCK, device=key.device) * _signed(GOLDEN)
     words = _mixed(base[:, None] + counters)
     return ((words >> 40) & 0xFFFFFF).float(), ((words >> 8) & 0xFFFFFF).float()
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ..envs.self_play import stored
+from ..envs.self_play import pooled_film
 from ..envs.worlds.camera import CAMERAS, shoot
 from ..models.detector import ClipDetector
 from ..noise import SeedDomain, fold
@@ -23,7 +23,7 @@ from ..training.loop import own_draw
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 
-Clips = Callable[[int, int], Tensor]
+ClipSampler = Callable[[int, int], Tensor]
 """`clips(count, step)`: real clips [count, F, 3, H, W] in [0, 1], a pure function."""
 
 
@@ -49,7 +49,7 @@ class DetectionConfig:
             raise ValueError(f"unknown camera {self.camera!r}; use one of: {', '.join(CAMERAS)}")
 
 
-def drawn(pool: Tensor) -> Clips:
+def drawn(pool: Tensor) -> ClipSampler:
     """Draws from real clips uint8 [M, F, 3, H, W], by a seed that the fakes of a step do not have."""
 
     def draw(count: int, step: int) -> Tensor:
@@ -97,7 +97,7 @@ class Detection:
     """
 
     def __init__(
-        self, config: DetectionConfig, detector: ClipDetector, real: Clips, fakes: FakePool, chunk: int = 3
+        self, config: DetectionConfig, detector: ClipDetector, real: ClipSampler, fakes: FakePool, chunk: int = 3
     ) -> None:
         self.config, self.detector, self.real, self.fakes, self.chunk = config, detector, real, fakes, chunk
         self.weights: Mapping[str, float] | None = None
@@ -111,7 +111,7 @@ class Detection:
         step = own_draw(config.seed, self.counts.updates, None)
         random = torch.Generator().manual_seed(step)
         video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random, self.weights)))
-        film = stored(shoot(video, CAMERAS[config.camera], random), config.pool) / 255
+        film = pooled_film(shoot(video, CAMERAS[config.camera], random), config.pool) / 255
         film = film.to(next(self.detector.parameters()).device)
         label = torch.arange(len(film), device=film.device) >= config.batch
         logits = self.detector(film)[:, self.chunk - 1 :: self.chunk]

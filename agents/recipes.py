@@ -36,7 +36,7 @@ class AgentRecipe:
 
 
 STEER, DETECT = "reelgym/StreamSteer-v0", "reelgym/StreamDetect-v0"
-RECIPES: dict[tuple[str, str], AgentRecipe] = {
+AGENT_RECIPES: dict[tuple[str, str], AgentRecipe] = {
     ("sb3-ppo", STEER): AgentRecipe(
         library="sb3",
         algorithm="PPO",
@@ -95,12 +95,12 @@ RECIPES: dict[tuple[str, str], AgentRecipe] = {
     ),
 }
 """The settings that `reelgym train AGENT --env ID` uses."""
-AGENTS = tuple(dict.fromkeys(name for name, _ in RECIPES))
+AGENTS = tuple(dict.fromkeys(name for name, _ in AGENT_RECIPES))
 
 
 def recipe_of(agent: str, env: str) -> AgentRecipe:
     """The recipe of an agent in an environment; ValueError that says which there are."""
-    if (agent, env) not in RECIPES:
-        known = "; ".join(f"{name} in {place}" for name, place in RECIPES)
+    if (agent, env) not in AGENT_RECIPES:
+        known = "; ".join(f"{name} in {place}" for name, place in AGENT_RECIPES)
         raise ValueError(f"no settings are kept for {agent} in {env}; there are: {known}")
-    return RECIPES[agent, env]
+    return AGENT_RECIPES[agent, env]

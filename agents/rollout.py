@@ -19,7 +19,7 @@ from ..models.generator import Fork, Generator, StreamState, Transition, at_prom
 from ..models.sampler import Kernel
 from ..noise import Domain, uniform
 
-Observation = Mapping[str, Tensor]
+_Observation = Mapping[str, Tensor]
 """An observation of StreamGen."""
 Prefix = Literal["own", "local", "full"]
 """Where draws about forks lie among the noise of a stream: no clip has so many chunks."""
@@ -41,13 +41,13 @@ class GeneratorPolicy:
         """Begin streams whose noise is a function of keys int64 [B]."""
         self.state, self.transitions = StreamState.start(keys), ()
 
-    def act(self, observation: Observation) -> Tensor:
+    def act(self, observation: _Observation) -> Tensor:
         """The next chunk [B, f, C, h, w] for the prompts of StreamGen's observation."""
         chunk = self.propose(observation)
         self.read(chunk, observation)
         return chunk
 
-    def propose(self, observation: Observation, fork: Fork | None = None) -> Tensor:
+    def propose(self, observation: _Observation, fork: Fork | None = None) -> Tensor:
         """A next chunk that the streams do not go on from yet: `read` does that. With a fork, M chunks.
 
         Before the first, chunks that the clips have already are read, as far back as the window shows them; the prompt
@@ -60,7 +60,7 @@ class GeneratorPolicy:
         chunk, self.transitions = denoise_chunk(self.generator, state, observation["prompt"], grad=self.grad, fork=fork)
         return chunk
 
-    def read(self, chunk: Tensor, observation: Observation) -> None:
+    def read(self, chunk: Tensor, observation: _Observation) -> None:
         """Go on from this chunk [B, f, C, h, w]."""
         self.state = read_chunk(self.generator, self._state(), chunk.detach(), observation["prompt"])
 
@@ -69,7 +69,7 @@ class GeneratorPolicy:
             raise ValueError("call reset(keys) before act")
         return self.state
 
-    def _opened(self, state: StreamState, observation: Observation) -> StreamState:
+    def _opened(self, state: StreamState, observation: _Observation) -> StreamState:
         done, frames = int(observation["position"][0]), self.generator.frames_per_chunk
         latents = observation["latents"]
         seen = min(done, latents.shape[1] // frames)
@@ -96,8 +96,8 @@ class RolloutStep:
     """
 
     number: int
-    observation: Observation
-    next_observation: Observation
+    observation: _Observation
+    next_observation: _Observation
     past: Tensor
     chunk: Tensor
     transitions: tuple[Transition, ...]
@@ -144,7 +144,7 @@ class RolloutState:
 
     env: ClipState
     past: Tensor
-    observation: Observation
+    observation: _Observation
 
     def take(self, rows: Tensor) -> RolloutState:
         """The streams at rows [M] (int64), in that order; a row may occur several times (a fork)."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 """Seeds of the clips that a student goes on with, away from those that it was pretrained on."""
-Clips = Callable[[int, int], tuple[Tensor, Tensor]]
+LatentSampler = Callable[[int, int], tuple[Tensor, Tensor]]
 """`clips(batch, step)` -> latents [batch, F, C, h, w] and prompts [batch, n, L, D], a pure function."""
 
 
@@ -121,7 +121,11 @@ class CausalInit:
     """Trains a generator as its starting recipe did; `clips` draws encoded clips of the world."""
 
     def __init__(
-        self, config: CausalInitConfig, generator: Generator, clips: Clips, accelerator: Accelerator | None = None
+        self,
+        config: CausalInitConfig,
+        generator: Generator,
+        clips: LatentSampler,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.config, self.generator, self.clips = config, generator, clips
         self.learner = Learner(generator.model, config.learner, accelerator)

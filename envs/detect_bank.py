@@ -31,8 +31,8 @@ STRENGTH = (0.4, 1.0)
 """Of scripted fakes; each clip's own is drawn between them."""
 VISIBLE = 0.1
 """A fake that changes no pixel by as much is none: a resting object cannot freeze."""
-CHUNKS = 4
-AT_ONCE = 64
+_CHUNKS = 4
+_AT_ONCE = 64
 
 Scripts = Callable[[int, int], Sequence[Script]]
 """`scripts(count, seed)`: count scripts of a world, a pure function."""
@@ -74,7 +74,7 @@ def generate(stack: Stack, scripts: Sequence[Script], chunks: int, seed: int, op
     [B, f, C, H, W]: their first chunks, where it does not make them."""
     texts = [[str(clause) for clause in chunk_clauses(script, chunks)] for script in scripts]
     embeds = torch.stack([stack.encoder.encode(row) for row in texts])
-    keys, rows = stream_keys(seed, len(embeds)), torch.arange(len(embeds)).split(AT_ONCE)
+    keys, rows = stream_keys(seed, len(embeds)), torch.arange(len(embeds)).split(_AT_ONCE)
     return torch.cat([_clips(stack, embeds[r], keys[r], None if opening is None else opening[r]) for r in rows])
 
 
@@ -123,7 +123,7 @@ def build_bank(
         raise ValueError(f"clips come in pairs of a real and a fake one: {clips} is no even number above 0")
     if not 0 <= generated <= 1:
         raise ValueError(f"generated is a share between 0 and 1, not {generated}")
-    chunks = chunks or CHUNKS * (slice_named(slice).length if slice else 1)
+    chunks = chunks or _CHUNKS * (slice_named(slice).length if slice else 1)
     pairs, random = clips // 2, torch.Generator().manual_seed(seed)
     made = round(generated * pairs) if source else 0
     drawn, scene = _played(pairs, seed, (chunks, frames_per_chunk), grammar, split, slice, scripts)
@@ -135,7 +135,7 @@ def build_bank(
         parts.append(_generated(source, drawn[pairs - made :], true, chunks, seed, slice is not None))
     family = torch.cat((torch.zeros(pairs).long(), family, torch.full((made,), NAMES.index("generated"))))
     order = torch.randperm(clips, generator=random)
-    video = filmed(torch.cat(parts)[order], lens, random).unflatten(1, (chunks, frames_per_chunk))
+    video = _filmed(torch.cat(parts)[order], lens, random).unflatten(1, (chunks, frames_per_chunk))
     texts = [tuple(str(clause) for clause in chunk_clauses(script, chunks)) for script in drawn] * 2
     told = tuple(texts[row] for row in order.tolist())
     return Bank(video, family[order] != 0, family[order], told).to(device)
@@ -166,9 +166,9 @@ def scripted(
     return fake, torch.tensor([NAMES.index(name) for name in names])[turn]
 
 
-def filmed(video: Tensor, camera: Camera, random: torch.Generator) -> Tensor:
+def _filmed(video: Tensor, camera: Camera, random: torch.Generator) -> Tensor:
     """What the camera stores of clips [M, F, C, H, W] in [0, 1]: uint8."""
-    return torch.cat([(shoot(part, camera, random) * 255).round().to(torch.uint8) for part in video.split(AT_ONCE)])
+    return torch.cat([(shoot(part, camera, random) * 255).round().to(torch.uint8) for part in video.split(_AT_ONCE)])
 
 
 def _families(families: Sequence[str] | None, split: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 Frames = NDArray[np.uint8]
 
-SIDE, LEAST_WIDTH, MARGIN, LINE = 160, 240, 8, 15
+_SIDE, LEAST_WIDTH, MARGIN, LINE = 160, 240, 8, 15
 PROMPT_LINES = 2
 REACH = 3.0
 """Standard deviations at which a bar is full."""
@@ -129,7 +129,7 @@ def _with_pictures(page: Frames, view: View, row: int, frame: int) -> Frames:
 def _sizes(view: View) -> tuple[int, int, int]:
     """Height and width of an enlarged picture, and the canvas's width."""
     height, width = next(iter(view.panels.values())).shape[2:4]
-    scale = max(1, SIDE // max(height, width))
+    scale = max(1, _SIDE // max(height, width))
     across = max(LEAST_WIDTH, MARGIN + len(view.panels) * (scale * width + MARGIN))
     return scale * height, scale * width, across + across % 2
 

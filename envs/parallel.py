@@ -17,7 +17,7 @@ from .registration import register_parallel
 from .self_play import DETECTOR, GENERATOR, PLAYERS, SelfPlayGame
 from .single import to_numpy
 from .stream_detect import WORDS
-from .vector import FPS, METADATA
+from .vector import METADATA, RENDER_FPS
 
 
 class SelfPlayEnv(ParallelEnv[str, Any, Any]):
@@ -38,7 +38,7 @@ class SelfPlayEnv(ParallelEnv[str, Any, Any]):
         self.game, self.render_mode = game, render_mode
         self.metadata = {
             **self.metadata,
-            "render_fps": METADATA["render_fps"] if render_mode is None else FPS[render_mode],
+            "render_fps": METADATA["render_fps"] if render_mode is None else RENDER_FPS[render_mode],
         }
         self.possible_agents: list[str] = list(PLAYERS)
         self.agents: list[str] = []

@@ -35,7 +35,7 @@ from .worlds.scene import roll
 GENERATOR, DETECTOR = PLAYERS = ("generator", "detector")
 Truth = Callable[[Sequence[str], int], Tensor]
 """`truth(scripts, seed)`: real clips [B, F, 3, H, W] in [0, 1] of scripts, a pure function."""
-AT_ONCE = 64
+_AT_ONCE = 64
 """Clips that go through a codec together."""
 
 
@@ -186,7 +186,7 @@ class SelfPlayGame:
             len(film), *(self.spaces[DETECTOR]["video"].shape or ()), dtype=torch.uint8, device=self.device
         )
         if film.shape[1]:
-            video[:, want - film.shape[1] :] = stored(film, self.rules.pool).to(torch.uint8)
+            video[:, want - film.shape[1] :] = pooled_film(film, self.rules.pool).to(torch.uint8)
         position = torch.full((len(film),), state.film.shape[1] // self.frames, device=self.device)
         return {
             GENERATOR: self.clips.observe(state.clips),
@@ -199,7 +199,7 @@ class SelfPlayGame:
         film = self.state.film[:, -self.frames :]
         if not film.shape[1]:
             raise ValueError("nothing has been shown yet")
-        return stored(film, self.rules.pool) / 255
+        return pooled_film(film, self.rules.pool) / 255
 
     def _unseen(self, scripts: Sequence[str], seed: int) -> Tensor:
         """True clips of a game that shows none."""
@@ -247,7 +247,7 @@ def record(
     return RecordedClips(torch.stack(film, 1), game.state.real, torch.stack(quality, 1))
 
 
-def stored(film: Tensor, pool: int) -> Tensor:
+def pooled_film(film: Tensor, pool: int) -> Tensor:
     """Film [B, F, C, H, W] in [0, 1] as a detector sees it: means over squares of pixels, 0 to 255 in whole numbers,
     [B, F, C, H / pool, W / pool]."""
     return avg_pool2d(film.flatten(0, 1) * 255, pool).round().unflatten(0, film.shape[:2])
@@ -272,7 +272,7 @@ class WorldTruth:
 @torch.no_grad()
 def coded(video: Tensor, codec: Codec) -> Tensor:
     """Clips [B, F, 3, H, W] in [0, 1] through the codec and back."""
-    return torch.cat([codec.decode(codec.encode(part)) for part in video.split(AT_ONCE)])
+    return torch.cat([codec.decode(codec.encode(part)) for part in video.split(_AT_ONCE)])
 
 
 def make(stack: Source = "tiny", num_envs: int = 1, **options: Any) -> SelfPlayGame:

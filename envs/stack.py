@@ -20,7 +20,7 @@ from ..models.detector import Detector
 from ..models.generator import Generator
 from ..models.prompts import WordEncoder
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
+from ..models.tiny import TINY_FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.wan import CausalWan
 from ..plugins import find
 from ..rewards.compose import as_reward
@@ -140,7 +140,7 @@ class Stack:
     def pipeline(self) -> StreamingGenerator:
         """Generator, codec and encoder with one face."""
         size = getattr(self.codec, "size", 0)
-        return StreamingGenerator(self.generator, self.codec, self.encoder, FPS, (size, size))
+        return StreamingGenerator(self.generator, self.codec, self.encoder, TINY_FPS, (size, size))
 
     @property
     def teacher(self) -> CausalWan:

@@ -16,15 +16,15 @@ from torch import Tensor
 from ..noise import stream_keys
 from .draw import View, all_canvases, newest_canvases
 
-FPS = {"rgb_array": 3, "rgb_array_list": 8}
+RENDER_FPS = {"rgb_array": 3, "rgb_array_list": 8}
 """Pictures a second at which a recording plays: of all frames, the world's own; of one a step, about as fast, where a
 chunk has three frames."""
-METADATA: dict[str, Any] = {"render_modes": list(FPS), "render_fps": FPS["rgb_array_list"]}
+METADATA: dict[str, Any] = {"render_modes": list(RENDER_FPS), "render_fps": RENDER_FPS["rgb_array_list"]}
 MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
-ROUNDING = 1e-4
+_ROUNDING = 1e-4
 """How far outside its Box an action may lie by rounding alone."""
 
-Observation = Tensor | dict[str, Tensor]
+_Observation = Tensor | dict[str, Tensor]
 StepResult = tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]
 
 
@@ -38,10 +38,10 @@ class Indexable(Protocol):
         ...
 
 
-State = TypeVar("State", bound=Indexable)
+EnvState = TypeVar("EnvState", bound=Indexable)
 
 
-class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
+class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[EnvState]):
     """N environments in one: a state goes in, the next state comes out, and a step loops over nothing in Python.
 
     A subclass says how a state begins (`_initial`), goes on (`_transition`), and looks (`_observation`, `_state_info`).
@@ -88,10 +88,10 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             raise ValueError(f"unknown render_mode {render_mode!r}; use one of {METADATA['render_modes']}")
         self.mode, self.render_mode, self.device = mode, render_mode, torch.device(device)
         self.check = self.device.type == "cpu" if check is None else check
-        fps = METADATA["render_fps"] if render_mode is None else FPS[render_mode]
+        fps = METADATA["render_fps"] if render_mode is None else RENDER_FPS[render_mode]
         self.metadata = {**METADATA, "render_fps": fps, "autoreset_mode": mode}
         self.single_observation_space, self.single_action_space = observation_space, action_space
-        self._state: State | None = None
+        self._state: EnvState | None = None
         self._over: bool | Tensor = False
         self._integers = not isinstance(action_space, Box)
         self._action_dtype = torch.int64 if self._integers else torch.float32
@@ -106,14 +106,14 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
         self._no_row = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
 
     @property
-    def state(self) -> State:
+    def state(self) -> EnvState:
         """Where the rows stand; assign what `state.take(rows)` gave, of num_envs rows, to branch."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step() or state")
         return self._state
 
     @state.setter
-    def state(self, state: State) -> None:
+    def state(self, state: EnvState) -> None:
         if len(state) != self.num_envs:
             raise ValueError(f"a state of {len(state)} rows does not fit num_envs={self.num_envs}")
         self._state, self._over = state, self._terminal(state)
@@ -226,37 +226,37 @@ class TensorVectorEnv(VectorEnv[Any, Tensor, Tensor], Generic[State]):
             raise ValueError(f"reset_mask has shape {tuple(mask.shape)}, expected ({self.num_envs},)")
         return mask
 
-    def _initial_some(self, mask: Tensor, options: dict[str, Any]) -> State:
+    def _initial_some(self, mask: Tensor, options: dict[str, Any]) -> EnvState:
         """Begin the rows of mask [N]; in lockstep all of them or none."""
         if not bool(mask.all()):
             raise ValueError("streams advance in lockstep: reset_mask must be all True, or left out")
         return self._initial(options)
 
-    def _initial(self, options: dict[str, Any]) -> State:
+    def _initial(self, options: dict[str, Any]) -> EnvState:
         """N new episodes."""
         raise NotImplementedError
 
-    def _transition(self, state: State, actions: Tensor) -> tuple[State, Tensor, bool | Tensor]:
+    def _transition(self, state: EnvState, actions: Tensor) -> tuple[EnvState, Tensor, bool | Tensor]:
         """The next state, the reward [N], and whether the episodes have ended."""
         raise NotImplementedError
 
-    def _autoreset(self, state: State, ended: Tensor) -> State:
+    def _autoreset(self, state: EnvState, ended: Tensor) -> EnvState:
         """The state with new episodes where ended [N]; in lockstep that is everywhere."""
         return self._initial({})
 
-    def _terminal(self, state: State) -> bool | Tensor:
+    def _terminal(self, state: EnvState) -> bool | Tensor:
         """Whether a state that is given, or begun, is at its end."""
         return False
 
-    def _observation(self, state: State) -> Any:
+    def _observation(self, state: EnvState) -> Any:
         """What the agents see: tensors [N, ...]."""
         raise NotImplementedError
 
-    def _view(self, state: State) -> View:
+    def _view(self, state: EnvState) -> View:
         """What `render` draws."""
         raise NotImplementedError
 
-    def _state_info(self, state: State) -> dict[str, Any]:
+    def _state_info(self, state: EnvState) -> dict[str, Any]:
         """A new dictionary."""
         return {}
 
@@ -270,4 +270,4 @@ def _range(space: Space[Any], bounded: bool) -> tuple[float, float, float]:
     if not bounded:
         finite = np.finfo(np.float32)
         return float(finite.min), float(finite.max), 0.0
-    return float(space.low.min()), float(space.high.max()), ROUNDING
+    return float(space.low.min()), float(space.high.max()), _ROUNDING

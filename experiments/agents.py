@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..agents.recipes import AGENTS, DETECT, RECIPES, STEER
+from ..agents.recipes import AGENT_RECIPES, AGENTS, DETECT, STEER
 from .evaluate import Exam
 from .jobs import Job
 from .learning.runs import BASELINES, AgentTask, Budget, work
@@ -59,7 +59,9 @@ def cells(config: Config) -> dict[tuple[str, str], list[AgentTask]]:
         seeds = seeds_of(config)[: 1 if row in preset.single else None]
         return [AgentTask(row, env, seed, preset.budget, config.spec) for seed in seeds]
 
-    rows = {env: [*BASELINES[env], *(name for name in AGENTS if (name, env) in RECIPES)] for env in (STEER, DETECT)}
+    rows = {
+        env: [*BASELINES[env], *(name for name in AGENTS if (name, env) in AGENT_RECIPES)] for env in (STEER, DETECT)
+    }
     return {(env, row): tasks(env, row) for env in rows for row in rows[env]}
 
 
@@ -86,7 +88,7 @@ def rows(config: Config, results: Results) -> Sequence[Row]:
 
 def settings(config: Config, results: Results) -> dict[str, Any]:
     """Of results.json: the sizes, and the recipes of the libraries."""
-    recipes = {f"{name} in {env}": asdict(recipe) for (name, env), recipe in RECIPES.items()}
+    recipes = {f"{name} in {env}": asdict(recipe) for (name, env), recipe in AGENT_RECIPES.items()}
     return asdict(config) | {"size": asdict(PRESETS[config.preset]), "recipes": recipes}
 
 

@@ -21,7 +21,7 @@ from ..envs.draw import Frames
 from ..envs.self_play import DETECTOR, GENERATOR
 from ..envs.stack import Stack
 from ..envs.stream_detect import FAKE, WAIT
-from ..envs.vector import FPS
+from ..envs.vector import RENDER_FPS
 from ..noise import stream_keys
 from .plots import animation
 
@@ -83,7 +83,7 @@ def stream_denoise(seed: int) -> tuple[Frames, float]:
             steps.extend(transition.x_next for transition in policy.transitions)
         return steps.pop(0)
 
-    return np.stack(list(_played(env, act, seed, {"scripts": [SCRIPT], "keys": keys}))), FPS["rgb_array"]
+    return np.stack(list(_played(env, act, seed, {"scripts": [SCRIPT], "keys": keys}))), RENDER_FPS["rgb_array"]
 
 
 def stream_steer(seed: int) -> tuple[Frames, float]:
@@ -103,7 +103,7 @@ def stream_detect(seed: int) -> tuple[Frames, float]:
         clip = int((env.bank.label == label).nonzero()[0])
         words = [FAKE] + [WAIT] * WAITS
         films.append(_held(_played(env, partial(_said, words), seed, {"clips": [clip]}))[0])
-    return np.concatenate(films), FPS["rgb_array_list"]
+    return np.concatenate(films), RENDER_FPS["rgb_array_list"]
 
 
 def self_play(seed: int) -> tuple[Frames, float]:
@@ -115,7 +115,7 @@ def self_play(seed: int) -> tuple[Frames, float]:
             wanted.pop(0)
             films.append(_held(_moves(env, seen, seed))[0])
         seed += 1
-    return np.concatenate(films), FPS["rgb_array_list"]
+    return np.concatenate(films), RENDER_FPS["rgb_array_list"]
 
 
 def _moves(env: Any, seen: Any, seed: int) -> Iterator[Frames]:
@@ -166,7 +166,7 @@ def _shown(env: Any) -> list[Frames]:
 def _held(canvases: Iterator[Frames]) -> tuple[Frames, float]:
     """All frames, the last one for longer, and their rate."""
     frames = list(canvases)
-    return np.stack([*frames, *[frames[-1]] * HOLD]), FPS["rgb_array_list"]
+    return np.stack([*frames, *[frames[-1]] * HOLD]), RENDER_FPS["rgb_array_list"]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ..envs.worlds.grammar import chunk_prompts
 from ..models.prompts import WordEncoder
 from ..models.sampler import sample_teacher
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import CHUNKS, FPS, TEACHER_SAMPLING
+from ..models.tiny import CHUNKS, TEACHER_SAMPLING, TINY_FPS
 from ..noise import normal, stream_keys
 from ..video import VideoWriter, read_video, write_video
 from .console import progress
@@ -90,7 +90,7 @@ def run(config: Config) -> None:
     if config.agent is not None or config.model == "teacher":
         _short_clip(config, device)
         return
-    with VideoWriter(config.out, config.fps or FPS, made_by="nobody yet"):
+    with VideoWriter(config.out, config.fps or TINY_FPS, made_by="nobody yet"):
         pass  # whether the file can be written is better known before anything is loaded
     made = load(config, device)
     name = "the student" if is_stack(config.stack) else str(config.checkpoint or config.stack)
@@ -217,7 +217,7 @@ def _short_clip(config: Config, device: torch.device) -> None:
             who = f"the student, steered ({passes:g} passes a chunk)"
         else:
             video, who = teacher_video(stack, prompts, config.seed), "the teacher"
-    fps = config.fps or FPS
+    fps = config.fps or TINY_FPS
     write_video(config.out, _pixels(video, config.scale or 4), fps, made_by=who)
     print(f"{config.out}: {len(video)} frames, {len(video) / fps:g} s, by {who}, seed {config.seed}")
 

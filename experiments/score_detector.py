@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..envs.self_play import coded, stored
+from ..envs.self_play import coded, pooled_film
 from ..envs.stack import Stack
 from ..models.calibration import Calibration
 from ..models.codec import Codec
@@ -83,7 +83,7 @@ class DetectorScorer:
         starts = windows(len(video), length, self.chunk)
         device = next(self.detector.parameters()).device
         passed = [coded(part[None].to(device), self.codec) for part in video.split(AT_ONCE)]
-        seen = stored(torch.cat(passed, 1), self.pool)[0] / 255
+        seen = pooled_film(torch.cat(passed, 1), self.pool)[0] / 255
         clips = torch.stack([seen[start : start + length] for start in starts])
         logits = torch.cat([self.detector(part) for part in clips.split(AT_ONCE)])[:, self.chunk - 1 :: self.chunk]
         if not bool(logits.isfinite().all()):

@@ -18,9 +18,9 @@ from ..envs.stack import Stack
 from ..envs.worlds.grammar import chunk_prompts, parse
 from ..models.codec import Grid
 from ..models.prompts import PromptBatch, WordEncoder
-from ..models.tiny import FPS, load_encoder, load_manifest
+from ..models.tiny import TINY_FPS, load_encoder, load_manifest
 from ..models.videoreward import VideoReward
-from ..models.videoreward.pixels import FACTOR, PixelConfig, fit, sample_frames
+from ..models.videoreward.pixels import FACTOR, PixelConfig, fitted_clip, sample_frames
 from ..models.videoreward.prompt import read_template
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY
@@ -107,7 +107,7 @@ class TinyScorer:
     encoder: WordEncoder
     codec: Any
     size: int
-    fps: float = FPS
+    fps: float = TINY_FPS
     script: bool = True
 
     @classmethod
@@ -120,7 +120,7 @@ class TinyScorer:
         encoder = stack.encoder if place is None else load_encoder("reward", place)
         manifest = {} if place is None else load_manifest("reward", place)
         codec: Any = None if "size" in manifest else stack.codec
-        fps = manifest.get("fps", FPS) if config.fps is None else config.fps
+        fps = manifest.get("fps", TINY_FPS) if config.fps is None else config.fps
         size = codec.size if codec else manifest["size"]
         return cls(reward, encoder, codec, size, fps, not manifest.get("pairs", False))
 
@@ -227,7 +227,7 @@ def read_chosen(path: Path, chosen: Set[int], pixels: PixelConfig) -> Tensor:
 
     def keep(frame: Tensor) -> Tensor:
         if next(seen) in chosen:
-            kept.append(fit(frame.movedim(-1, 0)[None].float() / 255, pixels)[0])
+            kept.append(fitted_clip(frame.movedim(-1, 0)[None].float() / 255, pixels)[0])
         return frame.new_empty(0)
 
     read_video(path, max_frames=max(chosen) + 1, each=keep)

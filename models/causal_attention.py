@@ -91,7 +91,7 @@ class Rope(nn.Module):
         return context
 
 
-class Attention:
+class _Attention:
     """What both processors share: the backend that diffusers' dispatcher takes (`set_attention_backend` sets it)."""
 
     _attention_backend: Any = None
@@ -105,7 +105,7 @@ class Attention:
         return out.flatten(2)
 
 
-class SelfAttention(Attention):
+class SelfAttention(_Attention):
     """attn1's processor: reads cache, rotation and mask from the call's context.
 
     hidden is [B, S, d], or [B * F, S / F, d] where every frame is a row with a noise level of its own.
@@ -130,7 +130,7 @@ class SelfAttention(Attention):
         return attn.to_out[1](attn.to_out[0](self.attend(query, key, value, context.bias).view(hidden.shape)))
 
 
-class CrossAttention(Attention):
+class CrossAttention(_Attention):
     """attn2's processor: the n-th part of the sequence reads the n-th prompt."""
 
     def __init__(self, text_len: int) -> None:

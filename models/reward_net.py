@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from .prompts import PromptBatch
 
-AXES: tuple[str, ...] = ("VQ", "MQ", "TA")
+REWARD_AXES: tuple[str, ...] = ("VQ", "MQ", "TA")
 LOG_K = math.log(5.0)
 SHARPNESS = 2.0
 PADDED = 8192.0
@@ -71,7 +71,7 @@ class TemporalMix(nn.Module):
         return x + mixed.unflatten(-1, x.shape[-2:]) + self.mix.bias[:, None, None]
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Multi-head attention in plain matrix products, so that a vector-Jacobian product can be batched over it."""
 
     def __init__(self, width: int, heads: int = 4) -> None:
@@ -96,9 +96,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, cross: bool = False) -> None:
         super().__init__()
-        self.norm_self, self.attend = nn.LayerNorm(width), Attention(width)
+        self.norm_self, self.attend = nn.LayerNorm(width), _Attention(width)
         self.norm_cross = nn.LayerNorm(width) if cross else None
-        self.read = Attention(width) if cross else None
+        self.read = _Attention(width) if cross else None
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
@@ -164,7 +164,7 @@ class TinyReward(nn.Module):
     std [3]: raw score statistics for z-scores (`calibrate`).
     """
 
-    axes = AXES
+    axes = REWARD_AXES
     min_frames = 3
     mean: Tensor
     std: Tensor
@@ -177,8 +177,8 @@ class TinyReward(nn.Module):
         self.time_blocks = nn.ModuleList(Block(width) for _ in range(2))
         self.norm, self.norm_cells = nn.LayerNorm(width), nn.LayerNorm(width)
         self.queries = nn.Parameter(torch.randn(2, width) * 0.02)
-        self.pool = Attention(width)
-        self.heads = nn.ModuleList(_head(width) for _ in AXES)
+        self.pool = _Attention(width)
+        self.heads = nn.ModuleList(_head(width) for _ in REWARD_AXES)
         self.words = nn.Linear(text_dim, width)
         self.register = nn.Parameter(torch.randn(1, width) * 0.02)
         self.align_blocks = nn.ModuleList(Block(width, cross=True) for _ in range(2))

@@ -15,7 +15,7 @@ from .detector import d3_score, restrav_features
 
 Features = Callable[[Tensor], Tensor]
 """Clips [B, F, 3, H, W] in [0, 1] to features [B, F, E] of every frame."""
-AT_ONCE = 64
+_AT_ONCE = 64
 
 
 class D3(nn.Module):
@@ -87,4 +87,4 @@ class ReStraV(nn.Module):
 
 @torch.no_grad()
 def _every(features: Features, video: Tensor) -> Tensor:
-    return torch.cat([features(part) for part in video.split(AT_ONCE)])
+    return torch.cat([features(part) for part in video.split(_AT_ONCE)])

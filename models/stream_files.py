@@ -19,10 +19,10 @@ from .codec import Codec, FrameCodec, WanCodec
 from .generator import Generator
 from .prompts import TextEncoder, WordEncoder
 from .sampler import consistency, step_sigmas
-from .tiny import FPS, WEIGHTS, build_generator, load_encoder, load_tiny
+from .tiny import TINY_FPS, WEIGHTS, build_generator, load_encoder, load_tiny
 from .wan import CausalWan
 
-SETTINGS = "streaming.json"
+_SETTINGS = "streaming.json"
 LONG_CACHE = CacheConfig(sink_frames=3, window_frames=21, positions="relative")
 """What Wan students stream with: as many frames as they were trained on, positions that never leave those, a sink."""
 
@@ -100,7 +100,7 @@ def load(
         if checkpoint is not None or settings is not None:
             raise ValueError(f"{source}: a stack of reelgym's; checkpoint and settings are for Wan2.1 folders")
         made = _stack(folder)
-    elif (folder / SETTINGS).is_file():
+    elif (folder / _SETTINGS).is_file():
         made = _ours(folder, asked)
     elif (folder / "transformer").is_dir():
         made = _wan(folder, asked)
@@ -122,7 +122,7 @@ def save(made: StreamingParts, folder: str | Path) -> None:
     layout in files.
     """
     folder = Path(os.path.abspath(folder))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / SETTINGS).is_file():
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / _SETTINGS).is_file():
         raise CheckpointError(f"{folder}: holds something else; choose a new folder")
     described = _described(made)
     codec: Any = made.codec
@@ -135,7 +135,7 @@ def save(made: StreamingParts, folder: str | Path) -> None:
     codec.vae.save_pretrained(aside / "vae")
     if not isinstance(encoder, WordEncoder):
         encoder.save_pretrained(aside)
-    write_json(aside / SETTINGS, described)
+    write_json(aside / _SETTINGS, described)
     if folder.exists():
         os.rename(folder, old)
     os.rename(aside, folder)
@@ -167,7 +167,9 @@ def _stack(folder: Path) -> StreamingParts:
     """codec/ and student/ as `reelgym train` writes them."""
     codec = load_tiny("codec", folder / "codec")
     generator = build_generator(load_tiny("student", folder / "student"), codec)
-    return StreamingParts(generator, codec, load_encoder("student", folder / "student"), FPS, (codec.size, codec.size))
+    return StreamingParts(
+        generator, codec, load_encoder("student", folder / "student"), TINY_FPS, (codec.size, codec.size)
+    )
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,13 @@ class _Asked:
 def _ours(folder: Path, asked: _Asked) -> StreamingParts:
     """What `save` wrote."""
     try:
-        said = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        said = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         stored = dict(said["settings"])
         cache, sigmas = CacheConfig(**stored.pop("cache")), tuple(stored.pop("sigmas"))
         known = StreamSettings(cache=cache, sigmas=sigmas, **stored | {"size": tuple(stored["size"])})
         kind = said["codec"]
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / SETTINGS}: not what save_pretrained writes ({error!r})") from error
+        raise CheckpointError(f"{folder / _SETTINGS}: not what save_pretrained writes ({error!r})") from error
     if kind == "wan":
         return _wan(folder, replace(asked, settings=asked.settings or known), said.get("vocab"))
     if asked.checkpoint is not None or asked.settings is not None:
@@ -282,7 +284,7 @@ def _fetched(source: str | Path) -> Path:
 
     wanted = [f"{part}/*" for part in ("transformer", "vae", "text_encoder", "tokenizer")]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[*wanted, SETTINGS, "model_index.json"]))
+        return Path(snapshot_download(str(source), allow_patterns=[*wanted, _SETTINGS, "model_index.json"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{source}: no such folder, and the hub does not give it ({reason})") from error

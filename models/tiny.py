@@ -54,7 +54,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 FRAMES_PER_CHUNK = 3
 CHUNKS = 4
 TEXT_LEN = 8
-FPS = 8.0
+TINY_FPS = 8.0
 """Frames a second of the video that this tier is trained on."""
 SAMPLER_SHIFT = 5.0
 STEPS = 4

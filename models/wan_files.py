@@ -19,7 +19,7 @@ from ..checkpoint import CheckpointError
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-NAMES = ("generator_ema", "generator", "model", "state_dict")
+_NAMES = ("generator_ema", "generator", "model", "state_dict")
 """Under which the Self Forcing family keeps state dicts, the one that is taken by default first."""
 WRAPPERS = {"module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
 """What DDP, FSDP, activation checkpointing and torch.compile write into names, at any depth."""
@@ -223,7 +223,7 @@ def _chosen(path: Path, found: Mapping[str, Any], which: str | None) -> dict[str
     if which is not None and which not in groups:
         held = ", ".join(groups) or "one state dict without a name"
         raise CheckpointError(f"{path} holds {held}, not {which!r}")
-    name = which or next((name for name in NAMES if name in groups), None)
+    name = which or next((name for name in _NAMES if name in groups), None)
     chosen = found if name is None else groups[name]
     tensors = {str(key): value for key, value in chosen.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -17,7 +17,7 @@ from .reward_model import RewardModel, WindowedModel
 from .windows import Clock
 
 NEEDS = frozenset({"scores", "saliency", "perplexity", "gradient"})
-ROUNDING = 1e-3
+_ROUNDING = 1e-3
 """How far outside [0, 1] a pixel may lie by rounding alone."""
 OVERSHOOT = 4.0
 """How far outside a decoder may carry a video that a gradient runs through, which it does not clamp; 8-bit values lie
@@ -235,7 +235,7 @@ class StreamReward:
             self._check_pixels(video)
 
     def _check_pixels(self, video: Tensor) -> None:
-        slack = OVERSHOOT if torch.is_grad_enabled() and video.requires_grad else ROUNDING
+        slack = OVERSHOOT if torch.is_grad_enabled() and video.requires_grad else _ROUNDING
         low, high = (float(end) for end in video.detach().aminmax())
         if not (low >= -slack and high <= 1 + slack):
             bad = "NaN" if low != low else f"pixels from {low:g} to {high:g}"

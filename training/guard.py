@@ -98,7 +98,7 @@ def broken_bounds(values: dict[str, float], start: dict[str, float], config: Gua
     return broken
 
 
-def diversity(groups: Tensor) -> Tensor:
+def pixel_diversity(groups: Tensor) -> Tensor:
     """[P]: root mean square pixel distance of the clips of each prompt, mean over pairs; groups [P, K, F, 3, H, W]."""
     first, second = torch.triu_indices(groups.shape[1], groups.shape[1], 1, device=groups.device)
     return (groups[:, first] - groups[:, second]).flatten(2).square().mean(2).sqrt().mean(1)
@@ -204,7 +204,7 @@ class Guard:
             reward = heldout = torch.full((len(video),), math.nan, device=video.device)
         found = {"reward": reward, "heldout": heldout}
         found |= {name: measure(video) for name, measure in MEASURES.items()}
-        found |= {"diversity": diversity(video.unflatten(0, (-1, config.clips))), "kl": kl}
+        found |= {"diversity": pixel_diversity(video.unflatten(0, (-1, config.clips))), "kl": kl}
         values = {name: float(value.mean()) for name, value in found.items()}
         return Look(update, heldout.unflatten(0, (-1, config.clips)).mean(1), values)
 

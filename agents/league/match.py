@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...envs.game_rules import GameRules, Outcome, ThresholdPolicy, checked
-from ...envs.self_play import RecordedClips, stored
+from ...envs.self_play import RecordedClips, pooled_film
 from ...envs.stream_detect import WAIT
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...models.detector import Detector, DetectorState
@@ -20,7 +20,7 @@ def apply_camera(video: Tensor, rules: GameRules, frames: int, seed: int, *, rea
     """Clips [N, F, 3, H, W] in [0, 1] that nobody makes in the game, true or scripted, through its camera, `frames` a
     chunk; their quality counts as 0."""
     random = torch.Generator().manual_seed(seed)
-    parts = [stored(shoot(part, CAMERAS[rules.camera], random), rules.pool) for part in video.split(64)]
+    parts = [pooled_film(shoot(part, CAMERAS[rules.camera], random), rules.pool) for part in video.split(64)]
     shown = torch.cat(parts).to(torch.uint8).unflatten(1, (-1, frames))
     return RecordedClips(shown, torch.full((len(video),), real), torch.zeros(shown.shape[:2]))
 

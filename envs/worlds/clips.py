@@ -7,17 +7,14 @@ from torch import Tensor
 
 from ...models.codec import Codec
 from ...models.prompts import PromptBank, WordEncoder
-from ...models.tiny import TEXT_LEN
+from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK, TEXT_LEN
 from .grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts
 from .render import render
 from .scene import Scene, roll
 
-CHUNKS = 4
-FRAMES_PER_CHUNK = 3
-
 
 @dataclass(frozen=True)
-class Clips:
+class WorldClips:
     """Rendered clips of one split.
 
     video: [N, F, 3, H, W] uint8   clauses: N rows of one clause per chunk   scene: what was drawn
@@ -40,13 +37,13 @@ def scenes(scripts: list[Script], seed: int, chunks: int = CHUNKS) -> tuple[Scen
 
 def make_clips(
     count: int, *, split: str, seed: int, grammar: str, chunks: int = CHUNKS, words: int | None = None
-) -> Clips:
+) -> WorldClips:
     """Sample, roll and render `count` clips; `words` fixes the number of clauses of each script."""
     scripts = sample_scripts(count, split=split, seed=seed, grammar=GRAMMARS[grammar], clauses=words)
     scene, clauses = scenes(scripts, seed, chunks)
     rows = torch.arange(count).split(256)
     parts = [(render(scene.take(some)) * 255).round().to(torch.uint8) for some in rows]
-    return Clips(torch.cat(parts), clauses, scene)
+    return WorldClips(torch.cat(parts), clauses, scene)
 
 
 def prompt_index(bank: PromptBank, clauses: list[tuple[Clause, ...]]) -> Tensor:
@@ -80,7 +77,7 @@ def word_encoder(grammar: str) -> WordEncoder:
 
 
 @torch.no_grad()
-def encode_clips(codec: Codec, clips: Clips, encoder: WordEncoder) -> LatentClips:
+def encode_clips(codec: Codec, clips: WorldClips, encoder: WordEncoder) -> LatentClips:
     """Encode a pool once."""
     bank = clause_bank(encoder, clips.clauses)
     parts = torch.arange(clips.video.shape[0]).split(64)

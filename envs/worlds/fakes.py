@@ -52,7 +52,7 @@ def _draw(shape: tuple[int, ...], generator: torch.Generator | None, like: Tenso
     return torch.randn(shape, generator=generator).to(like.device)
 
 
-def flicker(video: Tensor, strength: Tensor, generator: torch.Generator | None) -> Tensor:
+def _flicker(video: Tensor, strength: Tensor, generator: torch.Generator | None) -> Tensor:
     """Every frame has its own brightness."""
     gain = 1 + 0.35 * strength[:, None] * _draw(tuple(video.shape[:2]), generator, video).clamp(-2, 2)
     return (video * gain.clamp_min(0)[..., None, None, None]).clamp(0, 1)
@@ -160,7 +160,7 @@ def at_time(scene: Scene, clock: Tensor) -> Tensor:
 
 
 FAKES = {
-    "flicker": Fake("VQ", video=flicker),
+    "flicker": Fake("VQ", video=_flicker),
     "jitter": Fake("MQ", scene=jitter),
     "ghosting": Fake("VQ", video=ghosting, held_out=True),
     "hue_drift": Fake("TA", scene=hue_drift),

@@ -20,7 +20,7 @@ LIGHTS = ("plain", "dim", "red", "blue")
 HEADED = frozenset({"moves", "bounces", "sways", "zigzags"})
 SEPARATOR = "; then"
 HELD_OUT_ONE_IN = 5
-TRIES = 20_000
+_TRIES = 20_000
 
 
 class PromptError(ValueError):
@@ -198,7 +198,7 @@ def sample_scripts(
     tries = 0
     while len(scripts) < count:
         tries += 1
-        if tries > TRIES:
+        if tries > _TRIES:
             raise ValueError(f"only {len(scripts)} scripts of {count} were found in the {split} split: ask for fewer")
         unseen = split != "train" and len(scripts) % 2 == 0
         drawn = _draw_script(draw, grammar, clauses or draw.choice(grammar.clauses))

@@ -15,7 +15,7 @@ from .oracle_law import CHUNKS_PER_SEGMENT, Explained, Segments, cut, explain
 from .oracle_measure import Measures, measure
 from .scene import BACKGROUND, LIGHT_GAIN, RGB, SIDE, SPEED, Orders, margin
 
-AXES = ("VQ", "MQ", "TA", "physics")
+ORACLE_AXES = ("VQ", "MQ", "TA", "physics")
 TAIL_SHARE = 0.15
 
 
@@ -125,7 +125,7 @@ def _frame_scores(
 def _average(frames: Tensor, weight: Tensor) -> OracleScores:
     axes = (frames * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
     quality, motion, aligned, lawful = axes.unbind(-1)
-    return OracleScores(quality, motion, aligned, lawful, axes.clamp_min(0).prod(-1) ** (1 / len(AXES)))
+    return OracleScores(quality, motion, aligned, lawful, axes.clamp_min(0).prod(-1) ** (1 / len(ORACLE_AXES)))
 
 
 def _near(error: Tensor, slack: float | Tensor, tolerance: float | Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from .render import DISTANCES, cover
 from .scene import RADIUS, SIDE
 
 FIT_STEPS = 6
-PATCH = 20
+_PATCH = 20
 
 
 @lru_cache(maxsize=4)
@@ -71,8 +71,8 @@ def complete(alpha: Tensor, shown: Tensor, places: Tensor, radii: Tensor) -> tup
     Starts from the best of the world's radii and some shifts along x, then Gauss-Newton on place and radius.
     """
     middle = (alpha.sum(2) * torch.arange(SIDE, device=alpha.device)).sum(1) / alpha.sum((1, 2)).clamp_min(1e-6)
-    top = (middle.round().long() - PATCH // 2).clamp(0, SIDE - PATCH)
-    lines = (top[:, None] + torch.arange(PATCH, device=top.device))[:, :, None].expand(-1, -1, SIDE)
+    top = (middle.round().long() - _PATCH // 2).clamp(0, SIDE - _PATCH)
+    lines = (top[:, None] + torch.arange(_PATCH, device=top.device))[:, :, None].expand(-1, -1, SIDE)
     patch, mask = alpha.gather(1, lines), shown[:, 0].gather(1, lines)
     fitted = []
     for kind in range(len(DISTANCES)):
@@ -90,7 +90,7 @@ def complete(alpha: Tensor, shown: Tensor, places: Tensor, radii: Tensor) -> tup
 def _cover_patch(kind: int, rows: Tensor) -> Tensor:
     """Masks [N, K, PATCH * SIDE] of one shape at rows [N, K, 3] of x, y and radius."""
     x = torch.arange(SIDE, device=rows.device) + 0.5 - rows[..., 0, None, None]
-    y = (torch.arange(PATCH, device=rows.device) + 0.5)[:, None] - rows[..., 1, None, None]
+    y = (torch.arange(_PATCH, device=rows.device) + 0.5)[:, None] - rows[..., 1, None, None]
     return DISTANCES[kind](x, y, rows[..., 2, None, None]).neg_().add_(0.5).clamp_(0, 1).flatten(2)
 
 

@@ -9,8 +9,8 @@ from .oracle_fit import centre_of, complete, places_of
 from .render import BAR_GREY, DISTANCES, cover
 from .scene import BACKGROUND, SIDE
 
-FRAMES_AT_ONCE = 256
-BAR = slice(SIDE // 2 - 2, SIDE // 2 + 2)
+_FRAMES_AT_ONCE = 256
+_BAR = slice(SIDE // 2 - 2, SIDE // 2 + 2)
 CORE_PIXELS = 6
 
 
@@ -51,7 +51,7 @@ def measure(video: Tensor) -> Measures:
     if video.dim() != 5 or video.shape[2:] != (3, SIDE, SIDE):
         raise ValueError(f"the oracle judges videos [B, F, 3, {SIDE}, {SIDE}], got {tuple(video.shape)}")
     frames = video.detach().float().clamp(0, 1).flatten(0, 1)
-    parts = [_measure(part) for part in frames.split(FRAMES_AT_ONCE)]
+    parts = [_measure(part) for part in frames.split(_FRAMES_AT_ONCE)]
     columns = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Measures)]
     return Measures(*(column.reshape(*video.shape[:2], *column.shape[1:]) for column in columns))
 
@@ -60,12 +60,12 @@ def _measure(frames: Tensor) -> Measures:
     back, bar_rgb, bar = _surroundings(frames)
     barred = bar[:, None, None, None] > 0.5
     shown = torch.ones_like(frames[:, :1])
-    shown[..., BAR] = 1 - barred.float()
+    shown[..., _BAR] = 1 - barred.float()
     front, alpha = _segment(frames, back, shown)
     contrast = (front - back).norm(dim=1)
     centre, area = _moments(alpha)
     places, radii = places_of(centre, area)
-    hidden = barred.flatten() & (alpha[..., [BAR.start - 1, BAR.stop]].amax((1, 2)) > 0.02)
+    hidden = barred.flatten() & (alpha[..., [_BAR.start - 1, _BAR.stop]].amax((1, 2)) > 0.02)
     if hidden.any():
         places[hidden], radii[hidden] = complete(alpha[hidden], shown[hidden], places[hidden], radii[hidden])
     fit, best, full = _compare(alpha, shown, places, radii)
@@ -112,7 +112,7 @@ def _surroundings(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Colours [N, 3] of the background (the border's median) and of the bar's columns, and how much of a bar [N]."""
     sides = (frames[:, :, 0], frames[:, :, -1], frames[:, :, 1:-1, 0], frames[:, :, 1:-1, -1])
     back = torch.cat(sides, 2).median(2).values
-    bar_rgb = frames[..., BAR].flatten(2).median(2).values
+    bar_rgb = frames[..., _BAR].flatten(2).median(2).values
     scale = (BAR_GREY / BACKGROUND - 1) * back.mean(1).clamp_min(0.02)
     return back, bar_rgb, (bar_rgb - back).mean(1) / scale
 

@@ -9,7 +9,7 @@ from .scene import BACKGROUND, SIDE, Scene
 
 BAR_HALF_WIDTH = 2.0
 BAR_GREY = 0.5
-FRAMES_AT_ONCE = 128
+_FRAMES_AT_ONCE = 128
 
 
 def _circle(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ def render(scene: Scene) -> Tensor:
     rows = (scene.position, scene.radius, scene.shape, scene.rgb, scene.light, occluder)
     flat = [row.reshape(count * frames, *row.shape[2:]) for row in rows]
     video = torch.empty(count * frames, 3, SIDE, SIDE, device=scene.radius.device)
-    for first in range(0, count * frames, FRAMES_AT_ONCE):
-        part = slice(first, first + FRAMES_AT_ONCE)
+    for first in range(0, count * frames, _FRAMES_AT_ONCE):
+        part = slice(first, first + _FRAMES_AT_ONCE)
         video[part] = _draw(*(row[part] for row in flat))
     return video.reshape(count, frames, 3, SIDE, SIDE)
 

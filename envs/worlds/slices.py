@@ -14,7 +14,7 @@ from .grammar import DIRECTIONS, GRAMMARS, HEADED, SIZES, SPEEDS, Clause, Gramma
 from .render import BAR_HALF_WIDTH
 from .scene import SIDE, Scene, roll
 
-TRIES = 200
+_TRIES = 200
 APART = 1_000_003
 PLAIN = GRAMMARS["plain"]
 TRAVELS = frozenset({"moves", "bounces", "zigzags"})
@@ -69,13 +69,13 @@ def slice_scene(
     holds = slice_named(name).holds
     if holds is None:
         return scene
-    for attempt in range(1, TRIES):
+    for attempt in range(1, _TRIES):
         good = holds(scene, frames_per_chunk)
         if good.all():
             return scene
         draw = torch.Generator().manual_seed(seed + attempt * APART)  # a row's tries do not depend on the other rows
         scene = roll(rows, frames_per_chunk, draw, device).where(good, scene)
-    raise ValueError(f"no clip of slice {name!r} was found in {TRIES} tries: make the clips longer")
+    raise ValueError(f"no clip of slice {name!r} was found in {_TRIES} tries: make the clips longer")
 
 
 def heard(clause: Clause, grammar: Grammar) -> Clause:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...envs.stack import Stack
-from ...envs.worlds.clips import Clips, make_clips
+from ...envs.worlds.clips import WorldClips, make_clips
 from ...envs.worlds.grammar import COLOURS, Clause
 from ...envs.worlds.scene import RGB
 from ...models.prompts import PromptBatch
@@ -26,7 +26,7 @@ def chunk_texts(stack: Stack, clauses: list[tuple[Clause, ...]]) -> PromptBatch:
     return clip_prompts(encode_clauses(stack.encoder, clauses).to(stack.device), texts)
 
 
-def real_clips(count: int, split: str, seed: int, grammar: str = "plain") -> Clips:
+def real_clips(count: int, split: str, seed: int, grammar: str = "plain") -> WorldClips:
     """True clips of a split's prompts. ValueError for fewer than one."""
     if count < 1:
         raise ValueError(f"clips must be at least 1, not {count}")

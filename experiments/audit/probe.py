@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ...envs.draw import enlarge, overlay
 from ...envs.worlds.camera import blurred
-from ...envs.worlds.clips import FRAMES_PER_CHUNK
 from ...envs.worlds.exploits import ground
 from ...envs.worlds.scene import SIDE
 from ...models.codec import Grid
 from ...models.prompts import PromptBatch
+from ...models.tiny import FRAMES_PER_CHUNK
 from ...rewards.perplexity import temporal_weight
 from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..console import publish

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ...envs.stack import Stack
-from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, Clips
+from ...envs.worlds.clips import WorldClips
 from ...envs.worlds.exploits import EXPLOITS
 from ...envs.worlds.grammar import Clause
 from ...envs.worlds.oracle import judge
 from ...models.generator import stream
+from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK
 from ...noise import stream_keys
 from ...rewards.reliability import BalanceConfig, BalanceState, balance
 from ...rewards.stream_reward import Scores
@@ -104,7 +105,7 @@ def run(config: Config) -> None:
     publish(["reelgym", "audit", "reward"], config, [config.seed], rows, report(rows), stack.device)
 
 
-def exploit_rows(stack: Stack, clips: Clips, config: Config) -> list[dict[str, Any]]:
+def exploit_rows(stack: Stack, clips: WorldClips, config: Config) -> list[dict[str, Any]]:
     """One row for every exploit and strength."""
     video, rgb = clips.frames(torch.arange(len(clips.clauses))), colours([row[-1] for row in clips.clauses])
     real = score(stack, video, clips.clauses)
@@ -138,7 +139,7 @@ def _mean(values: Tensor) -> float | None:
     return float(values.float().mean()) if len(values) else None
 
 
-def ascent_rows(stack: Stack, clips: Clips, config: Config) -> list[dict[str, Any]]:
+def ascent_rows(stack: Stack, clips: WorldClips, config: Config) -> list[dict[str, Any]]:
     """One row for every start and number of steps: reward and oracle before and after ascent on the reward."""
     clauses = clips.clauses[: config.climbers]
     video = clips.frames(torch.arange(len(clauses))).to(stack.device)
@@ -169,7 +170,7 @@ def ascent_rows(stack: Stack, clips: Clips, config: Config) -> list[dict[str, An
 
 
 @torch.no_grad()
-def student_scores(stack: Stack, clips: Clips, config: Config) -> Tensor:
+def student_scores(stack: Stack, clips: WorldClips, config: Config) -> Tensor:
     """z-scores [B, A] of the student's clips: what reliability weighs in training."""
     keys = stream_keys(config.seed, len(clips.clauses), stack.device)
     embeds = chunk_texts(stack, clips.clauses).embeds.unflatten(0, (-1, CHUNKS))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...agents.detection import Detection, DetectionConfig, FakePool
 from ...checkpoint import load_checkpoint
-from ...envs.self_play import stored
+from ...envs.self_play import pooled_film
 from ...envs.stack import StackSpec
 from ...envs.worlds.camera import CAMERAS, shoot
 from ...envs.worlds.scene import SIDE
@@ -203,7 +203,7 @@ def clips_job(family: str) -> str:
 
 def _filmed(clips: Tensor, detection: DetectionConfig) -> Tensor:
     random = torch.Generator().manual_seed(SeedDomain.POINT_FILMS)
-    return stored(shoot(clips.float() / 255, CAMERAS[detection.camera], random), detection.pool) / 255
+    return pooled_film(shoot(clips.float() / 255, CAMERAS[detection.camera], random), detection.pool) / 255
 
 
 def _from_scratch(task: RunTask, clips: OrderClips, fakes: int) -> tuple[Detection, list[dict[str, float]]]:

@@ -15,7 +15,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from ...agents.recipes import DETECT, RECIPES, STEER
+from ...agents.recipes import AGENT_RECIPES, DETECT, STEER
 from ...agents.saved import Agent, library_of
 from ...envs.stack import StackSpec
 from ...envs.stream_detect import FAKE, REAL
@@ -83,7 +83,7 @@ def work(task: AgentTask) -> Result:
 
 def trained(task: AgentTask) -> Result:
     """An agent that learns."""
-    recipe = RECIPES[task.row, task.env]
+    recipe = AGENT_RECIPES[task.row, task.env]
     library, steps = library_of(recipe), task.budget.steps or recipe.steps
     curve: list[dict[str, float]] = []
 
@@ -130,7 +130,7 @@ def fixed_steering(task: AgentTask) -> Build:
 @lru_cache(maxsize=1)
 def _searched(task: AgentTask) -> Tensor:
     """One search serves all seeds that a worker examines."""
-    steps = task.budget.steps or max(recipe.steps for (_, env), recipe in RECIPES.items() if env == STEER)
+    steps = task.budget.steps or max(recipe.steps for (_, env), recipe in AGENT_RECIPES.items() if env == STEER)
     rows = min(WIDTH, max(1, steps // (steering.HALVING * task.budget.exam.chunks)))
     return steering.best_fixed(task.make(rows), steps, seed=0)
 
@@ -160,7 +160,7 @@ def random_verdicts(task: AgentTask) -> Build:
 
 def fixed_verdict(task: AgentTask) -> Build:
     """The moment and the verdict that earned most on the training bank when always taken."""
-    bank = RECIPES["sb3-ppo", DETECT].env
+    bank = AGENT_RECIPES["sb3-ppo", DETECT].env
     env = task.exam_env(min(WIDTH, bank["clips"]), **bank)
     rules = [(moment, verdict) for moment in range(env.chunks) for verdict in (REAL, FAKE)]
     best = max(rules, key=lambda one: sum(detecting.evaluated(env, detecting.rule(env, *one))["reward"]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...envs.stack import Stack
-from ...envs.worlds.clips import Clips, make_clips
+from ...envs.worlds.clips import WorldClips, make_clips
 from ...envs.worlds.scene import BACKGROUND
 from ...models.codec import FrameCodec
 from ...models.tiny import build_codec
@@ -64,7 +64,7 @@ def foreground_weight(video: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def squared_error(codec: FrameCodec, clips: Clips) -> float:
+def squared_error(codec: FrameCodec, clips: WorldClips) -> float:
     """Mean squared error of the reconstruction, pixels in [0, 1]."""
     video = clips.frames(torch.arange(clips.video.shape[0]))
     return float((codec.decode(codec.encode(video)) - video).square().mean())

@@ -17,10 +17,10 @@ from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
 from ...agents.league.match import apply_camera
 from ...envs.game_rules import GameRules
 from ...envs.stack import Stack
-from ...envs.worlds.clips import FRAMES_PER_CHUNK
 from ...envs.worlds.scene import FPS, SIDE
 from ...models.calibration import Calibration
 from ...models.detector import ClipDetector
+from ...models.tiny import FRAMES_PER_CHUNK
 from ...training.learner import LearnerConfig
 from ...training.regression import Schedule
 from .detector_measure import mixed, quality_of, trajectory_quality

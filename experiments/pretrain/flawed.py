@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ...envs.rows import Rows
-from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, make_clips
+from ...envs.worlds.clips import make_clips
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.grammar import GRAMMARS, Clause, Grammar
 from ...envs.worlds.render import render
 from ...envs.worlds.scene import Scene
 from ...models.prompts import WordEncoder
+from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK
 from .flaws import PIXEL_FLAWS, SCENE_FLAWS, stumble, wobble, wrong_pace
 
 WRONG = 0.2

@@ -5,18 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...envs.worlds.clips import FRAMES_PER_CHUNK, Clips, clause_bank, make_clips, prompt_index
+from ...envs.worlds.clips import WorldClips, clause_bank, make_clips, prompt_index
 from ...envs.worlds.grammar import GRAMMARS
 from ...envs.worlds.oracle import judge
 from ...models.codec import Codec
 from ...models.prompts import WordEncoder
+from ...models.tiny import FRAMES_PER_CHUNK
 
 AXES = ("VQ", "MQ", "TA", "physics", "total")
 
 
 @torch.no_grad()
 def quality(
-    sample: Callable[[Tensor, Tensor], Tensor], codec: Codec, encoder: WordEncoder, clips: Clips, seed: int = 0
+    sample: Callable[[Tensor, Tensor], Tensor], codec: Codec, encoder: WordEncoder, clips: WorldClips, seed: int = 0
 ) -> dict[str, float]:
     """Oracle means of sampled clips, and `fraction`: their total over the total of the clips themselves.
 
@@ -33,7 +34,7 @@ def quality(
 
 
 @torch.no_grad()
-def fraction(video: Tensor, clips: Clips) -> dict[str, float]:
+def fraction(video: Tensor, clips: WorldClips) -> dict[str, float]:
     """Oracle means of `video`, made for the prompts of `clips`, and its total as a fraction of theirs."""
     truth = judge(clips.frames(torch.arange(len(clips.clauses))), clips.clauses, FRAMES_PER_CHUNK)
     scores = judge(video, clips.clauses, FRAMES_PER_CHUNK)
@@ -41,7 +42,7 @@ def fraction(video: Tensor, clips: Clips) -> dict[str, float]:
     return {**means, "truth": float(truth.total.mean()), "fraction": means["total"] / float(truth.total.mean())}
 
 
-def held_out_clips(grammar: str, count: int = 96, seed: int = 7) -> Clips:
+def held_out_clips(grammar: str, count: int = 96, seed: int = 7) -> WorldClips:
     """Validation clips, half of them with a (colour, shape, motion) that training never shows."""
     return make_clips(count, split="validation", seed=seed, grammar=grammar)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...checkpoint import sha256_file
 from ...models.prompts import WordEncoder
-from ...models.reward_net import AXES, TinyReward, bradley_terry_with_ties
+from ...models.reward_net import REWARD_AXES, TinyReward, bradley_terry_with_ties
 from ...rewards.windows import TINY
 from ...training.regression import Schedule
 from .loop import Made, pretrain
@@ -79,7 +79,7 @@ class PairsRecipe:
             "pairs": True,
             "pairs_sha256": sha256,
             "split": split.kind,
-            "judged": dict(zip(AXES, judged, strict=True)),
+            "judged": dict(zip(REWARD_AXES, judged, strict=True)),
             "fps": self.fps,
             "size": self.size,
             "vocab": list(encoder.vocab),
@@ -104,7 +104,7 @@ def pair_loss(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Tenso
 
 def score_windows(model: TinyReward, windows: Sequence[Tensor], embeds: Tensor) -> Tensor:
     """Raw scores [B, A] of B windows, uint8 [F, 3, S, S] each with its own F, under prompts [B, L, D]."""
-    scores = torch.zeros(len(windows), len(AXES))
+    scores = torch.zeros(len(windows), len(REWARD_AXES))
     for length in {len(window) for window in windows}:
         rows = torch.tensor([row for row, window in enumerate(windows) if len(window) == length])
         clips = torch.stack([windows[row] for row in rows.tolist()]).float() / 255
@@ -140,14 +140,14 @@ def look_windows(
         windows = [videos[wanted[place][0]][start : start + WINDOW] for place, start in batch]
         embeds = encoder.encode([wanted[place][1] for place, _ in batch])
         found.append(score_windows(model, windows, embeds))
-    scores = torch.cat(found) if found else torch.zeros(0, len(AXES))
+    scores = torch.cat(found) if found else torch.zeros(0, len(REWARD_AXES))
     return scores, torch.tensor([place for place, _ in parts], dtype=torch.long)
 
 
 def score_looks(model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[Look]) -> Tensor:
     """Raw scores [K, A] of K videos under their prompts: the mean over a video's windows."""
     scores, places = look_windows(model, encoder, videos, wanted)
-    total = torch.zeros(len(wanted), len(AXES)).index_add_(0, places, scores)
+    total = torch.zeros(len(wanted), len(REWARD_AXES)).index_add_(0, places, scores)
     return total / torch.bincount(places, minlength=len(wanted))[:, None]
 
 
@@ -159,7 +159,7 @@ def measure(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Sequenc
     each = scores[[distinct[look] for look in wanted]].unflatten(0, (len(rows), 2)).double()
     d, labels, judged = each[:, 0] - each[:, 1], pairs.labels[rows], pairs.judged[rows]
     figures: dict[str, float] = {}
-    for place, axis in enumerate(AXES):
+    for place, axis in enumerate(REWARD_AXES):
         known = judged[:, place]
         found = agreement(d[known, place].numpy(), labels[known, place].numpy())
         figures |= {f"{name}_{axis}": value for name, value in found.items()}
@@ -170,10 +170,12 @@ def summary(made: Made) -> str:
     """What was measured on what, for a terminal."""
     judged: dict[str, int] = made.reads["judged"]
     lines = [f"trained on judgements: {', '.join(f'{axis} {count}' for axis, count in judged.items())}"]
-    lines += [f"no training pair is judged on {axis}: its scores mean nothing" for axis in AXES if not judged[axis]]
+    lines += [
+        f"no training pair is judged on {axis}: its scores mean nothing" for axis in REWARD_AXES if not judged[axis]
+    ]
     if made.reads["split"] == "videos":
         lines.append("measured on pairs of videos that training never saw (split by videos):")
     else:
         lines.append(f"measured on pairs whose videos training may have seen (split by pairs: fewer than {GROUPS} "
                      "groups of pairs share no video), so the figures flatter:")  # fmt: skip
-    return "\n".join([*lines, table(made.quality, AXES)])
+    return "\n".join([*lines, table(made.quality, REWARD_AXES)])

@@ -13,12 +13,12 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from ...models.prompts import WordEncoder, split_words
-from ...models.reward_net import AXES, TinyReward
+from ...models.reward_net import REWARD_AXES, TinyReward
 from ...models.tiny import TEXT_LEN
 from ...video import VideoError, read_video
 
 PATHS = ("path_A", "path_B")
-COLUMNS = (*PATHS, "prompt", *AXES)
+COLUMNS = (*PATHS, "prompt", *REWARD_AXES)
 LABELS = {"A": 1, "B": -1, "same": 0}
 UNJUDGED = ("", "invalid")
 GROUPS = 5
@@ -78,7 +78,9 @@ def read_table(path: Path) -> list[Row]:
     rows = [_row(path, number, header, cells) for number, cells in enumerate(table[1:], 2) if any(cells)]
     usable = [row for row in rows if any(label is not None for label in row.labels)]
     if not usable:
-        raise ValueError(f"{path}: no usable pair; a row needs A, B or same under at least one of {', '.join(AXES)}")
+        raise ValueError(
+            f"{path}: no usable pair; a row needs A, B or same under at least one of {', '.join(REWARD_AXES)}"
+        )
     return usable
 
 
@@ -93,10 +95,10 @@ def _row(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -
     first, second = ((path.parent / values[name]).resolve() for name in PATHS)
     if first == second:
         raise ValueError(f"{where}: path_A and path_B are the same video, {values['path_A']}")
-    for name in AXES:
+    for name in REWARD_AXES:
         if values.get(name, "") not in (*LABELS, *UNJUDGED):
             raise ValueError(f"{where}: {values[name]!r} under {name}; use A, B, same, invalid or nothing")
-    labels = tuple(LABELS.get(values.get(name, "")) for name in AXES)
+    labels = tuple(LABELS.get(values.get(name, "")) for name in REWARD_AXES)
     return Row(number, (first, second), values.get("prompt", ""), labels)
 
 

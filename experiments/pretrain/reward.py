@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...envs.stack import Stack
-from ...envs.worlds.clips import CHUNKS, word_encoder
+from ...envs.worlds.clips import word_encoder
 from ...envs.worlds.fakes import FAKES
 from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward, bradley_terry_with_ties, smooth_minimum
+from ...models.tiny import CHUNKS
 from ...training.regression import Schedule
 from .flawed import Batch, FlawedClips
 from .loop import Made, pretrain

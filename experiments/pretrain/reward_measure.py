@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from ...envs.stack import Stack
-from ...envs.worlds.clips import CHUNKS, FRAMES_PER_CHUNK, make_clips, word_encoder
+from ...envs.worlds.clips import make_clips, word_encoder
 from ...envs.worlds.fakes import FAKES
 from ...envs.worlds.oracle import judge
 from ...models.generator import stream
 from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward
+from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK
 from ...noise import stream_keys
 from ...rewards.reward_model import WindowedModel
 from ...rewards.windows import Clock, clip_prompts

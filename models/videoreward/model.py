@@ -17,7 +17,7 @@ from .load import empty_backbone, fill, read_chat, read_config, read_weights
 from .net import TokenReward, padded, video_tokens
 from .pixels import MIN_FRAMES, PixelConfig, sample_frames, to_patches
 from .prompt import HINT, ChatPrompt
-from .weights import AXES, EMBEDDING, read_settings
+from .weights import EMBEDDING, VIDEOREWARD_AXES, read_settings
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLModel
@@ -37,7 +37,7 @@ class VideoReward(TokenReward):
         chat: how a prompt becomes tokens; None where no template was given.
     """
 
-    axes = AXES
+    axes = VIDEOREWARD_AXES
     min_frames = MIN_FRAMES
     mean: Tensor
     std: Tensor

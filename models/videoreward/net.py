@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .pixels import MERGE, PAIR, PATCH, PATCH_WIDTH
-from .weights import AXES
+from .weights import VIDEOREWARD_AXES
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLModel
@@ -49,7 +49,7 @@ class TokenReward(nn.Module):
         ValueError where they do not fit each other.
         """
         embeds = self._embeds(pixel_values, grid_thw, input_ids, attention_mask)
-        places = self._places(input_ids, attention_mask, range(len(AXES)))
+        places = self._places(input_ids, attention_mask, range(len(VIDEOREWARD_AXES)))
         return self._head(self._language(embeds, attention_mask, _count(input_ids)), places)
 
     def read_prefix(self, patches: Tensor, grid: Tensor, prefixes: list[list[int]]) -> tuple[Tensor, Any, Tensor]:

@@ -92,7 +92,7 @@ def resize(levels: Tensor, size: tuple[int, int], rounding: bool = True) -> Tens
     return x
 
 
-def fit(clip: Tensor, config: PixelConfig) -> Tensor:
+def fitted_clip(clip: Tensor, config: PixelConfig) -> Tensor:
     """clip [T, 3, H, W] in [0, 1] in the size that the model reads, [T, 3, h, w] in [0, 1], same dtype."""
     size = target_size(clip.shape[-2], clip.shape[-1], config.min_pixels, config.max_pixels)
     return (resize(_level(clip.double() * 255, config.rounding), size, config.rounding) / 255).to(clip.dtype)
@@ -104,7 +104,7 @@ def to_patches(clip: Tensor, config: PixelConfig) -> tuple[Tensor, tuple[int, in
     Returns normalised patches [N, 1176] (colour, frame, row, column within a patch) and their grid (t, h, w). Patches
     are in Qwen2-VL's order: time, then tokens by row and column, then the four patches of a token.
     """
-    frames = fit(clip, config)
+    frames = fitted_clip(clip, config)
     if len(frames) % PAIR:
         frames = torch.cat([frames, frames[-1:]])
     mean, std = (frames.new_tensor(values)[:, None, None] for values in (MEAN, STD))

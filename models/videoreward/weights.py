@@ -21,13 +21,13 @@ from torch import Tensor
 from ...checkpoint import CheckpointError
 from .pixels import IMAGE_MIN_PIXELS, MAX_PIXELS, VIDEO_MIN_PIXELS
 
-AXES: tuple[str, ...] = ("VQ", "MQ", "TA")
+VIDEOREWARD_AXES: tuple[str, ...] = ("VQ", "MQ", "TA")
 STATS = ("mean", "std")
 EMBEDDING = "backbone.language_model.embed_tokens.weight"
 _SUPPORTED: dict[str, dict[str, Any]] = {
     "model_config": {"output_dim": 1, "reward_token": "special", "use_special_tokens": True},
     "data_config": {
-        "eval_dim": list(AXES),
+        "eval_dim": list(VIDEOREWARD_AXES),
         "num_frames": None,
         "sample_type": "uniform",
         "prompt_template_type": "detailed_special",
@@ -70,10 +70,12 @@ def read_settings(folder: Path) -> Settings:
     config = read_json(path)
     sections = _sections(path, config)
     data = sections["data_config"]
-    scores = sections["inference_config"] or {f"{axis}_{key}": float(key == "std") for axis in AXES for key in STATS}
+    scores = sections["inference_config"] or {
+        f"{axis}_{key}": float(key == "std") for axis in VIDEOREWARD_AXES for key in STATS
+    }
     ids = config.get("special_token_ids")
     try:
-        mean, std = (tuple(float(scores[f"{axis}_{key}"]) for axis in AXES) for key in STATS)
+        mean, std = (tuple(float(scores[f"{axis}_{key}"]) for axis in VIDEOREWARD_AXES) for key in STATS)
         settings = Settings(
             mean,
             std,
@@ -87,7 +89,7 @@ def read_settings(folder: Path) -> Settings:
         raise CheckpointError(f"{path}: missing or no number: {error}") from error
     if not (all(map(math.isfinite, mean)) and all(value > 0 for value in std)):
         raise CheckpointError(f"{path}: inference_config must hold finite means and positive deviations")
-    if settings.special_token_ids is not None and len(set(settings.special_token_ids)) != len(AXES):
+    if settings.special_token_ids is not None and len(set(settings.special_token_ids)) != len(VIDEOREWARD_AXES):
         raise CheckpointError(f"{path}: special_token_ids must be three different ids, not {ids}")
     return settings
 

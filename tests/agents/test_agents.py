@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.recipes import AGENTS, DETECT, RECIPES, STEER, recipe_of
+from reelgym.agents.recipes import AGENT_RECIPES, AGENTS, DETECT, STEER, recipe_of
 from reelgym.agents.saved import agent_manifest, library_of, load_agent, save_agent
 from reelgym.checkpoint import CheckpointError, save_checkpoint
 from reelgym.envs import stream_detect
@@ -25,13 +25,13 @@ def steer(codec, reward, prompts, generator, clock):
 
 def small(name, env=STEER):
     """The recipe with so little of everything that a test can run it."""
-    recipe = RECIPES[name, env]
+    recipe = AGENT_RECIPES[name, env]
     few = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "learning_starts": 4, "gradient_steps": 1}
     settings = {key: few.get(key, value) for key, value in recipe.settings.items()}
     return replace(recipe, streams=4, steps=32, rollout=16, epochs=1, batch=8, settings=settings)
 
 
-@pytest.mark.parametrize("name", [name for name, env in RECIPES if env == STEER])
+@pytest.mark.parametrize("name", [name for name, env in AGENT_RECIPES if env == STEER])
 def test_an_agent_learns_and_is_kept(name, steer, tmp_path):
     recipe, called = small(name), []
     agent = library_of(recipe).learn(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reelgym.agents import recipes
-from reelgym.agents.recipes import DETECT, RECIPES, STEER
+from reelgym.agents.recipes import AGENT_RECIPES, DETECT, STEER
 from reelgym.envs import stream_detect, stream_steer
 from reelgym.experiments import agents
 from reelgym.experiments.cli import main
@@ -22,11 +22,11 @@ EXAM = Exam(prompts=2, clips=2, long_prompts=0)
 def few(monkeypatch):
     """Recipes with so little of everything that a test can run them."""
     small = {"n_steps": 4, "batch_size": 8, "n_epochs": 1, "learning_starts": 4, "gradient_steps": 1}
-    for key, recipe in RECIPES.items():
+    for key, recipe in AGENT_RECIPES.items():
         settings = {name: small.get(name, value) for name, value in recipe.settings.items()}
         env = {"clips": 16} if key[1] == DETECT else {}
         changed = replace(recipe, streams=4, steps=16, rollout=16, epochs=1, batch=8, settings=settings, env=env)
-        monkeypatch.setitem(recipes.RECIPES, key, changed)
+        monkeypatch.setitem(recipes.AGENT_RECIPES, key, changed)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from reelgym.models.reward_net import AXES, TinyReward, bradley_terry_with_ties, smooth_minimum
+from reelgym.models.reward_net import REWARD_AXES, TinyReward, bradley_terry_with_ties, smooth_minimum
 
 DIM = 12
 
@@ -27,7 +27,7 @@ def net() -> TinyReward:
 @pytest.mark.parametrize("frames", [3, 6, 11, 48])
 def test_any_length_from_three(net: TinyReward, frames: int) -> None:
     scores = net(torch.rand(1, frames, 3, 32, 32), prompts(1))
-    assert scores.shape == (1, len(AXES)) and scores.isfinite().all()
+    assert scores.shape == (1, len(REWARD_AXES)) and scores.isfinite().all()
 
 
 def test_size_of_the_shipped_width() -> None:

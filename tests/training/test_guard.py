@@ -13,7 +13,7 @@ from reelgym.checkpoint import CheckpointError
 from reelgym.models.generator import generate_chunk, stream
 from reelgym.models.sampler import step_sigmas
 from reelgym.rewards.stream_reward import StreamReward
-from reelgym.training.guard import Guard, GuardConfig, Look, broken_bounds, charge, diversity, fallen
+from reelgym.training.guard import Guard, GuardConfig, Look, broken_bounds, charge, fallen, pixel_diversity
 from reelgym.training.learner import LearnerConfig, NonFiniteError
 from reelgym.training.loop import fit
 
@@ -128,7 +128,7 @@ def test_kl_is_that_of_the_kernels(make, prompts, monkeypatch):
 def test_diversity_is_the_distance_between_clips_of_a_prompt():
     clips = torch.zeros(2, 3, 4, 3, 8, 8)
     clips[1, 2] = 0.5
-    torch.testing.assert_close(diversity(clips), torch.tensor([0.0, 1 / 3]))
+    torch.testing.assert_close(pixel_diversity(clips), torch.tensor([0.0, 1 / 3]))
 
 
 def test_it_stops_and_rolls_back_when_the_rewards_part(make):

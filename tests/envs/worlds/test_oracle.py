@@ -9,7 +9,7 @@ import torch
 from reelgym.envs.worlds import fakes
 from reelgym.envs.worlds.camera import CAMERAS, blurred, shoot
 from reelgym.envs.worlds.grammar import COLOURS, GRAMMARS, SHAPES, chunk_clauses, parse, sample_scripts
-from reelgym.envs.worlds.oracle import AXES, diversity, judge, judge_long
+from reelgym.envs.worlds.oracle import ORACLE_AXES, diversity, judge, judge_long
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import BACKGROUND, SIDE, margin, roll
 
@@ -27,7 +27,7 @@ def truth(name, chunks=4, clips=CLIPS):
 
 
 def means(scores):
-    return {axis: float(getattr(scores, axis).mean()) for axis in (*AXES, "total")}
+    return {axis: float(getattr(scores, axis).mean()) for axis in (*ORACLE_AXES, "total")}
 
 
 @cache
@@ -155,7 +155,7 @@ def test_small_errors_cost_little():
 def test_a_score_does_not_depend_on_the_batch():
     clauses, _, video = truth("full")
     together, alone = true_scores("full"), judge(video[5:6], clauses[5:6], 3)
-    for axis in (*AXES, "total"):
+    for axis in (*ORACLE_AXES, "total"):
         torch.testing.assert_close(getattr(together, axis)[5:6], getattr(alone, axis), rtol=0, atol=2e-3)
     again = judge(video, clauses, 3)
     assert torch.equal(together.total, again.total)

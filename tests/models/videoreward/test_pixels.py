@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from reelgym.models.videoreward import VideoReward
-from reelgym.models.videoreward.pixels import PixelConfig, fit, resize, sample_frames, target_size, to_patches
+from reelgym.models.videoreward.pixels import PixelConfig, fitted_clip, resize, sample_frames, target_size, to_patches
 
 SIZES = [(56, 84), (30, 45), (100, 300), (301, 203), (480, 832), (270, 480), (480, 270)]
 
@@ -112,7 +112,7 @@ def test_rounding_lets_the_gradient_through():
     direction = torch.randn(4, 3, 56, 84)
     gradients = []
     for rounding in (True, False):
-        resized = fit(clip, PixelConfig(rounding=rounding))
+        resized = fitted_clip(clip, PixelConfig(rounding=rounding))
         levels = resized.detach() * 255
         assert bool(((levels - levels.round()).abs() < 1e-3).all()) is rounding
         gradients += torch.autograd.grad((resized * direction).sum(), clip)
