@@ -38,7 +38,13 @@ WORKSHOP = {
     "docs/finetuning.md": ("reelgym.experiments.train_student",),
 }
 """Pages for those who build with the parts, and the modules that they open; all others keep to the public page."""
-ONE_UPDATE = {"updates=10": "updates=1", "learn(4096)": "learn(64)", "clips=64": "clips=8"}
+ONE_UPDATE = {
+    "updates=10": "updates=1",
+    "updates=4": "updates=1",
+    "learn(4096)": "learn(64)",
+    "clips=64": "clips=8",
+    "GuardConfig()": "GuardConfig(prompts=4)",
+}
 
 
 def commands():
