@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..checkpoint import CheckpointError
 from .learner import Groups, Learner
 from .usage import ComputeUsage
 
+OWN = __name__.split(".")[0]
 State = tuple[Groups, dict[str, Any]]
 """Groups of tensors, and what JSON holds."""
 
@@ -21,7 +22,7 @@ def pack(
 ) -> State:
     """The state of a trainer made of `learners` and tensors of its own; `config` is a dataclass."""
     groups: Groups = {"trainer": dict(extra or {})}
-    meta: dict[str, Any] = {"config": plain(asdict(config)), "counts": asdict(counts), "learners": {}}
+    meta: dict[str, Any] = {"config": config_settings(config), "counts": asdict(counts), "learners": {}}
     for name, learner in learners.items():
         parts, meta["learners"][name] = learner.state()
         groups |= {f"{name}-{part}": tensors for part, tensors in parts.items()}
@@ -32,7 +33,7 @@ def unpack(
     config: Any, counts: ComputeUsage, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
-    if other := differences(plain(asdict(config)), plain(meta.get("config", {}))):
+    if other := differences(config_settings(config), plain(meta.get("config", {}))):
         raise CheckpointError(
             f"the checkpoint was written with another config; they differ in {', '.join(other)}: go on with that one, "
             "or give another --out"
@@ -56,6 +57,20 @@ def differences(mine: Mapping[str, Any], found: Mapping[str, Any], place: str = 
         elif a != b or (key in mine) != (key in found):
             names.append(f"{place}{key}")
     return names
+
+
+def config_settings(config: Any) -> dict[str, Any]:
+    """A config as JSON holds it. A part of it that is not this package's own, such as a user's direction, says its
+    class: another one with equal fields is another config."""
+    found = {field.name: _settings(getattr(config, field.name)) for field in fields(config)}
+    kind = type(config)
+    return (
+        found if kind.__module__.split(".")[0] == OWN else {"class": f"{kind.__module__}.{kind.__qualname__}", **found}
+    )
+
+
+def _settings(value: Any) -> Any:
+    return config_settings(value) if is_dataclass(value) and not isinstance(value, type) else plain(value)
 
 
 def plain(value: Any) -> Any:

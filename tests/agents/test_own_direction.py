@@ -10,6 +10,7 @@ import torch
 from reelgym.agents.credit import Credit
 from reelgym.agents.direction import Direction, Needs, TrainingBatch, TrainingSample, rows
 from reelgym.agents.finetune import FineTune, FineTuneConfig
+from reelgym.checkpoint import CheckpointError
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.models.sampler import renoise
 from reelgym.noise import fold, normal
@@ -125,3 +126,10 @@ def test_what_a_direction_needs_is_checked(make, codec, prompts, clock):
     assert make(mine, env=dim).update()["grad_norm"] > 0
     with pytest.raises(TypeError, match="need a StreamReward, not Dim"):
         make(WholeRedder(), env=dim, prefix="own")
+
+
+def test_another_direction_with_equal_fields_does_not_go_on(make):
+    groups, meta = make(TowardsBest()).state()
+    other = make(type("Other", (TowardsBest,), {"__module__": "mine"})())
+    with pytest.raises(CheckpointError, match="they differ in direction.class"):
+        other.load_state(groups, meta)
