@@ -4,7 +4,7 @@ an informed planner, over seeds, judged on held-out prompts by the reward and by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from .evaluate import Exam
 from .jobs import Job
 from .learning.runs import BASELINES, AgentTask, Budget, work
 from .learning.tables import COLUMNS, curves_svg, report, table_rows
-from .options import StackOptions
+from .options import StudyOptions
 from .study import Results, Study, run_study
 from .tables import Row
 
@@ -31,24 +31,18 @@ class Preset:
 
 
 PAIR = Exam(prompts=2, clips=1, long_prompts=0)
-SMOKE = Budget(PAIR, Exam(prompts=2, clips=1, long_prompts=0, split="validation"), clips=64, steps=256, points=1)
+SMOKE = Budget(PAIR, replace(PAIR, split="validation"), clips=64, steps=256, points=1)
 PRESETS = {"standard": Preset(), "smoke": Preset(SMOKE, 1)}
 
 
 @dataclass(frozen=True)
-class Config(StackOptions):
+class Config(StudyOptions):
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
     preset: Literal["standard", "smoke"] = "standard"
     """standard: evidence, in less than 45 minutes on two cores. smoke: only shows that everything runs."""
-    seed: int = 0
-    """The first of the seeds."""
-    device: Literal["cpu"] = "cpu"
-    """The agents learn on the CPU."""
     out: Path | None = None
     """Folder for results.json, the curves, the agents and the jobs; runs/agents-PRESET by default."""
-    workers: int | None = None
-    """Processes of one thread each; by default 2, or as many as there are cores."""
 
 
 def cells(config: Config) -> dict[tuple[str, str], list[AgentTask]]:

@@ -26,6 +26,12 @@ def worker_count(device: torch.device | str = "cpu", asked: int | None = None) -
     return 1 if torch.device(device).type == "cuda" else min(2, os.cpu_count() or 1)
 
 
+def estimate(name: str, core_seconds: float, config: Any) -> None:
+    """Say on stderr about how long a study takes."""
+    workers = worker_count(config.device, config.workers)
+    print(f"{name}: about {core_seconds / workers / 60:.0f} minutes on {workers} idle cores", file=sys.stderr)
+
+
 def publish(
     words: Sequence[str],
     config: Any,

@@ -216,18 +216,13 @@ def _short_clip(config: Config, device: torch.device) -> None:
             video, passes = steered_by(config.agent, prompts, config.seed, stack.folder, device)
             who = f"the student, steered ({passes:g} passes a chunk)"
         else:
-            video, who = teacher_video(stack, prompts, config.seed), "the teacher"
+            if len(prompts) != CHUNKS:
+                raise ValueError(f"the teacher makes clips of {CHUNKS} chunks, not {len(prompts)}: use --model student")
+            embeds, grid = stack.encoder.encode(prompts)[None].to(stack.device), stack.codec.grid(1)
+            shape = (CHUNKS * stack.teacher.frames_per_chunk, stack.codec.channels, grid.h, grid.w)
+            noise = normal(stream_keys(config.seed, 1, embeds.device), 0, 0, shape)
+            latents = sample_teacher(stack.teacher, embeds, stack.null(), noise, TEACHER_SAMPLING)
+            video, who = stack.codec.decode(latents)[0], "the teacher"
     fps = config.fps or TINY_FPS
     write_video(config.out, _pixels(video, config.scale or 4), fps, made_by=who)
     print(f"{config.out}: {len(video)} frames, {len(video) / fps:g} s, by {who}, seed {config.seed}")
-
-
-def teacher_video(stack: Stack, prompts: list[str], seed: int) -> Tensor:
-    """The teacher's clip [F, 3, H, W] in [0, 1], of a prompt a chunk."""
-    if len(prompts) != CHUNKS:
-        raise ValueError(f"the teacher makes clips of {CHUNKS} chunks, not {len(prompts)}: use --model student")
-    embeds = stack.encoder.encode(prompts)[None].to(stack.device)
-    grid = stack.codec.grid(1)
-    shape = (CHUNKS * stack.teacher.frames_per_chunk, stack.codec.channels, grid.h, grid.w)
-    noise = normal(stream_keys(seed, 1, embeds.device), 0, 0, shape)
-    return stack.codec.decode(sample_teacher(stack.teacher, embeds, stack.null(), noise, TEACHER_SAMPLING))[0]

@@ -47,6 +47,30 @@ class StackOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyOptions(StackOptions):
+    """How a study runs on the cores of the CPU."""
+
+    seed: int = 0
+    """The first of the seeds."""
+    device: Literal["cpu"] = "cpu"
+    """All jobs run on the CPU."""
+    workers: int | None = None
+    """Processes of one thread each; by default 2, or as many as there are cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How a measurement in this process runs."""
+
+    seed: int = 0
+    """Of clips, scripts, noise and actions."""
+    threads: int = 1
+    """Torch threads."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """What a stream remembers; None: as the generator ships."""
 

@@ -78,25 +78,20 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, baseline: float 
     return "\n".join([*parts, "</svg>"])
 
 
-def legend_svg(names: Sequence[str]) -> str:
-    """Names in the colours of their lines, two a row."""
-    parts = []
-    for place, name in enumerate(names):
-        x, y = LEFT + place % 2 * 250, 12 + place // 2 * 16
-        parts.append(f'<text x="{x}" y="{y}" style="fill: {COLOURS[place]}; font-weight: 600">{escape(name)}</text>')
-    return "".join(parts)
-
-
 def stacked_svg(charts: Sequence[str], names: Sequence[str], columns: int = 1) -> str:
-    """Charts of `line_chart` in so many columns over their legend, as a picture that stands alone."""
+    """Charts of `line_chart` in so many columns over their legend, as a picture that stands alone; the legend has names
+    in the colours of their lines, two a row."""
     tall = ceil(len(charts) / columns) * HEIGHT
     height = tall + 16 * (len(names) + 1) // 2 + 16
     box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * WIDTH} {height}" role="img">'
     corners = [(place % columns * WIDTH, place // columns * HEIGHT) for place in range(len(charts))]
     placed = (f'<g transform="translate({x} {y})">{chart}</g>' for (x, y), chart in zip(corners, charts, strict=True))
     sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
-    legend = f'<g transform="translate(0 {tall})">{legend_svg(names)}</g>'
-    return "\n".join([box, style_svg(), *sized, legend, "</svg>"])
+    legend = ""
+    for place, name in enumerate(names):
+        x, y = LEFT + place % 2 * 250, 12 + place // 2 * 16
+        legend += f'<text x="{x}" y="{y}" style="fill: {COLOURS[place]}; font-weight: 600">{escape(name)}</text>'
+    return "\n".join([box, style_svg(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
 
 
 def style_svg() -> str:

@@ -4,10 +4,24 @@ from dataclasses import fields
 
 from .results import command_line, pick_device, write_results
 from .score_detector import DetectorScorer
-from .score_reward import TinyScorer, VideoRewardScorer
+from .score_reward import TinyScorer, score_videoreward
 from .scorer import COMMON, Config, Scorer
 
-SCORERS: dict[str, type[Scorer]] = {"reward": TinyScorer, "videoreward": VideoRewardScorer, "detector": DetectorScorer}
+TINY = "a small reward (VideoReward's folder, which holds model_config.json, goes in as --reward)"
+PUBLISHED = frozenset({"prompt", "reward", "backbone", "prompt_template", "dtype", "frame_weights"})
+SCORERS = {
+    "reward": Scorer(
+        TINY,
+        frozenset({"prompt", "reward", "frame_weights"}),
+        lambda config, device: TinyScorer.load(config, device).score(config.file, config.prompt or ""),
+    ),
+    "videoreward": Scorer("VideoReward", PUBLISHED, score_videoreward),
+    "detector": Scorer(
+        "a detector",
+        frozenset({"detector", "detector_weights"}),
+        lambda config, device: DetectorScorer.load(config, device).score(config.file),
+    ),
+}
 
 
 def run(config: Config) -> None:
@@ -15,7 +29,7 @@ def run(config: Config) -> None:
     scorer = SCORERS[chosen(config)]
     _check(config, scorer)
     device = pick_device(config.device)
-    found = scorer.load(config, device).score(config.file, config.prompt)
+    found = scorer.score(config, device)
     print(f"{config.file}: {found.read}")
     print(found.table)
     command = command_line(["reelgym", "score", str(config.file)], config)
@@ -30,7 +44,7 @@ def chosen(config: Config) -> str:
     return "videoreward" if published else "reward"
 
 
-def _check(config: Config, scorer: type[Scorer]) -> None:
+def _check(config: Config, scorer: Scorer) -> None:
     """ValueError for a missing prompt, and for options that are another scorer's."""
     if "prompt" in scorer.options and config.prompt is None:
         raise ValueError("--prompt is missing: what should the video show? Or pass --detector, which asks for none")

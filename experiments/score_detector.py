@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +40,6 @@ class DetectorScorer:
     that it sees averaged.   chunk: frames of a chunk.   fps: at which files are read, by default as it was trained.
     """
 
-    name: ClassVar[str] = "a detector"
-    options: ClassVar[frozenset[str]] = frozenset({"detector", "detector_weights"})
-
     detector: ClipDetector
     calibration: Calibration
     codec: Codec
@@ -66,7 +63,7 @@ class DetectorScorer:
             raise ValueError(f"{folder}: train the detector with `reelgym train detector` ({error})") from None
         return cls(detector, calibration, stack.codec, pool, chunk, fps if config.fps is None else config.fps)
 
-    def score(self, file: Path, prompt: str | None) -> VideoScores:
+    def score(self, file: Path) -> VideoScores:
         """In windows, one every chunk."""
         video, read = read_clip(file, self.fps, self.detector.size * self.pool)
         check_length(file, len(video), self.fps, self.chunk, "detector")

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,9 +99,6 @@ class TinyScorer:
     in pixels.   script: the prompt's clauses share the length evenly, else all of it holds throughout.
     """
 
-    name: ClassVar[str] = "a small reward (VideoReward's folder, which holds model_config.json, goes in as --reward)"
-    options: ClassVar[frozenset[str]] = frozenset({"prompt", "reward", "frame_weights"})
-
     reward: StreamReward
     encoder: WordEncoder
     codec: Any
@@ -124,9 +120,8 @@ class TinyScorer:
         size = codec.size if codec else manifest["size"]
         return cls(reward, encoder, codec, size, fps, not manifest.get("pairs", False))
 
-    def score(self, file: Path, prompt: str | None) -> VideoScores:
+    def score(self, file: Path, prompt: str) -> VideoScores:
         """In windows, one every chunk."""
-        assert prompt is not None
         self.encoder.encode([str(clause) for clause in parse(prompt)] if self.script else [prompt])
         video, read = read_clip(file, self.fps, self.size)
         check_length(file, len(video), self.fps, self.reward.min_frames, "reward model")
@@ -157,59 +152,32 @@ class TinyScorer:
         return WindowScores(starts, length, prompts, torch.cat(scores), seconds, weights / weights.mean())
 
 
-@dataclass(frozen=True)
-class VideoRewardScorer:
-    """VideoReward as published, on the whole clip; its weights are read once a file is found to be long enough."""
-
-    name: ClassVar[str] = "VideoReward"
-    options: ClassVar[frozenset[str]] = frozenset(
-        {"prompt", "reward", "backbone", "prompt_template", "dtype", "frame_weights"}
-    )
-
-    config: Config
-    device: torch.device
-
-    @classmethod
-    def load(cls, config: Config, device: torch.device) -> VideoRewardScorer:
-        """Whatever is cheap to check is checked."""
-        return cls(config, device)
-
-    @cached_property
-    def model(self) -> VideoReward:
-        """Sampled at the fps that is asked for; what it is handed is sampled already."""
-        config = self.config
-        assert config.reward is not None
-        dtype = getattr(torch, config.dtype)
-        model = VideoReward.from_pretrained(
-            config.reward, config.backbone, config.prompt_template, dtype=dtype, device=self.device
-        )
-        if config.fps is not None:
-            model.pixels = replace(model.pixels, fps=config.fps)
-        model.source_fps = model.pixels.fps
-        return model
-
-    def score(self, file: Path, prompt: str | None) -> VideoScores:
-        """One window, with per-frame weights where they are asked for."""
-        assert prompt is not None
-        total, rate = count_frames(file, VideoReward.min_frames)
-        read_template(self.config.prompt_template)
-        model = self.model
-        chosen = sample_frames(total, rate, model.pixels.fps)
-        video = read_chosen(file, set(chosen.tolist()), model.pixels).to(self.device)
-        frames, _, height, width = video.shape
-        grid = Grid(torch.arange(frames), height // FACTOR, width // FACTOR)
-        batch = PromptBatch((prompt,), video.new_zeros(1, 0, 0))
-        reward, weights = StreamReward(model), None
-        if self.config.frame_weights:
-            signal = reward.weights(video[None], batch, grid)
-            scores, weights = signal.scores, _frame_weights(signal.perplexity, grid)[0]
-        else:
-            scores = reward.score(video[None], batch).scores
-        seconds = [index / rate for index in chosen.tolist()]
-        found = WindowScores([0], frames, [prompt], scores.cpu(), seconds, weights)
-        return _scores(
-            f"{frames} frames of {total} (the file has {rate:g} fps), {width} x {height} pixels", found, model.axes
-        )
+def score_videoreward(config: Config, device: torch.device) -> VideoScores:
+    """VideoReward as published, on the whole clip as one window, with per-frame weights where they are asked for; its
+    weights are read once the file is found to be long enough."""
+    assert config.reward is not None and config.prompt is not None
+    total, rate = count_frames(config.file, VideoReward.min_frames)
+    read_template(config.prompt_template)
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "device": device}
+    model = VideoReward.from_pretrained(config.reward, config.backbone, config.prompt_template, **options)
+    if config.fps is not None:
+        model.pixels = replace(model.pixels, fps=config.fps)
+    model.source_fps = model.pixels.fps  # what it is handed is sampled already
+    chosen = sample_frames(total, rate, model.pixels.fps)
+    video = read_chosen(config.file, set(chosen.tolist()), model.pixels).to(device)
+    frames, _, height, width = video.shape
+    grid = Grid(torch.arange(frames), height // FACTOR, width // FACTOR)
+    batch = PromptBatch((config.prompt,), video.new_zeros(1, 0, 0))
+    reward, weights = StreamReward(model), None
+    if config.frame_weights:
+        signal = reward.weights(video[None], batch, grid)
+        scores, weights = signal.scores, _frame_weights(signal.perplexity, grid)[0]
+    else:
+        scores = reward.score(video[None], batch).scores
+    seconds = [index / rate for index in chosen.tolist()]
+    found = WindowScores([0], frames, [config.prompt], scores.cpu(), seconds, weights)
+    read = f"{frames} frames of {total} (the file has {rate:g} fps), {width} x {height} pixels"
+    return _scores(read, found, model.axes)
 
 
 def count_frames(path: Path, needed: int) -> tuple[int, float]:

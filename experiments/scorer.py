@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..video import VideoError, read_video
+from .options import StackName
 from .tables import Row
 
 
@@ -32,7 +34,7 @@ class Config:
     """Recorded; scoring draws nothing."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    stack: Annotated[str, tyro.conf.arg(aliases=["--weights"])] = "tiny"
+    stack: StackName = "tiny"
     """Stack with codec and reward (or detector): a name, a folder or a stack.toml."""
     reward: Path | None = None
     """Folder of the reward model alone: VideoReward as published, or a small one of `reelgym train reward`."""
@@ -66,18 +68,14 @@ class VideoScores:
     table: str
 
 
-class Scorer(Protocol):
-    """What `reelgym score` asks of a scorer. name: in errors.   options: those that it takes beside COMMON."""
+@dataclass(frozen=True)
+class Scorer:
+    """One that `reelgym score` knows. name: in errors.   options: that it takes beside COMMON.   score: ValueError
+    for weights that are not there or a prompt that is not understood, VideoError for a file that cannot be read."""
 
-    name: ClassVar[str]
-    options: ClassVar[frozenset[str]]
-
-    @classmethod
-    def load(cls, config: Config, device: torch.device) -> Scorer:
-        """ValueError for weights that are not there."""
-
-    def score(self, file: Path, prompt: str | None) -> VideoScores:
-        """VideoError for a file that cannot be read, ValueError for a prompt that is not understood."""
+    name: str
+    options: frozenset[str]
+    score: Callable[[Config, torch.device], VideoScores]
 
 
 def read_clip(file: Path, fps: float, size: int) -> tuple[Tensor, str]:

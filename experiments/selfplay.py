@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..agents.league.config import LeagueConfig
 from ..envs.game_rules import ThresholdPolicy
@@ -24,8 +23,8 @@ from .league.pictures import auc_svg, clips_webp, payoffs_svg
 from .league.rows import all_rows
 from .league.runs import RULES, VARIANTS, Task, work
 from .league.tables import COLUMNS, report
-from .options import StackOptions
-from .study import Done, Results, Study, finished, job_folder, run_study
+from .options import StudyOptions
+from .study import Results, Study, finished, job_folder, run_study
 from .tables import Row
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
@@ -62,7 +61,7 @@ PRESETS = {"quick": Preset(QUICK, ("league", "newest"), 1), "standard": Preset(B
 
 
 @dataclass(frozen=True)
-class Config(StackOptions):
+class Config(StudyOptions):
     """What is played; a run that was killed goes on where it stopped, in the middle of a league too."""
 
     preset: Literal["quick", "standard"] = "quick"
@@ -73,12 +72,6 @@ class Config(StackOptions):
     """Leagues of each arm; by default the preset's."""
     rounds: int | None = None
     """Of a league; by default the preset's."""
-    seed: int = 0
-    """The first of the seeds."""
-    device: Literal["cpu"] = "cpu"
-    """Leagues share the cores of the CPU."""
-    workers: int | None = None
-    """Processes of one thread each; by default 2, or as many as there are cores."""
     out: Path | None = None
     """Folder for results.json, the pictures, the jobs and every seed's newest detector; runs/selfplay-PRESET by
     default."""
@@ -146,11 +139,7 @@ def run(config: Config) -> None:
             told = {"part": "rival", "recipe": {"selfplay": arm}, "seed": seed, "camera": RULES.camera}
             detector = detector_of(done.results[f"{arm}-{seed}"][0]["detector"])
             save_tiny(done.out / "detectors" / f"{arm}-{seed}", detector, told)
-    _draw(done, preset.arms, seeds[0])
-
-
-def _draw(done: Done, arms: Sequence[str], seed: int) -> None:
-    media = {arm: done.results[f"{arm}-{seed}"][0]["media"] for arm in arms}
+    media = {arm: done.results[f"{arm}-{seeds[0]}"][0]["media"] for arm in preset.arms}
     charts = [f"{payoffs_svg(done.rows)}\n".encode(), f"{auc_svg(done.rows)}\n".encode(), clips_webp(media)]
     for name, data in zip(PICTURES, charts, strict=True):
         (done.out / name).write_bytes(data)
@@ -163,7 +152,10 @@ def _across(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> list
     def table(seed: int) -> Any:
         groups = [results[f"{arm}-{seed}"][0] for arm in arms]
         players = [ThresholdPolicy(detector_of(one["detector"]), LeagueConfig.confidence) for one in groups]
-        return across([_recorded(one["showing"]) for one in groups], players, RULES)
+        made = []
+        for film, quality in ((one["showing"]["film"], one["showing"]["quality"]) for one in groups):
+            made.append(RecordedClips(film, torch.zeros(len(film), dtype=torch.bool), quality))
+        return across(made, players, RULES)
 
     mean = np.mean([table(seed) for seed in seeds], axis=0)
     return [
@@ -171,7 +163,3 @@ def _across(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> list
         for place, row in enumerate(arms)
         for at, column in enumerate(arms)
     ]
-
-
-def _recorded(group: dict[str, Tensor]) -> RecordedClips:
-    return RecordedClips(group["film"], torch.zeros(len(group["film"]), dtype=torch.bool), group["quality"])

@@ -6,8 +6,10 @@ seed s and sampled with the noise of seed s, so that two methods' arrays are pai
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,9 +32,15 @@ class Interval:
             return "yes"
         return "no" if self.high < 0 else "unclear"
 
-    def cells(self, key: str) -> dict[str, float]:
-        """In a flat row: the mean under `key`, and its ends."""
-        return {key: self.mean, f"{key}_low": self.low, f"{key}_high": self.high}
+    def cells(self, key: str, ends: str | None = None) -> dict[str, float]:
+        """In a flat row: the mean under `key`, its ends under `low` and `high` with `ends` (else KEY_) before them."""
+        before = f"{key}_" if ends is None else ends
+        return {key: self.mean, f"{before}low": self.low, f"{before}high": self.high}
+
+
+def exam_scores(results: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """scores[S, P] of one figure of the exam, from the results of S seeds."""
+    return np.array([result["exam"][name] for result in results], dtype=np.float64)
 
 
 def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:

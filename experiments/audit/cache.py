@@ -24,7 +24,7 @@ from ...models.tiny import CHUNKS
 from ...noise import Domain, fold, stream_keys
 from ..console import progress, publish
 from ..jobs import on_threads
-from ..options import StackName, cache_policies, load_generator
+from ..options import BenchOptions, StackName, cache_policies, load_generator
 from ..plots import Line, animation, contact_sheet, line_chart, stacked_svg
 from ..results import pick_device
 from ..stats import mean_interval, paired_difference
@@ -36,10 +36,12 @@ FRAMES = 3
 REACHED = 0.8
 """Text alignment at which a chunk is said to show its prompt."""
 MADE_BY = "the shipped student"
+ENDS = {"late": "tail", "drift": "drift"}
+"""Columns, and what they are called in what the oracle found."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(BenchOptions):
     """What is asked of the shipped student."""
 
     horizon: int = 10
@@ -54,25 +56,14 @@ class Config:
     """Chunks after the switch that are judged."""
     drift_chunks: int = 200
     """Chunks over which bfloat16 is held against float32."""
-    seed: int = 0
-    """Of scripts and noise."""
-    threads: int = 1
-    """Torch threads."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
     stack: StackName = "tiny"
     """Stack with codec and student: a name, a folder or a stack.toml; or a streaming generator's folder or hub id."""
     out: Path = Path("runs/audit-cache")
     """Folder for results.json, cache-policies.webp and cache-policies.svg."""
 
 
-def policies(shipped: CacheConfig) -> dict[str, CacheConfig]:
-    """By name. The student was trained on clips as long as the window, with nothing evicted."""
-    named = cache_policies(shipped, FRAMES)
-    return {name: named[name] for name in POLICIES}
-
-
 POLICIES = ("keep everything", "window", "window, absolute positions", "sink and window", "EMA sink and window")
+"""The student was trained on clips as long as the window, with nothing evicted."""
 SHOWN = ("keep everything", "window", "sink and window")
 """Policies in the moving picture."""
 
@@ -120,7 +111,8 @@ def run(config: Config) -> None:
         raise ValueError("horizon, prompts, seeds and chunks are counted from 1")
     device = pick_device(config.device)
     made = load_generator(config.stack, device, dtype="float32")
-    named = policies(made.generator.model.cache_config)
+    known = cache_policies(made.generator.model.cache_config, FRAMES)
+    named = {name: known[name] for name in POLICIES}
     with on_threads(config.threads), progress(3 * len(named), "streaming", "policy", log=False) as bar:
         rows, videos = long_rows(made, named, config, bar)
         rows += switch_rows(made, named, config, bar)
@@ -137,16 +129,14 @@ def long_rows(
     """A row a policy, a row for each of its windows, and the first videos of the policies that are shown."""
     scripts = _scripts(config.prompts, config.horizon)
     clauses = [chunk_clauses(script, config.horizon * CHUNKS) for script in scripts]
-    judged, videos, kept = {}, {}, {}
+    judged: dict[str, list[Any]] = {name: [] for name in named}
+    videos, kept = {}, {}
     for name, cache in named.items():
-        parts = []
         for seed in range(config.seeds):
-            video, frames = _streamed(made.with_cache(cache), clauses, config.seed + seed)
-            parts.append(judge_long(video, clauses, FRAMES))
-            kept[name] = frames
+            video, kept[name] = _streamed(made.with_cache(cache), clauses, config.seed + seed)
+            judged[name].append(judge_long(video, clauses, FRAMES))
             if seed == 0 and name in SHOWN:
                 videos[name] = video[:3]
-        judged[name] = parts
         bar.update()
     rows = [
         {"kind": "prompt", "place": place, "prompt": script_text(script)} for place, script in enumerate(scripts[:3])
@@ -154,19 +144,16 @@ def long_rows(
     totals = {name: np.array([part.total.tolist() for part in parts]) for name, parts in judged.items()}
     for name, parts in judged.items():
         windows = torch.stack([part.windows for part in parts])
-        found, beside = mean_interval(totals[name]), paired_difference(totals[name], totals["window"])
-        row: Row = {"kind": "policy", "policy": name, "total": found.mean, "low": found.low, "high": found.high}
+        row: Row = {"kind": "policy", "policy": name, **mean_interval(totals[name]).cells("total", "")}
         row |= {"first": float(windows[..., 0].mean()), "kept": kept[name]}
-        row |= {key: float(torch.stack([getattr(part, at) for part in parts]).mean()) for key, at in _ENDS}
+        row |= {key: float(torch.stack([getattr(part, at) for part in parts]).mean()) for key, at in ENDS.items()}
         if name != "window":
-            row |= {"difference": beside.mean, "d_low": beside.low, "d_high": beside.high, "verdict": beside.verdict}
+            beside = paired_difference(totals[name], totals["window"])
+            row |= beside.cells("difference", "d_") | {"verdict": beside.verdict}
         rows.append(row)
         for place, total in enumerate(windows.mean((0, 1)).tolist()):
             rows.append({"kind": "window", "policy": name, "chunk": (place + 1) * CHUNKS, "total": total})
     return rows, videos
-
-
-_ENDS = (("late", "tail"), ("drift", "drift"))
 
 
 @torch.no_grad()
@@ -193,8 +180,7 @@ def _latency(aligned: Tensor) -> Row:
     before, after = aligned[:, 0], aligned[:, 1:]
     reached = after >= REACHED
     first = torch.where(reached.any(1), reached.float().argmax(1) + 1, after.shape[1] + 1)
-    found = mean_interval(first.numpy())
-    row: Row = {"before": float(before.mean()), "latency": found.mean, "low": found.low, "high": found.high}
+    row: Row = {"before": float(before.mean()), **mean_interval(first.numpy()).cells("latency", "")}
     row |= {f"ta{chunk + 1}": float(after[:, chunk].mean()) for chunk in range(after.shape[1])}
     return row | {"never": float((~reached.any(1)).float().mean())}
 
@@ -222,10 +208,8 @@ def drift_rows(made: StreamingGenerator, name: str, cache: CacheConfig, config: 
         x0, _, _ = generate_chunk(single.generator, states[0], embeds)
         near, _, _ = generate_chunk(half.generator, states[1], embeds)
         free, _, after = generate_chunk(half.generator, states[2], embeds)
-        told = [
-            read_chunk(one.generator, state, x0, embeds) for one, state in zip((single, half), states, strict=False)
-        ]
-        states = [*told, after]
+        both = ((single, states[0]), (half, states[1]))
+        states = [*(read_chunk(one.generator, state, x0, embeds) for one, state in both), after]
         error, apart = (float((one - x0).norm() / x0.norm()) for one in (near, free))
         rows.append({"kind": "drift", "policy": name, "chunk": chunk, "error": error, "apart": apart})
     bar.update()
@@ -256,13 +240,12 @@ def draw(rows: Sequence[Row], videos: dict[str, Tensor], out: Path) -> None:
     sheet = contact_sheet([[clip[row] for clip in clips.values()] for row in range(count)], list(clips), scale=3)
     (out / PICTURES[0]).write_bytes(animation(sheet, 8, quality=60, made_by=MADE_BY))
     found = rows_of({"rows": list(rows)}, "window")
-    names = list(dict.fromkeys(row["policy"] for row in found))
     lines = [
         Line(name, tuple((row["chunk"], row["total"]) for row in found if row["policy"] == name), place)
-        for place, name in enumerate(names)
+        for place, name in enumerate(POLICIES)
     ]
     chart = line_chart(lines, "oracle total of 4 chunks, along the stream", "chunk")
-    (out / PICTURES[1]).write_text(stacked_svg([chart], names))
+    (out / PICTURES[1]).write_text(stacked_svg([chart], POLICIES))
 
 
 def report(rows: list[dict[str, Any]]) -> str:

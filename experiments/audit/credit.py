@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from ...envs.stack import StackSpec
 from ...models.wan import CausalWan
 from ...training.learner import Learner
 from ..jobs import Job, Result
-from ..options import StackOptions
+from ..options import StudyOptions
 from ..study import Results, Study, finished, job_folder, run_study, seeds_of
 from ..tables import Column, Row, markdown_table, number
 
@@ -67,23 +67,17 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Config(StackOptions):
+class Config(StudyOptions):
     """What is measured; killed, it goes on with the jobs that are not finished."""
 
     settings: tuple[str, ...] = tuple(SETTINGS)
     """Which; see experiments/audit/credit.py."""
     seeds: int = 4
     """Of prompts and noise."""
-    seed: int = 0
-    """The first of the seeds."""
     chunks: int = 512
     """Generated for each setting and seed."""
     truth: int = 2048
     """Chunks over which the reward's own gradient is taken."""
-    workers: int | None = None
-    """Processes of one thread each; by default 2, or as many as there are cores."""
-    device: Literal["cpu"] = "cpu"
-    """Gradients are taken on the CPU."""
     out: Path = Path("runs/audit-credit")
     """Folder for results.json and the jobs."""
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...training.guard import GuardConfig
 from ..evaluate import Exam
 from ..jobs import Job
-from ..options import StackOptions
-from ..stats import mean_interval, paired_difference
+from ..options import StudyOptions
+from ..stats import exam_scores, mean_interval, paired_difference
 from ..study import Results, Study, run_study, seeds_of
-from ..tables import Column, Row, markdown_table, number
+from ..tables import Column, Row, interval, markdown_table, number
 from .guard_runs import AXES, CASES, Attempt, Case, work
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
@@ -31,7 +30,7 @@ CONTRASTS = (("without", "start"), ("with", "start"), ("with", "without"))
 
 
 @dataclass(frozen=True)
-class Config(StackOptions):
+class Config(StudyOptions):
     """What is demonstrated; a run that was killed goes on with the jobs that are not finished."""
 
     cases: tuple[Case, ...] = ("motion", "all")
@@ -53,10 +52,6 @@ class Config(StackOptions):
     seed: int = 20
     """The first of the seeds; rates and lengths of the cases were chosen on 0 to 3, the guard's ceiling of KL on 3 and
     10 to 14."""
-    device: Literal["cpu"] = "cpu"
-    """Runs share the cores of the CPU."""
-    workers: int | None = None
-    """Processes of one thread each; by default 2, or as many as there are cores."""
     out: Path = Path("runs/audit-guard")
     """Folder for results.json and the jobs."""
 
@@ -117,16 +112,10 @@ def _climbed(result: Mapping[str, Any], case: str) -> dict[str, Any]:
     return {**result, "exam": {**result["exam"], "trained": np.mean(axes, axis=0).tolist()}}
 
 
-def _scores(runs: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
-    """[S, P]."""
-    return np.array([run["exam"][key] for run in runs], dtype=np.float64)
-
-
 def _mean_row(case: str, end: str, runs: Sequence[Mapping[str, Any]]) -> Row:
-    interval = mean_interval(_scores(runs, "total"))
     row: Row = {"kind": "row", "case": case, "end": end, "seeds": len(runs)}
-    row |= {key: float(_scores(runs, key).mean()) for key in MEANS}
-    row |= {"total": interval.mean, "low": interval.low, "high": interval.high}
+    row |= {key: float(exam_scores(runs, key).mean()) for key in MEANS}
+    row |= mean_interval(exam_scores(runs, "total")).cells("total", "")
     if end != "start":
         row |= {key: float(np.mean([run[key] for run in runs])) for key in ("updates", "kept")}
         row["rolled_back"] = sum(bool(run["why"]) for run in runs)
@@ -136,26 +125,13 @@ def _mean_row(case: str, end: str, runs: Sequence[Mapping[str, Any]]) -> Row:
 def _contrast(case: str, found: Mapping[str, Sequence[Mapping[str, Any]]], ours: str, theirs: str) -> Row:
     row: Row = {"kind": "contrast", "case": case, "end": ours, "against": theirs}
     for key in ("total", "trained", "heldout"):
-        difference = paired_difference(_scores(found[ours], key), _scores(found[theirs], key))
-        row |= {key: difference.mean, f"{key}_low": difference.low, f"{key}_high": difference.high}
+        row |= paired_difference(exam_scores(found[ours], key), exam_scores(found[theirs], key)).cells(key)
     return row
-
-
-def _span(key: str, low: str, high: str, form: str) -> Any:
-    return lambda row: f"{row[key]:{form}} [{row[low]:{form}}, {row[high]:{form}}]"
-
-
-def _difference(row: Row) -> str:
-    return f"{ENDS[row['end']]} - {ENDS[row['against']]}"
-
-
-def _paired(key: str) -> Any:
-    return _span(key, f"{key}_low", f"{key}_high", "+.3f")
 
 
 ROW_COLUMNS = (
     Column("weights", "of the student", lambda row: ENDS[row["end"]]),
-    Column("oracle [95%]", "total of the oracle on test prompts, 0 to 1", _span("total", "low", "high", ".3f")),
+    Column("oracle [95%]", "total of the oracle on test prompts, 0 to 1", interval("total", ".3f")),
     Column("VQ", "oracle, visual quality", number("VQ", ".3f")),
     Column("MQ", "oracle, motion quality", number("MQ", ".3f")),
     Column("TA", "oracle, text alignment", number("TA", ".3f")),
@@ -167,10 +143,14 @@ ROW_COLUMNS = (
     Column("rolled back", "runs whose weights the guard put back", number("rolled_back", "d")),
 )
 CONTRAST_COLUMNS = (
-    Column("difference", "paired: same seeds, prompts and noise", _difference),
-    Column("oracle [95%]", "", _paired("total")),
-    Column("trained [95%]", "", _paired("trained")),
-    Column("held out [95%]", "", _paired("heldout")),
+    Column(
+        "difference",
+        "paired: same seeds, prompts and noise",
+        lambda row: f"{ENDS[row['end']]} - {ENDS[row['against']]}",
+    ),
+    Column("oracle [95%]", "", interval("total", "+.3f", "total_")),
+    Column("trained [95%]", "", interval("trained", "+.3f", "trained_")),
+    Column("held out [95%]", "", interval("heldout", "+.3f", "heldout_")),
 )
 COLUMNS = (*ROW_COLUMNS, *CONTRAST_COLUMNS)
 

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from torch import Tensor
-
 from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE, rate
 from ...agents.reward_gradient import RewardGradient
 from ...envs.stack import Stack, StackSpec
 from ...models.generator import Generator
-from ...rewards.reward_model import RewardModel
 from ...rewards.stream_reward import RewardSettings, StreamReward
 from ...training.guard import GuardConfig, guard_of
 from ...training.loop import fit
-from ..evaluate import Exam, Grades, examine, reward_scores
+from ..evaluate import Exam, examine, reward_scores
 from ..jobs import Result
 from ..runs import VALIDATION_NOISE
 from ..systems import as_system
@@ -39,16 +36,10 @@ class HackingCase:
 
 
 UNREGULARIZED = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), reference=0.0)
+SINGLE = {"motion": ("motion quality", "MQ"), "quality": ("visual quality", "VQ"), "text": ("text alignment", "TA")}
+LABEL = "reward gradient of {} ({}) alone, nothing held back"
 CASES: dict[str, HackingCase] = {
-    "motion": HackingCase(
-        "reward gradient of motion quality (MQ) alone, nothing held back", UNREGULARIZED, 2e-4, 24, ("MQ",)
-    ),
-    "quality": HackingCase(
-        "reward gradient of visual quality (VQ) alone, nothing held back", UNREGULARIZED, 2e-4, 24, ("VQ",)
-    ),
-    "text": HackingCase(
-        "reward gradient of text alignment (TA) alone, nothing held back", UNREGULARIZED, 2e-4, 24, ("TA",)
-    ),
+    **{name: HackingCase(LABEL.format(*one), UNREGULARIZED, 2e-4, 24, one[1:]) for name, one in SINGLE.items()},
     "all": HackingCase("reward gradient of all axes, nothing held back", UNREGULARIZED, 4e-4, 16),
     "forward": HackingCase("forward process on all axes, too high a rate", FINETUNE["forward"], 3e-4, 16),
 }
@@ -73,7 +64,8 @@ class Attempt:
 def work(attempt: Attempt) -> Result:
     """Train as the attempt says, then examine. JSON: per-prompt scores of the exam, and the curve of its looks."""
     case = CASES[attempt.case]
-    stack = with_reward_axes(attempt.stack.load(), case)
+    stack = attempt.stack.load()
+    stack = stack.with_parts(reward=StreamReward(stack.reward.model, RewardSettings(axes=case.axes or None)))
     student = stack.student()
     if attempt.end == "start":
         return {}, examined(stack, student, attempt)
@@ -85,7 +77,8 @@ def work(attempt: Attempt) -> Result:
 
     def note(measured: Mapping[str, float], update: int) -> None:
         if "guard/heldout" in measured:
-            curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **_looked(measured)})
+            looked = {key.removeprefix("guard/"): value for key, value in measured.items() if key.startswith("guard/")}
+            curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **looked})
 
     def judged() -> dict[str, float]:
         found = examine(as_system(stack, student), attempt.validation, VALIDATION_NOISE, long=False)
@@ -107,26 +100,13 @@ def work(attempt: Attempt) -> Result:
     return {}, examined(stack, student, attempt) | ended | spent
 
 
-def with_reward_axes(stack: Stack, case: HackingCase) -> Stack:
-    """The stack with the part of its reward that a case climbs."""
-    return stack.with_parts(reward=StreamReward(stack.reward.model, RewardSettings(axes=case.axes or None)))
-
-
 def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
     """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
     grades = examine(as_system(stack, student), attempt.exam, attempt.seed, long=False)
-    models = stack.reward.model, stack.heldout.model
-    whole, heldout = (rewarded(stack, model, grades, attempt.exam) for model in models)
+    exam, settings = attempt.exam, RewardSettings(axes=AXES)
+    rewards = (StreamReward(model, settings) for model in (stack.reward.model, stack.heldout.model))
+    scores = (reward_scores(stack, reward, exam, grades).scores for reward in rewards)
+    whole, heldout = (clips.unflatten(0, (exam.prompts, exam.clips)).mean(1) for clips in scores)  # [P, A]
     found = {**grades.scores, "diversity": grades.diversity, "heldout": heldout.mean(1)}
     found |= dict(zip((f"reward {axis}" for axis in AXES), whole.unbind(1), strict=True))
     return {"exam": {name: [round(float(value), 6) for value in values] for name, values in found.items()}}
-
-
-def rewarded(stack: Stack, model: RewardModel, grades: Grades, exam: Exam) -> Tensor:
-    """z-scores of the exam's clips by a reward model, mean over those of a prompt: [P, A], in the order of AXES."""
-    scores = reward_scores(stack, StreamReward(model, RewardSettings(axes=AXES)), exam, grades).scores
-    return scores.unflatten(0, (exam.prompts, exam.clips)).mean(1)
-
-
-def _looked(measured: Mapping[str, float]) -> dict[str, float]:
-    return {key.removeprefix("guard/"): value for key, value in measured.items() if key.startswith("guard/")}

@@ -8,10 +8,10 @@ same clips undamaged as a control: an object draws saliency to its own half with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...envs.draw import enlarge, overlay
 from ...envs.worlds.camera import blurred
+from ...envs.worlds.clips import WorldClips, make_clips
 from ...envs.worlds.exploits import ground
 from ...envs.worlds.scene import SIDE
 from ...models.codec import Grid
@@ -32,8 +33,7 @@ from ..jobs import one_thread
 from ..options import StackOptions
 from ..plots import film_strip, png
 from ..pretrain.reward_measure import VISIBLE, changed
-from ..tables import Column, markdown_table, number
-from .clips import clip_texts, real_clips
+from ..tables import Column, Row, markdown_table, number
 
 PICTURES = ("probe.png",)
 HALF = SIDE // 2
@@ -105,30 +105,17 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Found:
-    """What N probed clips showed, all bool [N] but weights: temporal weights [N, F]."""
+Found = dict[str, Tensor]
+"""What N probed clips showed: "inside", "drawn", "rising", "control", "holds" bool [N]; "weights" of frames [N, F]."""
 
-    inside: Tensor
-    drawn: Tensor
-    rising: Tensor
-    control: Tensor
-    weights: Tensor
 
-    @classmethod
-    def joined(cls, parts: Sequence[Found]) -> Found:
-        """All of them as one."""
-        return cls(*(torch.cat([vars(part)[name] for part in parts]) for name in cls.__match_args__))
-
-    def row(self, **labels: str) -> dict[str, Any]:
-        """Shares and mean weights, for results.json."""
-        marks = {"inside": self.inside, "drawn": self.drawn, "rising": self.rising, "control": self.control}
-        marks["holds"] = self.inside & self.rising
-        shares = {name: float(mark.float().mean()) if len(mark) else None for name, mark in marks.items()}
-        means = self.weights.mean(dim=0).tolist() if len(self.weights) else []
-        weights = " ".join(f"{weight:.2f}" for weight in means)
-        chance = 1 / math.factorial(self.weights.shape[1])
-        return {"kind": "probe", **labels, "clips": len(self.inside), **shares, "chance": chance, "weights": weights}
+def row_of(found: Found, **labels: str) -> Row:
+    """Shares and mean weights, for results.json."""
+    weights = found["weights"]
+    shares = {name: float(mark.float().mean()) if len(mark) else None for name, mark in found.items() if mark.ndim == 1}
+    shown = " ".join(f"{weight:.2f}" for weight in (weights.mean(dim=0).tolist() if len(weights) else []))
+    chance = 1 / math.factorial(weights.shape[1])
+    return {"kind": "probe", **labels, "clips": len(weights), **shares, "chance": chance, "weights": shown}
 
 
 def run(config: Config) -> None:
@@ -138,7 +125,8 @@ def run(config: Config) -> None:
     stack = config.spec.load()
     clips = real_clips(config.clips, config.split, config.seed, stack.grammar)
     video = clips.frames(torch.arange(config.clips))[:, : config.frames].to(stack.device)
-    prompts = clip_texts(stack, [row[0] for row in clips.clauses])
+    texts = [str(row[0]) for row in clips.clauses]
+    prompts = PromptBatch(tuple(texts), stack.encoder.encode(texts).to(stack.device))
     vq = StreamReward(stack.reward.model, RewardSettings(axes=("VQ",)))
     with one_thread():
         rows = probe(stack.reward, video, prompts, config.seed, "all") + probe(vq, video, prompts, config.seed, "VQ")
@@ -148,20 +136,28 @@ def run(config: Config) -> None:
     print(f"figure: {config.out / PICTURES[0]}")
 
 
-def probe(reward: StreamReward, video: Tensor, prompts: PromptBatch, seed: int, axes: str) -> list[dict[str, Any]]:
+def real_clips(count: int, split: str, seed: int, grammar: str = "plain") -> WorldClips:
+    """True clips of a split's prompts. ValueError for fewer than one."""
+    if count < 1:
+        raise ValueError(f"clips must be at least 1, not {count}")
+    return make_clips(count, split=split, seed=seed + 31, grammar=grammar)
+
+
+def probe(reward: StreamReward, video: Tensor, prompts: PromptBatch, seed: int, axes: str) -> list[Row]:
     """One row for every damage and region, and one for every damage over all regions; axes: what the rows are of."""
     noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(seed)).to(video.device)
     clean = look(reward, video, prompts)
     rows = []
     for name, damage in DAMAGES.items():
-        found = []
+        found: list[Found] = []
         for region in REGIONS:
             hurt = damaged(video, damage, region, noise)
             chosen = (touched(video, region) & changed(video[:, -1:], hurt[:, -1:])).nonzero().flatten()
             saliency = look(reward, hurt[chosen], prompts.take(chosen)) if len(chosen) else clean[:0]
             found.append(compared(saliency, clean[chosen], region))
-            rows.append(found[-1].row(axes=axes, damage=name, region=region))
-        rows.append(Found.joined(found).row(axes=axes, damage=name, region="all"))
+            rows.append(row_of(found[-1], axes=axes, damage=name, region=region))
+        joined = {key: torch.cat([part[key] for part in found]) for key in found[0]}
+        rows.append(row_of(joined, axes=axes, damage=name, region="all"))
     return rows
 
 
@@ -170,9 +166,11 @@ def compared(saliency: Tensor, clean: Tensor, region: str) -> Found:
     rows, columns = REGIONS[region]
     area = torch.zeros(SIDE, SIDE)
     area[rows, columns] = 1
-    inside, before = share_inside(saliency, region), share_inside(clean, region)
+    share, before = share_inside(saliency, region), share_inside(clean, region)
     rising, control = (s.mean(dim=(-1, -2)).diff(dim=1).gt(0).all(dim=1) for s in (saliency, clean))
-    return Found(inside > area.mean().to(inside), inside > before, rising, control, temporal_weight(saliency))
+    inside = share > area.mean().to(share)
+    found = {"inside": inside, "drawn": share > before, "rising": rising, "control": control, "holds": inside & rising}
+    return found | {"weights": temporal_weight(saliency)}
 
 
 def look(reward: StreamReward, video: Tensor, prompts: PromptBatch) -> Tensor:
@@ -203,7 +201,7 @@ def share_inside(saliency: Tensor, region: str) -> Tensor:
     return saliency[..., rows, columns].flatten(1).sum(1) / saliency.flatten(1).sum(1).clamp_min(1e-12)
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[Row]) -> str:
     """The published region and all of them as Markdown, every other region folded away."""
     short = [row for row in rows if row["region"] in ("lower half", "all")]
     rest = [row for row in rows if row["region"] not in ("lower half", "all")]

@@ -10,31 +10,36 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...envs.stack import Stack
 from ...envs.worlds.clips import WorldClips
-from ...envs.worlds.exploits import EXPLOITS
-from ...envs.worlds.grammar import Clause
+from ...envs.worlds.exploits import EXPLOITS, ground
+from ...envs.worlds.grammar import COLOURS, Clause
 from ...envs.worlds.oracle import judge
+from ...envs.worlds.scene import RGB
+from ...models.codec import Codec
 from ...models.generator import stream
+from ...models.prompts import PromptBatch
 from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK
 from ...noise import stream_keys
 from ...rewards.reliability import BalanceConfig, BalanceState, balance
-from ...rewards.stream_reward import Scores
-from ...rewards.windows import Clock
+from ...rewards.stream_reward import Scores, StreamReward
+from ...rewards.windows import Clock, clip_prompts
 from ..console import publish
 from ..jobs import one_thread
 from ..options import StackOptions
 from ..pretrain.reward_measure import changed
-from ..tables import Column, markdown_table, number
-from .ascent import ascend, starts
-from .clips import chunk_texts, colours, real_clips
+from ..systems import encode_clauses
+from ..tables import Column, Row, markdown_table, number, rows_of
+from .probe import real_clips
 
 BAR = 0.95
+BETAS = (0.9, 0.99)
+"""Of ascents."""
 BATCH = 32
 
 
@@ -105,12 +110,13 @@ def run(config: Config) -> None:
     publish(["reelgym", "audit", "reward"], config, [config.seed], rows, report(rows), stack.device)
 
 
-def exploit_rows(stack: Stack, clips: WorldClips, config: Config) -> list[dict[str, Any]]:
+def exploit_rows(stack: Stack, clips: WorldClips, config: Config) -> list[Row]:
     """One row for every exploit and strength."""
-    video, rgb = clips.frames(torch.arange(len(clips.clauses))), colours([row[-1] for row in clips.clauses])
+    video = clips.frames(torch.arange(len(clips.clauses)))
+    rgb = torch.tensor([RGB[COLOURS.index(row[-1].colour)] for row in clips.clauses])
     real = score(stack, video, clips.clauses)
     truth = judge(video, clips.clauses, FRAMES_PER_CHUNK).total
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name, exploit in EXPLOITS.items():
         for strength in config.strengths:
             gamed = exploit(video, rgb, torch.full((len(video),), strength))
@@ -118,19 +124,10 @@ def exploit_rows(stack: Stack, clips: WorldClips, config: Config) -> list[dict[s
             found = score(stack, gamed, clips.clauses)
             oracle = judge(gamed, clips.clauses, FRAMES_PER_CHUNK).total
             axes = [_mean(column[seen]) for column in (found.scores < real.scores).unbind(dim=1)]
-            rows.append(
-                {
-                    "kind": "exploit",
-                    "exploit": name,
-                    "trained": "no" if exploit.held_out else "yes",
-                    "strength": strength,
-                    "pairs": int(seen.sum()),
-                    **dict(zip(stack.reward.axes, axes, strict=True)),
-                    "below": _mean((found.reward < real.reward)[seen]),
-                    "oracle": _mean(oracle[seen]),
-                    "truth": _mean(truth[seen]),
-                }
-            )
+            row: Row = {"kind": "exploit", "exploit": name, "trained": "no" if exploit.held_out else "yes"}
+            row |= {"strength": strength, "pairs": int(seen.sum()), **dict(zip(stack.reward.axes, axes, strict=True))}
+            marks = {"below": found.reward < real.reward, "oracle": oracle, "truth": truth}
+            rows.append(row | {key: _mean(values[seen]) for key, values in marks.items()})
     return rows
 
 
@@ -139,33 +136,24 @@ def _mean(values: Tensor) -> float | None:
     return float(values.float().mean()) if len(values) else None
 
 
-def ascent_rows(stack: Stack, clips: WorldClips, config: Config) -> list[dict[str, Any]]:
+def ascent_rows(stack: Stack, clips: WorldClips, config: Config) -> list[Row]:
     """One row for every start and number of steps: reward and oracle before and after ascent on the reward."""
     clauses = clips.clauses[: config.climbers]
     video = clips.frames(torch.arange(len(clauses))).to(stack.device)
     reward, prompts = stack.reward.windowed(Clock(), stack.codec), chunk_texts(stack, clauses)
     real = reward(video, prompts).reward
-    rows = []
+    rows: list[Row] = []
     begun = starts(video, config.seed)
     for steps, (name, start) in itertools.product(config.steps, begun.items()):
         codec = stack.codec if name == "latents" else None
         end = ascend(reward, start, prompts, steps, config.rate, codec)
-        before, after = reward(start, prompts).reward, reward(end, prompts).reward
-        verdicts = [judge(clip.cpu(), clauses, FRAMES_PER_CHUNK).total.mean() for clip in (start, end)]
-        rows.append(
-            {
-                "kind": "ascent",
-                "start": name,
-                "steps": steps,
-                "pairs": len(clauses),
-                "before": float(before.mean()),
-                "after": float(after.mean()),
-                "real": float(real.mean()),
-                "below": float((after < real).float().mean()),
-                "oracle_before": float(verdicts[0]),
-                "oracle_after": float(verdicts[1]),
-            }
-        )
+        row: Row = {"kind": "ascent", "start": name, "steps": steps, "pairs": len(clauses)}
+        found = {}
+        for when, clip in (("before", start), ("after", end)):
+            found[when] = reward(clip, prompts).reward
+            row[f"oracle_{when}"] = _mean(judge(clip.cpu(), clauses, FRAMES_PER_CHUNK).total)
+        marks = {**found, "real": real, "below": found["after"] < real}
+        rows.append(row | {key: _mean(values) for key, values in marks.items()})
     return rows
 
 
@@ -180,24 +168,17 @@ def student_scores(stack: Stack, clips: WorldClips, config: Config) -> Tensor:
     return score(stack, video, clips.clauses).scores
 
 
-def bound_rows(scores: Tensor) -> list[dict[str, Any]]:
+def bound_rows(scores: Tensor) -> list[Row]:
     """What bounding the exponent does to the reliability of clips with z-scores [B, A]."""
-    rows = []
+    rows: list[Row] = []
     for bound in (1.0, 2.0, 4.0, math.inf):
         config = BalanceConfig(bound=bound)
         weight, _ = balance(scores, BalanceState.open(scores.shape[-1], config, scores.device), config)
         top = weight.sort(descending=True).values[: math.ceil(len(weight) / 10)]
-        rows.append(
-            {
-                "kind": "bound",
-                "bound": None if math.isinf(bound) else bound,
-                "least": float(weight.min()),
-                "greatest": float(weight.max()),
-                "clamped": float((config.beta * scores.mean(dim=-1)).abs().gt(bound).float().mean()),
-                "top": float(top.sum() / weight.sum()),
-                "effective": float(weight.sum() ** 2 / weight.square().sum() / len(weight)),
-            }
-        )
+        row: Row = {"kind": "bound", "bound": None if math.isinf(bound) else bound}
+        row |= {"least": float(weight.min()), "greatest": float(weight.max()), "top": float(top.sum() / weight.sum())}
+        row["clamped"] = _mean((config.beta * scores.mean(dim=-1)).abs() > bound)
+        rows.append(row | {"effective": float(weight.sum() ** 2 / weight.square().sum() / len(weight))})
     return rows
 
 
@@ -212,15 +193,47 @@ def score(stack: Stack, video: Tensor, clauses: list[tuple[Clause, ...]]) -> Sco
     return Scores(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("scores", "reward")))
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def ascend(
+    reward: StreamReward, video: Tensor, prompts: PromptBatch, steps: int, rate: float, codec: Codec | None = None
+) -> Tensor:
+    """`steps` of Adam (1412.6980) on the pixels of video [B, F, 3, H, W], kept in [0, 1]; with a codec on its latents,
+    through the decoder. rate: how far a step may carry a pixel, or a latent. Returns the video."""
+    place = video if codec is None else codec.encode(video).detach()
+    mean, square = torch.zeros_like(place), torch.zeros_like(place)
+    for step in range(1, steps + 1):
+        leaf = place.detach().requires_grad_()
+        with torch.enable_grad():
+            total = reward(leaf if codec is None else codec.decode(leaf), prompts).reward.sum()
+        (slope,) = torch.autograd.grad(total, leaf)
+        mean = BETAS[0] * mean + (1 - BETAS[0]) * slope
+        square = BETAS[1] * square + (1 - BETAS[1]) * slope.square()
+        size = (square / (1 - BETAS[1] ** step)).sqrt() + 1e-8
+        place = place + rate * mean / (1 - BETAS[0] ** step) / size
+        place = place.clamp(0, 1) if codec is None else place
+    with torch.no_grad():
+        return place if codec is None else codec.decode(place)
+
+
+def starts(video: Tensor, seed: int) -> dict[str, Tensor]:
+    """Where ascents begin: the true clips, their latents, their empty background, and noise; each like video."""
+    noise = torch.rand(video.shape, generator=torch.Generator().manual_seed(seed)).to(video.device)
+    return {"real": video, "latents": video, "blank": ground(video).expand_as(video), "noise": noise}
+
+
+def chunk_texts(stack: Stack, clauses: list[tuple[Clause, ...]]) -> PromptBatch:
+    """The prompts of every chunk of every clip, as a windowed reward wants them."""
+    texts = [[str(clause) for clause in row] for row in clauses]
+    return clip_prompts(encode_clauses(stack.encoder, clauses).to(stack.device), texts)
+
+
+def report(rows: list[Row]) -> str:
     """The three tables and what follows from the first, as Markdown."""
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("exploit", "ascent", "bound")}
-    parts = [markdown_table(EXPLOIT_COLUMNS, kinds["exploit"]), verdict(kinds["exploit"])]
-    parts += [markdown_table(ASCENT_COLUMNS, kinds["ascent"]), markdown_table(BOUND_COLUMNS, kinds["bound"])]
-    return "\n\n".join(parts)
+    exploits, ascents, bounds = (rows_of({"rows": rows}, kind) for kind in ("exploit", "ascent", "bound"))
+    parts = [markdown_table(EXPLOIT_COLUMNS, exploits), verdict(exploits)]
+    return "\n\n".join([*parts, markdown_table(ASCENT_COLUMNS, ascents), markdown_table(BOUND_COLUMNS, bounds)])
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
+def verdict(rows: list[Row]) -> str:
     """Exploits met in training and held out, apart: over all pairs, and which miss the bar."""
     lines = []
     for trained, name in (("no", "held out"), ("yes", "met in training")):

@@ -3,17 +3,16 @@ how many seconds of sampling and training, until it is told apart as well as aft
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from ...envs.worlds.scene import SIDE
 from ...models.detector import ClipDetector
-from ..console import worker_count
+from ..console import estimate
 from ..jobs import Job
 from ..league.dataset import UNSEEN
-from ..options import StackOptions
+from ..options import StudyOptions
 from ..pretrain.footage import REAL
 from ..study import Results, Study, in_turn, job_folder, run_study, seeds_of, settings_of
 from ..tables import Row
@@ -32,7 +31,7 @@ REALS = (4, 2)
 
 
 @dataclass(frozen=True)
-class Config(StackOptions, Plan):
+class Config(StudyOptions, Plan):
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
     orders: tuple[str, ...] = ("student", "ghosting")
@@ -40,15 +39,9 @@ class Config(StackOptions, Plan):
     experiments/bench/adaptation_runs.py."""
     seeds: int = 5
     """Detectors of each."""
-    seed: int = 0
-    """The first of the seeds."""
     detectors: Path | None = None
     """Folder with the detectors that `reelgym selfplay` wrote, league-0, league-1, ..., one for each seed; without it
     that method is left out, and so it and the rival are in orders whose new family a league has met."""
-    workers: int | None = None
-    """Processes of one thread each; by default 2, or as many as there are cores."""
-    device: Literal["cpu"] = "cpu"
-    """All runs on the CPU."""
     out: Path = Path("runs/bench-adaptation")
     """Folder for results.json, the curves and the jobs."""
 
@@ -56,9 +49,7 @@ class Config(StackOptions, Plan):
 def run(config: Config) -> None:
     """Make the clips, train on what is known, meet what is new, report."""
     check(config)
-    workers = worker_count(config.device, config.workers)
-    minutes = core_seconds(config) / workers / 60
-    print(f"bench adaptation: about {minutes:.0f} minutes on {workers} idle cores", file=sys.stderr)
+    estimate("bench adaptation", core_seconds(config), config)
     done = run_study(STUDY, config)
     (done.out / PICTURES[0]).write_text(curves_svg(done.rows) + "\n")
     print(f"curves: {done.out / PICTURES[0]}")
@@ -67,13 +58,11 @@ def run(config: Config) -> None:
 def phases(config: Config) -> list[list[Job]]:
     """The clips; from them, detectors of what is known; from those, whoever meets what is new. Costs in seconds of one
     idle core."""
-    seconds = {
-        name: FAMILIES[name].pace * sum(_counts(config, name)) + FAMILIES[name].updates * RL_UPDATE
-        for name in _families(config)
-    }
-    clips = [
-        Job(clips_job(name), ClipsTask(name, *_counts(config, name), config.spec), seconds[name]) for name in seconds
-    ]
+    clips = []
+    for name in (REAL, *dict.fromkeys(name for order in config.orders for name in ORDERS[order].families)):
+        family, counts = FAMILIES[name], _counts(config, name)
+        cost = family.pace * sum(counts) + family.updates * RL_UPDATE
+        clips.append(Job(clips_job(name), ClipsTask(name, *counts, config.spec), cost))
     bases = [_run(config, order, BASE, seed) for order in config.orders for seed in seeds_of(config)]
     return [clips, bases, [_run(config, *one) for one in _asked(config)]]
 
@@ -85,9 +74,8 @@ def _run(config: Config, order: str, method: str, seed: int) -> Job:
     task = RunTask(method, ORDERS[order], seed, plan, str(folder), given.get(method, start), config.spec)
     steps = len(plan.eval_points) * plan.every
     updates = {"frozen": 0, BASE: plan.scratch, "retrain": plan.scratch}.get(method, steps)
-    looks = (
-        {"frozen": 1, BASE: 0}.get(method, len(plan.eval_points)) * plan.test * (REALS[1] + len(task.order.families))
-    )
+    looks = {"frozen": 1, BASE: 0}.get(method, len(plan.eval_points))
+    looks *= plan.test * (REALS[1] + len(task.order.families))
     return Job(_name(order, method, seed), task, LOADED + 2 * plan.batch * updates * UPDATE + looks * LOOK)
 
 
@@ -104,14 +92,12 @@ def settings(config: Config, results: Results) -> dict[str, Any]:
     return settings_of(config, results) | own
 
 
-STUDY = Study(
-    "bench adaptation",
-    work,
-    lambda config, results: in_turn(phases(config), results),
-    rows,
-    lambda found: report(found["rows"]),
-    settings,
-)
+def jobs(config: Config, results: Results) -> list[Job]:
+    """Those of every phase up to the first that is not finished."""
+    return in_turn(phases(config), results)
+
+
+STUDY = Study("bench adaptation", work, jobs, rows, lambda found: report(found["rows"]), settings)
 
 
 def core_seconds(config: Config) -> float:
@@ -154,11 +140,6 @@ def _asked(config: Config) -> list[tuple[str, str, int]]:
         for seed in seeds_of(config)
         if method not in FROM_PARTS or ORDERS[order].new in UNSEEN
     ]
-
-
-def _families(config: Config) -> list[str]:
-    found = [name for order in config.orders for name in ORDERS[order].families]
-    return [REAL, *dict.fromkeys(found)]
 
 
 def _counts(config: Config, family: str) -> tuple[int, int]:

@@ -89,10 +89,7 @@ def _own(family: str) -> int:
     return SeedDomain.FAMILY_CLIPS + 10_000 * list(FAMILIES).index(family)
 
 
-Sampler = Callable[[Sequence[Script], int], Tensor]
-
-
-def sampler_of(stack: Stack, family: str) -> Sampler:
+def sampler_of(stack: Stack, family: str) -> Callable[[Sequence[Script], int], Tensor]:
     """`sampler(scripts, seed)`: clips [M, F, 3, H, W] of a family, all of which have come out of the codec."""
     updates = FAMILIES[family].updates
     if not updates:

@@ -168,7 +168,11 @@ class OrderClips:
     def load(cls, folder: str, order: Order, detection: DetectionConfig) -> OrderClips:
         """From what the clip jobs wrote."""
         found = {name: load_checkpoint(Path(folder) / clips_job(name)) for name in (REAL, *order.families)}
-        film = {name: _filmed(groups["clips"]["test"], detection) for name, (groups, _) in found.items()}
+        film, camera = {}, CAMERAS[detection.camera]
+        for name, (groups, _) in found.items():
+            random = torch.Generator().manual_seed(SeedDomain.POINT_FILMS)
+            seen = shoot(groups["clips"]["test"].float() / 255, camera, random)
+            film[name] = pooled_film(seen, detection.pool) / 255
         train = {name: found[name][0]["clips"]["train"] for name in (REAL, *order.known, order.new)}
         return cls(order, train, film, {name: meta["result"]["seconds"] for name, (_, meta) in found.items()})
 
@@ -199,11 +203,6 @@ class OrderClips:
 def clips_job(family: str) -> str:
     """The job that makes a family's clips."""
     return f"clips-{family}"
-
-
-def _filmed(clips: Tensor, detection: DetectionConfig) -> Tensor:
-    random = torch.Generator().manual_seed(SeedDomain.POINT_FILMS)
-    return pooled_film(shoot(clips.float() / 255, CAMERAS[detection.camera], random), detection.pool) / 255
 
 
 def _from_scratch(task: RunTask, clips: OrderClips, fakes: int) -> tuple[Detection, list[dict[str, float]]]:

@@ -188,27 +188,22 @@ RATIO_COLUMNS = (
 COLUMNS = (*ORDER_COLUMNS, *METHOD_COLUMNS[1:], *RATIO_COLUMNS[2:])
 
 
+ABSENT = "Self-play's detectors are left out: none were given (`--detectors`), or leagues have met what is new."
+
+
 def report(rows: Sequence[Row]) -> str:
     """The tables as Markdown, with what was left out."""
     results = {"rows": rows}
     orders, methods, ratios = (rows_of(results, kind) for kind in ("order", "method", "ratio"))
-    parts = [markdown_table(ORDER_COLUMNS, orders), _uncounted(orders)]
+    parts = [markdown_table(ORDER_COLUMNS, orders)]
+    lost = [f"{row['order']} ({row['counted']} of {row['seeds']})" for row in orders if row["counted"] < row["seeds"]]
+    parts += [f"Seeds whose full retrain stays below {LEAST:g} do not count: {'; '.join(lost)}."] if lost else []
     parts += [markdown_table(METHOD_COLUMNS, methods)] if methods else []
     parts += [markdown_table(RATIO_COLUMNS, ratios)] if ratios else []
-    run = {row["method"] for row in rows_of(results, "run")}
-    if "selfplay" not in run:
-        parts.append(
-            "Self-play's detectors are left out: none were given (`--detectors`), or leagues have met what is new."
-        )
+    if all(row["method"] != "selfplay" for row in rows_of(results, "run")):
+        parts.append(ABSENT)
     left = [name for name in ORDERS if name not in {row["order"] for row in orders}]
-    parts += [f"Orders not run: {', '.join(left)}."] if left else []
-    return "\n\n".join(part for part in parts if part)
-
-
-def _uncounted(orders: Sequence[Row]) -> str:
-    """What a full retrain could not do either."""
-    lost = [f"{row['order']} ({row['counted']} of {row['seeds']})" for row in orders if row["counted"] < row["seeds"]]
-    return f"Seeds whose full retrain stays below {LEAST:g} do not count: {'; '.join(lost)}." if lost else ""
+    return "\n\n".join([*parts, *([f"Orders not run: {', '.join(left)}."] if left else [])])
 
 
 AXES = {"new": "AUC on B, held out", "known": "AUC on A, held out"}

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...agents.finetune import FineTune
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.rollout import GeneratorPolicy, rollout
 from ...envs.stack import Stack
@@ -24,6 +23,7 @@ from ...rewards.stream_reward import Scores
 from .timing import interleaved_timings
 
 GROUP = 8
+"""Clips of one prompt at most in a training's group."""
 TARGET = 0.95
 
 
@@ -65,7 +65,9 @@ def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> d
     device, latents = stack.device, dict[str, Tensor]()
     works = _works(stack, envs, seed, latents)
     if train and envs > 1:
-        works["training"] = _trainer(stack, envs, seed).update
+        group = next(size for size in range(min(GROUP, envs), 0, -1) if envs % size == 0)
+        recipe = replace(FINETUNE["policy"], prompts=envs // group, group=group, seed=seed)
+        works["training"] = recipe.trainer(stack, stack.student()).update
     if rounds > 1 or device.type == "cuda":  # else a clip takes so long that what happens once does not matter
         interleaved_timings(list(works.values()), 1, device)
     seconds = interleaved_timings([works["bare"], works["generator"]], 2 * rounds, device)
@@ -82,8 +84,9 @@ def _works(stack: Stack, envs: int, seed: int, latents: dict[str, Tensor]) -> di
     device, policy = stack.device, GeneratorPolicy(stack.generator)
     embeds, texts = stack.prompts()(envs, seed)
     embeds, keys = embeds.to(device), stream_keys(seed, envs, device)
-    full = _env(stack, stack.codec, stack.reward, envs)
-    hollow = _env(stack, NoCodec(stack.codec, device), NoReward(), envs)
+    pairs: list[tuple[Any, Any]] = [(stack.codec, stack.reward), (NoCodec(stack.codec, device), NoReward())]
+    settings: dict[str, Any] = {"clock": stack.clock, "device": device, "autoreset_mode": "Disabled"}
+    full, hollow = (StreamGenVectorEnv(envs, *pair, stack.prompts(), **settings) for pair in pairs)
 
     def bare() -> None:
         latents["bare"] = stream(stack.generator, embeds, keys)
@@ -100,15 +103,3 @@ def _works(stack: Stack, envs: int, seed: int, latents: dict[str, Tensor]) -> di
         rollout(full, policy, keys, texts)
 
     return {"bare": bare, "generator": generator, "step": step, "inference": inference}
-
-
-def _env(stack: Stack, codec: Any, reward: Any, envs: int) -> StreamGenVectorEnv:
-    settings: dict[str, Any] = {"clock": stack.clock, "device": stack.device, "autoreset_mode": "Disabled"}
-    return StreamGenVectorEnv(envs, codec, reward, stack.prompts(), **settings)
-
-
-def _trainer(stack: Stack, envs: int, seed: int) -> FineTune:
-    """The policy gradient's recipe, on groups of up to GROUP clips of one prompt."""
-    group = next(size for size in range(min(GROUP, envs), 0, -1) if envs % size == 0)
-    recipe = replace(FINETUNE["policy"], prompts=envs // group, group=group, seed=seed)
-    return recipe.trainer(stack, stack.student())

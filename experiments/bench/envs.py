@@ -17,6 +17,7 @@ from ...envs.registration import ENVS, register_envs
 from ...envs.stack import Stack
 from ..console import publish
 from ..jobs import on_threads
+from ..options import BenchOptions
 from ..results import pick_device
 from ..tables import Column, Row, number, rows_of, sections
 from .chunks import chunk_row
@@ -28,7 +29,7 @@ BLOCK = 4
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(BenchOptions):
     """What is timed."""
 
     parts: tuple[Literal["chunks", "steps", "overhead"], ...] = ("chunks", "steps", "overhead")
@@ -47,12 +48,6 @@ class Config:
     """Environments beside 1 in the table of overheads."""
     steps: int = 2000
     """Steps a round in the table of overheads; slow rivals take fewer."""
-    threads: int = 1
-    """Torch threads."""
-    seed: int = 0
-    """Of prompts, noise and actions."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
     out: Path = Path("runs/bench-envs")
     """Folder for results.json."""
 

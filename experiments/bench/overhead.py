@@ -5,8 +5,8 @@ observation is the counter's frame, 3x32x32 bytes out of a table of 256. Ours ga
 tensor every step. A rival's single environment hands out a view of its frame, and its vector copies.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...envs.rows import Rows
 from ...envs.vector import TensorVectorEnv
+from ..tables import Row
 from .timing import median_timings
 
 SHAPE = (3, 32, 32)
@@ -149,7 +150,7 @@ SUBJECTS = (
 )
 
 
-def overhead_rows(many: int, steps: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+def overhead_rows(many: int, steps: int, rounds: int, device: torch.device) -> list[Row]:
     """One row per subject, in microseconds a vector step with one environment and with `many`, medians over rounds.
 
     Those in this process take turns; those with processes of their own are measured one by one.
@@ -160,56 +161,31 @@ def overhead_rows(many: int, steps: int, rounds: int, device: torch.device) -> l
         {name: us for group in groups for name, us in measured(group, count, steps, rounds, device).items()}
         for count in (1, many)
     )
-    return [_row(subject, alone[subject.name], beside[subject.name], many) for subject in SUBJECTS]
-
-
-def _row(subject: Subject, one: float | None, more: float | None, many: int) -> dict[str, Any]:
-    return {
-        "kind": "overhead",
-        "subject": subject.name,
-        "envs": many,
-        "us_1": one,
-        "us_many": more,
-        "us_more": None if one is None or more is None else more - one,
-        "target_us": subject.target,
-        "target_us_more": subject.target_more,
-    }
+    rows: list[Row] = []
+    for subject in SUBJECTS:
+        one, more = alone[subject.name], beside[subject.name]
+        row: Row = {"kind": "overhead", "subject": subject.name, "envs": many, "us_1": one, "us_many": more}
+        row["us_more"] = None if one is None or more is None else more - one
+        rows.append(row | {"target_us": subject.target, "target_us_more": subject.target_more})
+    return rows
 
 
 def measured(
     subjects: Sequence[Subject], num_envs: int, steps: int, rounds: int, device: torch.device
 ) -> dict[str, float | None]:
     """Microseconds a vector step of every subject by name, in turns; None for one that is not installed."""
+    found: dict[str, float | None] = {subject.name: None for subject in subjects}
+    counts = {subject.name: max(1, int(steps * subject.share)) for subject in subjects}
+    works = {}
     with ExitStack() as stack:
-        opened = {}
         for subject in subjects:
-            env = stack.enter_context(_opened(subject, num_envs, device))
-            if env is not None:
-                opened[subject] = env
-        counts = [max(1, int(steps * subject.share)) for subject in opened]
-        works = [
-            _steps(env, subject, num_envs, count, device)
-            for (subject, env), count in zip(opened.items(), counts, strict=True)
-        ]
-        seconds = median_timings(works, rounds, device)
-    micros = [1e6 * one / count for one, count in zip(seconds, counts, strict=True)]
-    named = dict(zip((subject.name for subject in opened), micros, strict=True))
-    return {subject.name: named.get(subject.name) for subject in subjects}
-
-
-@contextmanager
-def _opened(subject: Subject, num_envs: int, device: torch.device) -> Iterator[Any]:
-    """The vector environment, reset, and closed afterwards; None where its package is not installed."""
-    try:
-        env = subject.open(num_envs, device)
-    except ImportError:
-        yield None
-        return
-    try:
-        env.reset()
-        yield env
-    finally:
-        env.close()
+            with suppress(ImportError):
+                env = subject.open(num_envs, device)
+                stack.callback(env.close)
+                env.reset()
+                works[subject.name] = _steps(env, subject, num_envs, counts[subject.name], device)
+        seconds = median_timings(list(works.values()), rounds, device)
+    return found | {name: 1e6 * one / counts[name] for name, one in zip(works, seconds, strict=True)}
 
 
 def _steps(env: Any, subject: Subject, num_envs: int, count: int, device: torch.device) -> Callable[[], None]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,22 +51,8 @@ def random_wan(
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
     torch.manual_seed(0)
-    with torch.device(device), _default(dtype):
-        transformer = WanTransformer3DModel(**config)
-        codec = AutoencoderKLWan(**(vae or {}))
-    parts: list[nn.Module] = [transformer, codec]
-    for part in parts:
-        part.requires_grad_(False).eval()
+    with torch.device(device):
+        parts: list[nn.Module] = [WanTransformer3DModel(**config), AutoencoderKLWan(**(vae or {}))]
+    transformer, codec = (part.to(dtype).requires_grad_(False).eval() for part in parts)
     encoder = NoEncoder(settings.text_len, config["text_dim"])
     return StreamingGenerator.of(joined(transformer, WanCodec(codec, settings.size).to(device), encoder, settings))
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    """torch's default floating type, for a while."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

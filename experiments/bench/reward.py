@@ -23,16 +23,16 @@ from ...rewards.reward_model import RewardModel
 from ...rewards.stream_reward import RewardSettings, StreamReward
 from ..console import publish
 from ..jobs import on_threads
+from ..options import BenchOptions
 from ..results import pick_device
-from ..tables import Column, markdown_table, number
+from ..tables import Column, Row, markdown_table, number
 from .timing import median_timings
 
-TOWERS = {"tiny": ("encoder",), "qwen": ("backbone.visual",)}
 PROMPT = "a red circle moves left fast"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(BenchOptions):
     """What is timed."""
 
     models: tuple[Literal["tiny", "qwen"], ...] = ("tiny", "qwen")
@@ -49,10 +49,6 @@ class Config:
     """Layers of its vision tower, and of its language model."""
     side: int = 112
     """Height and width of its clips."""
-    seed: int = 0
-    """Of the clips and of the random weights."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
     out: Path = Path("runs/bench-reward")
     """Folder for results.json."""
 
@@ -97,12 +93,12 @@ def run(config: Config) -> None:
         publish(["reelgym", "bench", "reward"], config, [config.seed], rows, report(rows), device)
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[Row]) -> str:
     """The table as Markdown."""
     return markdown_table(COLUMNS, rows)
 
 
-def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
+def measured(subject: Subject, clips: int, repeats: int) -> Row:
     """One row: both procedures on the first `clips` clips, in turns."""
     video, prompts = subject.take(clips)
     ours = StreamReward(subject.model)
@@ -120,22 +116,13 @@ def measured(subject: Subject, clips: int, repeats: int) -> dict[str, Any]:
     def sequential() -> Tensor:
         return torch.cat([alone(row) for row in torch.arange(clips).split(1)])
 
-    difference = float((weights(ours) - sequential()).abs().max())
+    row: Row = {"kind": "speed", "model": subject.name, "clips": clips}
+    row["millions"] = sum(p.numel() for p in subject.model.parameters()) / 1e6
+    row["difference"] = float((weights(ours) - sequential()).abs().max())
     runs = (sequential, lambda: weights(ours), lambda: weights(bounded))
     theirs, here, within = (1000 * median for median in median_timings(runs, repeats, video.device, warm_up=0))
-    return {
-        "kind": "speed",
-        "model": subject.name,
-        "millions": sum(p.numel() for p in subject.model.parameters()) / 1e6,
-        "clips": clips,
-        "published_ms": theirs,
-        "ours_ms": here,
-        "bounded_ms": within,
-        "ratio": theirs / here,
-        "difference": difference,
-        "published_mib": kept_bytes(published.model, *subject.take(1)) / 2**20,
-        "ours_mib": every / 2**20,
-    }
+    row |= {"published_ms": theirs, "ours_ms": here, "bounded_ms": within, "ratio": theirs / here}
+    return row | {"published_mib": kept_bytes(published.model, *subject.take(1)) / 2**20, "ours_mib": every / 2**20}
 
 
 def kept_bytes(model: RewardModel, video: Tensor, prompts: PromptBatch) -> int:
@@ -170,7 +157,7 @@ def tiny_subject(config: Config, device: torch.device) -> Subject:
     stack = Stack.load("tiny", device)
     prompts = PromptBatch((PROMPT,) * count, stack.encoder.encode([PROMPT] * count).to(device))
     grid = Grid(torch.arange(frames), 8, 8)
-    return Subject("tiny", stack.reward.model, video.to(device), prompts, grid, TOWERS["tiny"])
+    return Subject("tiny", stack.reward.model, video.to(device), prompts, grid, ("encoder",))
 
 
 def qwen_subject(config: Config, device: torch.device) -> Subject:
@@ -200,26 +187,17 @@ def qwen_subject(config: Config, device: torch.device) -> Subject:
         vision_config=vision,
     )
     special = (504, 505, 506)
-    chat: Any = RandomChat(sizes.video_token_id, special)
-    pixels = PixelConfig(min_pixels=28 * 28, rounding=False)
+
+    def chat(text: str, video_tokens: int) -> list[int]:
+        """Stands in for a tokenizer and a template, which are not shipped: tokens of no meaning around the video's."""
+        filler = [(7 * place) % 490 for place in range(200)]
+        quality, motion, alignment = special
+        return [1, *[sizes.video_token_id] * video_tokens, *filler, quality, *filler, motion, *filler, alignment]
+
+    options: dict[str, Any] = {"pixels": PixelConfig(min_pixels=28 * 28, rounding=False), "chat": chat}
     backbone = Qwen2VLModel(sizes)
-    model = VideoReward(backbone, special, pixels=pixels, chat=chat, source_fps=2.0).to(device).eval()
+    model = VideoReward(backbone, special, source_fps=2.0, **options).to(device).eval()
     count = max(config.batches)
     video = torch.rand(count, 4, 3, config.side, config.side).to(device)
     prompts = PromptBatch(("",) * count, torch.zeros(count, 1, 1, device=device))
-    return Subject("Qwen2-VL, random", model, video, prompts, Grid(torch.arange(4), 8, 8), TOWERS["qwen"])
-
-
-@dataclass(frozen=True)
-class RandomChat:
-    """Stands in for a tokenizer and a template, which are not shipped: three times `words` tokens of no meaning."""
-
-    video_token: int
-    special: Sequence[int]
-    words: int = 200
-
-    def __call__(self, text: str, video_tokens: int) -> list[int]:
-        """Token ids of a conversation around a video of `video_tokens` tokens."""
-        filler = [(7 * place) % 490 for place in range(self.words)]
-        quality, motion, alignment = self.special
-        return [1, *[self.video_token] * video_tokens, *filler, quality, *filler, motion, *filler, alignment]
+    return Subject("Qwen2-VL, random", model, video, prompts, Grid(torch.arange(4), 8, 8), ("backbone.visual",))

@@ -3,19 +3,18 @@ held-out oracle, for every direction and credit setting, over seeds; runs that n
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...training.recipe import Recipe
-from ..console import worker_count
+from ..console import estimate
 from ..evaluate import Exam
 from ..evaluation.search import DIVERGED, SEARCH_SEED, tries_of, winner
 from ..jobs import Job
-from ..options import StackOptions
+from ..options import StudyOptions
 from ..study import Results, Study, finished, run_study, seeds_of, settings_of
 from ..tables import Row
 from .rl_runs import BASELINES, ReferenceTask, RunTask, eval_schedule, setting_of, work
@@ -34,15 +33,13 @@ NEVER = 2.0
 
 
 @dataclass(frozen=True)
-class Config(StackOptions):
+class Config(StudyOptions):
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
     settings: tuple[str, ...] = ("reward", "forward", *BASELINES)
     """Which ways to train: more in experiments/bench/rl_runs.py, and recipes of your own by import path module:name."""
     seeds: int = 10
     """Trainings of each."""
-    seed: int = 0
-    """The first of the seeds."""
     chunks: int = 2048
     """Generated at most by a training; who has not arrived then is censored."""
     share: float = 0.5
@@ -56,10 +53,6 @@ class Config(StackOptions):
     """Test prompts of a look, two clips each."""
     exam_prompts: int = 32
     """Other test prompts, on which a run is judged once it has stopped."""
-    workers: int | None = None
-    """Processes of one thread each; by default 2, or as many as there are cores."""
-    device: Literal["cpu"] = "cpu"
-    """Trainings run on the CPU."""
     out: Path = Path("runs/bench-rl")
     """Folder for results.json, the curves and the jobs."""
 
@@ -67,9 +60,7 @@ class Config(StackOptions):
 def run(config: Config) -> None:
     """Measure start and teacher, train towards the target that follows, report."""
     _check(config)
-    workers = worker_count(config.device, config.workers)
-    minutes = core_seconds(config) / workers / 60
-    print(f"bench rl: about {minutes:.0f} minutes on {workers} idle cores", file=sys.stderr)
+    estimate("bench rl", core_seconds(config), config)
     done = run_study(STUDY, config)
     (done.out / PICTURES[0]).write_text(curves_svg(done.rows) + "\n")
     print(f"curves: {done.out / PICTURES[0]}")
@@ -78,19 +69,16 @@ def run(config: Config) -> None:
 def first_jobs(config: Config) -> list[Job]:
     """Start, teacher and the search; costs in seconds of one idle core."""
     look, exam = _exams(config)
-    seeds, half = tuple(seeds_of(config)), max(1, config.chunks // 2)
+    spec, seeds, half = config.spec, tuple(seeds_of(config)), max(1, config.chunks // 2)
     validation = replace(look, split="validation", scripts_seed=Exam.scripts_seed)
+    a_look = _clips(config, 1, 0) / STUDENT_PACE
     sat = {"start": (seeds, STUDENT_PACE), "teacher": (seeds[:1], TEACHER_PACE)}
     references = [
-        Job(row, ReferenceTask(row, noise, look, exam, config.spec), _clips(config, 1, len(noise)) / pace)
+        Job(row, ReferenceTask(row, noise, look, exam, spec), _clips(config, 1, len(noise)) / pace)
         for row, (noise, pace) in sat.items()
     ]
     return references + [
-        Job(
-            name,
-            RunTask(recipe, SEARCH_SEED, NEVER, half, validation, None, config.spec),
-            half / setting.pace + _clips(config, 1, 0) / STUDENT_PACE,
-        )
+        Job(name, RunTask(recipe, SEARCH_SEED, NEVER, half, validation, None, spec), half / setting.pace + a_look)
         for setting, tries in _searches(config).values()
         for name, recipe in tries.items()
     ]
@@ -101,13 +89,10 @@ def jobs(config: Config, results: Results) -> list[Job]:
     first = first_jobs(config)
     if not finished(first, results):
         return first
-    recipes, target, exams = winners(config, results), target_of(config, results), _exams(config)
+    recipes, exams = winners(config, results), _exams(config)
+    shared = (target_of(config, results), config.chunks, *exams, config.spec)
     return first + [
-        Job(
-            f"{name}-{seed}",
-            RunTask(recipes[name], seed, target, config.chunks, *exams, config.spec),
-            _cost(config, name),
-        )
+        Job(f"{name}-{seed}", RunTask(recipes[name], seed, *shared), _cost(config, name))
         for seed in seeds_of(config)
         for name in config.settings
     ]
@@ -140,18 +125,15 @@ def rows(config: Config, results: Results) -> list[Row]:
         for name, (_, tries) in _searches(config).items()
         for one, recipe in tries.items()
     ]
-    return [
-        *table_rows(found, winners(config, results), references, seeds_of(config), target_of(config, results)),
-        *tried,
-    ]
+    target = target_of(config, results)
+    return table_rows(found, winners(config, results), references, seeds_of(config), target) + tried
 
 
 def settings(config: Config, results: Results) -> dict[str, Any]:
     """The config with what was found on the way."""
     recipes: dict[str, Any] = winners(config, results)
-    plain = {name: asdict(recipe) for name, recipe in recipes.items()}
-    steps = eval_schedule(config.chunks)
-    return settings_of(config, results) | {"goal": target_of(config, results), "ladder": steps, "recipes": plain}
+    found = {"goal": target_of(config, results), "ladder": eval_schedule(config.chunks)}
+    return settings_of(config, results) | found | {"recipes": {name: asdict(one) for name, one in recipes.items()}}
 
 
 STUDY = Study("bench rl", work, jobs, rows, lambda found: report(found["rows"]), settings)

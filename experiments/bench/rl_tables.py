@@ -69,7 +69,10 @@ def table_rows(
 ) -> list[Row]:
     """Rows of kind "reference" (start, teacher), "setting", "ratio", "run" and "curve" (one look)."""
     start = references["start"]
-    rows = [_reference_row(name, result, target) for name, result in references.items()]
+    rows: list[Row] = []
+    for name, result in references.items():
+        exam = float(np.mean([exam["total"] for exam in result["exams"]]))
+        rows.append({"kind": "reference", "row": name, **result["looks"][0], "exam": exam, "goal": target})
     rows += [_setting_row(name, runs, recipes[name], start, target) for name, runs in found.items()]
     begun = start["looks"][0]["oracle"]
     for share in PARTS.values():
@@ -84,34 +87,26 @@ def table_rows(
     return rows
 
 
-def _reference_row(name: str, result: Mapping[str, Any], target: float) -> Row:
-    exams = [exam["total"] for exam in result["exams"]]
-    return {"kind": "reference", "row": name, **result["looks"][0], "exam": float(np.mean(exams)), "goal": target}
-
-
 def _setting_row(name: str, runs: Runs, recipe: Recipe, start: Mapping[str, Any], target: float) -> Row:
     row: Row = {"kind": "setting", "setting": name, "label": label_of(name), "seeds": len(runs)}
+    last, begun = [run["looks"][-1] for run in runs if run["looks"]], start["looks"][0]
     for prefix, share in PARTS.items():
         for unit in UNITS:
-            times = times_of(runs, part_of(start["looks"][0]["oracle"], target, share), unit)
+            times = times_of(runs, part_of(begun["oracle"], target, share), unit)
             arrived = sum(reached for seed in times for _, reached in seed)
             row |= span_cells(prefix + unit, span_of(times)) | {f"{prefix}arrived": arrived}
     totals = [run["exam"]["total"] for run in runs], [exam["total"] for exam in start["exams"]]
     gain = paired_difference(*totals)
-    row |= {"gain": gain.mean, "low": gain.low, "high": gain.high, "verdict": gain.verdict}
+    row |= gain.cells("gain", "") | {"verdict": gain.verdict}
     row |= {"gain_iqm": iqm(totals[0]) - iqm(totals[1]), "improvement": probability_of_improvement(*totals)}
     spread = [np.mean([one["diversity"] for one in exams]) for exams in ([run["exam"] for run in runs], start["exams"])]
     row["diversity_ratio"] = float(spread[0] / spread[1]) if spread[1] > 0 else None
     for key in ("reward", "heldout"):
-        row[f"{key}_gain"] = _last_gain(runs, start["looks"][0], key)
+        known = last and begun[key] is not None
+        row[f"{key}_gain"] = float(np.mean([look[key] for look in last])) - begun[key] if known else None
     row |= {"updates": float(np.mean([run["updates"] for run in runs])), "learning_rate": recipe.learning_rate}
     row |= {key: getattr(recipe, key, None) for key in ("prompts", "group")}
     return row | {"diverged": sum(run["diverged"] for run in runs)}
-
-
-def _last_gain(runs: Runs, start: Mapping[str, Any], key: str) -> float | None:
-    last = [run["looks"][-1][key] for run in runs if run["looks"]]
-    return float(np.mean(last)) - start[key] if last and start[key] is not None else None
 
 
 def _share(key: str) -> Callable[[Row], str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -15,69 +14,17 @@ from ..jobs import on_threads
 from ..options import load_generator, parse_size
 from ..results import pick_device
 from ..tables import Column, Row, number, rows_of, sections
-from . import streaming_runs as runs
 from .random_wan import random_wan
+from .streaming_runs import PARTS, POLICIES, Config, describe
 
-Part = Literal["position", "recompute", "batch", "first", "compile"]
-POLICIES = ("window", "sink and window", "EMA sink and window", "window, absolute positions", "keep everything")
-
-
-@dataclass(frozen=True)
-class Config:
-    """What is timed, and on what."""
-
-    config: Literal["tiny", "wan-1.3b"] = "tiny"
-    """tiny: the shipped student. wan-1.3b: Wan2.1-T2V-1.3B's shape."""
-    random_weights: bool = False
-    """wan-1.3b: random weights, and a stand-in for the text encoder; nothing is downloaded."""
-    weights: str | None = None
-    """wan-1.3b: folder or hub id of Wan2.1 in diffusers' layout."""
-    checkpoint: Path | None = None
-    """wan-1.3b: a .pt of the Self Forcing family for the transformer."""
-    size: str = "832x480"
-    """wan-1.3b: WIDTHxHEIGHT of the video."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the weights; by default float32 on a CPU and bfloat16 on a GPU."""
-    attention: str | None = None
-    """Attention backend by its name in diffusers' dispatcher: native, flash, _flash_3, sage, _native_cudnn, ..."""
-    parts: tuple[Part, ...] = ("position", "recompute", "batch", "first", "compile")
-    """position: a late chunk against an early one. recompute: against no cache. batch: several streams at once.
-    first: time to the first frame. compile: with torch.compile."""
-    chunks: tuple[int, int] = (20, 200)
-    """The early and the late chunk of `position`."""
-    policies: tuple[str, ...] = POLICIES
-    """Cache policies of `position`."""
-    latents: int = 21
-    """Latent frames of the clip of `recompute`."""
-    streams: tuple[int, ...] = (1, 16)
-    """Streams at once in `recompute`."""
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Streams at once in `batch`."""
-    mode: str | None = None
-    """torch.compile's mode; by default its default on a CPU, and reduce-overhead (CUDA graphs) on a GPU."""
-    rounds: int = 15
-    """Rounds of each measurement, in turns; medians are shown."""
-    threads: int = 1
-    """Torch threads."""
-    seed: int = 0
-    """Of the noise."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    out: Path = Path("runs/bench-streaming")
-    """Folder for results.json."""
-
-
-def _most(row: Row) -> str:
-    return f"{row['target_ratio']:.2f}"
-
-
+__all__ = ["COLUMNS", "Config", "report", "run"]
 POSITION_COLUMNS = (
     Column("cache", "policy: sink of one chunk, window as the generator ships with it", lambda row: row["policy"]),
     Column("early (ms)", "denoising of the early chunk, one stream", number("early_ms", ",.1f")),
     Column("late (ms)", "denoising of the late chunk, timed in turns with the early one", number("late_ms", ",.1f")),
     Column("late / early", "denoising alone", number("ratio", ".3f")),
     Column("with decoding", "the same ratio, decoding included", number("whole_ratio", ".3f")),
-    Column("at most", "target, set beforehand", _most),
+    Column("at most", "target, set beforehand", number("target_ratio", ".2f")),
     Column("early (MiB)", "what the cache holds at the early chunk", number("early_mib", ",.2f")),
     Column("late (MiB)", "what the cache holds at the late chunk", number("late_mib", ",.2f")),
 )
@@ -88,7 +35,7 @@ RECOMPUTE_COLUMNS = (
     Column("cached (s)", "the clip with the cache, nothing evicted", number("cached_s", ",.3f")),
     Column("computed anew (s)", "every step a causal pass over all frames so far", number("anew_s", ",.3f")),
     Column("times faster", "anew over cached", number("ratio", ".2f")),
-    Column("at least", "target, set beforehand", _most),
+    Column("at least", "target, set beforehand", number("target_ratio", ".2f")),
     Column(
         "fewer tokens", "how many times fewer tokens pass the network: the bound where attention is cheap",
         number("passes_ratio", ".2f"),
@@ -126,7 +73,7 @@ def run(config: Config) -> None:
     device = pick_device(config.device)
     with on_threads(config.threads):
         made = load(config, device)
-        rows: list[Row] = [dict(runs.describe(made))]
+        rows: list[Row] = [describe(made)]
         with progress(None, "timing", " steps", log=False) as bar:
 
             def done(what: str) -> None:
@@ -134,7 +81,7 @@ def run(config: Config) -> None:
                 bar.update()
 
             for part in config.parts:
-                rows += _measure(part, made, config, done)
+                rows += PARTS[part](made, config, done)
         publish(["reelgym", "bench", "streaming"], config, [config.seed], rows, report(rows), device)
 
 
@@ -165,20 +112,6 @@ def _check(config: Config) -> None:
         raise ValueError(f"chunks {config.chunks[0]} {config.chunks[1]}: an early one from 2 on, and a later one")
     if config.rounds < 1 or config.latents < 1 or any(batch < 1 for batch in config.batches):
         raise ValueError("rounds, latents and batches are counted from 1")
-
-
-def _measure(part: Part, made: StreamingGenerator, config: Config, done: runs.Done) -> list[Row]:
-    rounds, seed = config.rounds, config.seed
-    if part == "position":
-        return runs.position_rows(made, config.chunks, rounds, seed, config.policies, done)
-    if part == "recompute":
-        return runs.recompute_rows(made, config.latents, config.streams, max(1, rounds // 3), seed, done)
-    if part == "batch":
-        return runs.batch_rows(made, config.batches, max(1, rounds // 3), seed, done)
-    if part == "first":
-        return [runs.first_row(made, rounds, seed, done)]
-    mode = config.mode or ("reduce-overhead" if made.device.type == "cuda" else None)
-    return [runs.compile_row(made, mode, rounds, seed, done)]
 
 
 def report(rows: list[dict[str, Any]]) -> str:

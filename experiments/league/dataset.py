@@ -84,18 +84,12 @@ class ClipDataset:
     @lru_cache(maxsize=1)
     def load(cls, folder: str, budget: Budget) -> ClipDataset:
         """What `dataset_jobs` left in a folder of jobs; asked for again in the same process, it is not read again."""
-        return cls(
-            {
-                (split, family): torch.cat(
-                    [
-                        load_checkpoint(Path(folder) / name)[0]["clips"]["video"]
-                        for name in job_names({family: count}, split)
-                    ]
-                )
-                for split, wanted in budget.families().items()
-                for family, count in wanted.items()
-            }
-        )
+        clips = {}
+        for split, wanted in budget.families().items():
+            for family, count in wanted.items():
+                parts = (load_checkpoint(Path(folder) / name)[0] for name in job_names({family: count}, split))
+                clips[split, family] = torch.cat([part["clips"]["video"] for part in parts])
+        return cls(clips)
 
     def train(self, *families: str, most: int | None = None) -> dict[str, Tensor]:
         """What detectors learn from, so many of each family."""

@@ -22,9 +22,9 @@ DARK, LIGHT = (33, 102, 172), (178, 24, 43)
 def payoffs_svg(rows: Sequence[Row]) -> str:
     """The league's payoffs of the first seed as a heat map: rows are generators, columns detectors, in the order in
     which they came; a cell is the share of streams that the generator wins."""
-    arm = "league" if any(row["arm"] == "league" for row in rows_of({"rows": rows}, "payoff")) else None
-    cells = [row for row in rows_of({"rows": rows}, "payoff") if arm is None or row["arm"] == arm]
-    cells = [row for row in cells if row["seed"] == cells[0]["seed"] and row["arm"] == cells[0]["arm"]]
+    cells = rows_of({"rows": rows}, "payoff")
+    first = next((row for row in cells if row["arm"] == "league"), cells[0])
+    cells = [row for row in cells if (row["arm"], row["seed"]) == (first["arm"], first["seed"])]
     names, columns = (list(dict.fromkeys(row[side] for row in cells)) for side in ("generator", "detector"))
     width, height = MARGIN + CELL * len(columns) + 20, TOP + CELL * len(names) + 12
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">', style_svg()]

@@ -76,9 +76,8 @@ def _means(runs: Runs, side: str, end: str, *keys: str) -> Row:
 
 
 def _detector_row(arm: str, runs: Runs, end: str) -> Row:
-    row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)} | mean_interval(
-        answers("detector", runs, end)
-    ).cells("unseen")
+    row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)}
+    row |= mean_interval(answers("detector", runs, end)).cells("unseen")
     row["seen"] = float(_read(runs, "detectors", end, lambda report: [report["auc"][name][-1] for name in SEEN]).mean())
     row["tpr"] = float(_read(runs, "detectors", end, lambda report: [report["tpr"][name] for name in UNSEEN]).mean())
     keys = ("false_alarms", "chunks", "calibration_error", "floor_same", "floor_other", "reals")
@@ -87,13 +86,11 @@ def _detector_row(arm: str, runs: Runs, end: str) -> Row:
 
 def _generator_row(arm: str, runs: Runs, end: str) -> Row:
     row: Row = {"kind": "generator", "arm": arm, "seeds": len(runs)}
-    row |= mean_interval(answers("fooled", runs, end)).cells("panel_auc") | mean_interval(
-        answers("oracle", runs, end)
-    ).cells("total")
-    row |= _means(runs, "generators", end, "panel_wins")
-    for axis in ("VQ", "MQ", "TA"):
-        row[axis] = float(np.mean([run["generators"][end]["scores"][axis] for run in runs]))
-    return row | _means(runs, "generators", end, "diversity", "quality", "below_floor")
+    row |= mean_interval(answers("fooled", runs, end)).cells("panel_auc")
+    row |= mean_interval(answers("oracle", runs, end)).cells("total")
+    axes = ("VQ", "MQ", "TA")
+    row |= {axis: float(np.mean([run["generators"][end]["scores"][axis] for run in runs])) for axis in axes}
+    return row | _means(runs, "generators", end, "panel_wins", "diversity", "quality", "below_floor")
 
 
 def _game_row(arm: str, runs: Runs) -> Row:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...envs.stream_detect import FAKE, REAL, WAIT, StreamDetectVectorEnv
 
 Act = Callable[[Tensor], Tensor]
-"""Observations [N, K] to actions int64 [N]."""
+"""Observations [N, K] to actions: int64 [N], or in StreamSteer [N, A]."""
 
 
 def evaluated(env: StreamDetectVectorEnv, act: Act) -> dict[str, list[float]]:

@@ -24,11 +24,10 @@ from ...noise import SeedDomain
 from ..evaluate import Exam
 from ..jobs import Result
 from . import detecting, steering
+from .detecting import Act
 
-Act = Callable[[Tensor], Tensor]
 Build = Callable[[Any], Act]
 """From the environment of the exam to what acts in it."""
-"""Seed 0's noise in StreamSteer's exam; the validation's is the number before."""
 WIDTH = 64
 """Rows of the search for a fixed setting, and of StreamDetect's exam."""
 
@@ -77,7 +76,10 @@ def work(task: AgentTask) -> Result:
     """Do a task: the weights of an agent, and per prompt or clip what the exam found, with the curve of a training."""
     started = time.perf_counter()
     baseline = BASELINES[task.env].get(task.row)
-    groups, result = ({}, {"exam": evaluated(task, baseline(task), "test"), "curve": []}) if baseline else trained(task)
+    if baseline:
+        exam = evaluated(task, lambda env: baseline(task, env), "test")
+        return {}, {"exam": exam, "curve": [], "seconds": time.perf_counter() - started}
+    groups, result = trained(task)
     return groups, result | {"seconds": time.perf_counter() - started}
 
 
@@ -110,21 +112,20 @@ def evaluated(task: AgentTask, build: Build, split: str) -> dict[str, list[float
     return detecting.evaluated(env, build(env))
 
 
-def unsteered(task: AgentTask) -> Build:
+def unsteered(task: AgentTask, env: Any) -> Act:
     """The generator as it ships: all its steps, no guidance, all of the past, noise left alone."""
-    return lambda env: constant(steering.setting(env, len(env.generator.sigmas)))
+    return constant(steering.setting(env, len(env.generator.sigmas)))
 
 
-def random_steering(task: AgentTask) -> Build:
+def random_steering(task: AgentTask, env: Any) -> Act:
     """Actions drawn evenly from the space."""
     random = torch.Generator().manual_seed(task.seed)
-    return lambda env: lambda seen: 2 * torch.rand(len(seen), *env.single_action_space.shape, generator=random) - 1
+    return lambda seen: 2 * torch.rand(len(seen), *env.single_action_space.shape, generator=random) - 1
 
 
-def fixed_steering(task: AgentTask) -> Build:
+def fixed_steering(task: AgentTask, env: Any) -> Act:
     """The action that earned most when always taken, searched with as many steps as an agent learns with."""
-    best = _searched(replace(task, seed=0))
-    return lambda env: constant(best)
+    return constant(_searched(replace(task, seed=0)))
 
 
 @lru_cache(maxsize=1)
@@ -135,41 +136,32 @@ def _searched(task: AgentTask) -> Tensor:
     return steering.best_fixed(task.make(rows), steps, seed=0)
 
 
-def by_hand(task: AgentTask) -> Build:
-    """A rule written after a look at validation prompts; it learns nothing and sees no more than an agent."""
-    return steering.by_hand
-
-
-def planner(task: AgentTask) -> Build:
+def planner(task: AgentTask, env: Any) -> Act:
     """Tries six settings in forks of the exam before every chunk; it sees the noise to come."""
-
-    def build(env: Any) -> Act:
-        levels = len(env.generator.sigmas)
-        plain = [steering.setting(env, steps) for steps in range(1, levels + 1)]
-        guided = [steering.setting(env, steps, 0.5) for steps in range(max(1, levels - 1), levels + 1)]
-        return steering.planned(env, torch.stack(plain + guided), steering.setting(env, max(1, levels - 1)))
-
-    return build
+    levels = len(env.generator.sigmas)
+    plain = [steering.setting(env, steps) for steps in range(1, levels + 1)]
+    guided = [steering.setting(env, steps, 0.5) for steps in range(max(1, levels - 1), levels + 1)]
+    return steering.planned(env, torch.stack(plain + guided), steering.setting(env, max(1, levels - 1)))
 
 
-def random_verdicts(task: AgentTask) -> Build:
+def random_verdicts(task: AgentTask, env: Any) -> Act:
     """Waits, says real or says fake, as it comes."""
     random = torch.Generator().manual_seed(task.seed)
-    return lambda env: lambda seen: torch.randint(3, (len(seen),), generator=random)
+    return lambda seen: torch.randint(3, (len(seen),), generator=random)
 
 
-def fixed_verdict(task: AgentTask) -> Build:
+def fixed_verdict(task: AgentTask, env: Any) -> Act:
     """The moment and the verdict that earned most on the training bank when always taken."""
-    bank = AGENT_RECIPES["sb3-ppo", DETECT].env
-    env = task.exam_env(min(WIDTH, bank["clips"]), **bank)
-    rules = [(moment, verdict) for moment in range(env.chunks) for verdict in (REAL, FAKE)]
-    best = max(rules, key=lambda one: sum(detecting.evaluated(env, detecting.rule(env, *one))["reward"]))
-    return lambda env: detecting.rule(env, *best)
+    options = AGENT_RECIPES["sb3-ppo", DETECT].env
+    bank = task.exam_env(min(WIDTH, options["clips"]), **options)
+    rules = [(moment, verdict) for moment in range(bank.chunks) for verdict in (REAL, FAKE)]
+    best = max(rules, key=lambda one: sum(detecting.evaluated(bank, detecting.rule(bank, *one))["reward"]))
+    return detecting.rule(env, *best)
 
 
-def informed(task: AgentTask) -> Build:
+def informed(task: AgentTask, env: Any) -> Act:
     """Knows the label and says it at once."""
-    return lambda env: lambda seen: torch.where(env.bank.label[env.state.clip], FAKE, REAL)
+    return lambda seen: torch.where(env.bank.label[env.state.clip], FAKE, REAL)
 
 
 def constant(action: Tensor) -> Act:
@@ -177,12 +169,12 @@ def constant(action: Tensor) -> Act:
     return lambda seen: action.expand(len(seen), -1)
 
 
-BASELINES: dict[str, dict[str, Callable[[AgentTask], Build]]] = {
+BASELINES: dict[str, dict[str, Callable[[AgentTask, Any], Act]]] = {
     STEER: {
         "unsteered": unsteered,
         "random": random_steering,
         "fixed": fixed_steering,
-        "by-hand": by_hand,
+        "by-hand": lambda task, env: steering.by_hand(env),
         "planner": planner,
     },
     DETECT: {"random": random_verdicts, "fixed": fixed_verdict, "informed": informed},

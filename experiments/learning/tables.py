@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...agents.recipes import AGENTS, DETECT, STEER
-from ..plots import Line, line_chart
-from ..stats import mean_interval, paired_difference
+from ..plots import Line, line_chart, stacked_svg
+from ..stats import exam_scores, mean_interval, paired_difference
 from ..tables import Column, Row, interval, markdown_table, number
 
 LABELS = {
@@ -35,11 +33,6 @@ Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 """By environment and row, the results of every seed."""
 
 
-def scores(results: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """[S, P]: one figure of the exam, per seed and prompt (or clip)."""
-    return np.array([result["exam"][name] for result in results], dtype=np.float64)
-
-
 def table_rows(found: Results, seeds: Sequence[int]) -> list[Row]:
     """Rows of kind "row" (means with intervals), "contrast", "run" (one seed) and "curve" (one point)."""
     rows = [_mean_row(env, name, results) for (env, name), results in found.items()]
@@ -55,15 +48,15 @@ def table_rows(found: Results, seeds: Sequence[int]) -> list[Row]:
 
 
 def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
-    found = mean_interval(scores(results, "reward"))
     row: Row = {"kind": "row", "env": env, "row": name, "seeds": len(results)}
-    row |= {key: float(scores(results, key).mean()) for key in MEANS[env]}
+    row |= {key: float(exam_scores(results, key).mean()) for key in MEANS[env]}
+    row |= mean_interval(exam_scores(results, "reward")).cells("reward", "")
     if env == DETECT:
-        family = scores(results, "family")
-        called = scores(results, "called_fake")
+        family = exam_scores(results, "family")
+        called = exam_scores(results, "called_fake")
         row |= {"false_alarms": float(called[family == 0].mean()), "found": float(called[family != 0].mean())}
     seconds = float(np.mean([result["seconds"] for result in results]))
-    return row | {"low": found.low, "high": found.high, "steps": results[0].get("steps"), "seconds": seconds}
+    return row | {"steps": results[0].get("steps"), "seconds": seconds}
 
 
 def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
@@ -71,7 +64,7 @@ def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
     row: Row = {"kind": "contrast", "env": env, "row": ours, "against": theirs}
     row |= {"declared": theirs == AGAINST[env][0], "seeds": min(len(a), len(b))}
     for key in ("reward", "total") if env == STEER else ("reward",):
-        difference = paired_difference(scores(a, key)[: len(b)], scores(b, key)[: len(a)])
+        difference = paired_difference(exam_scores(a, key)[: len(b)], exam_scores(b, key)[: len(a)])
         row |= difference.cells(key) | {f"{key}_answer": difference.verdict}
     return row
 
@@ -134,11 +127,11 @@ def report(rows: Sequence[Row]) -> str:
 
 def curves_svg(rows: Sequence[Row], env: str) -> str:
     """The learning curves of an environment: validation return against steps, a thick line for the mean of the seeds,
-    thin ones for each; one file that needs no page around it."""
+    thin ones for each."""
     points = [row for row in rows if row["kind"] == "curve" and row["env"] == env]
     names = list(dict.fromkeys(row["row"] for row in points))
     lines = []
-    for colour, name in enumerate(names, 1):
+    for colour, name in enumerate(names):
         runs: dict[int, list[tuple[float, float]]] = {}
         for row in points:
             if row["row"] == name:
@@ -147,17 +140,4 @@ def curves_svg(rows: Sequence[Row], env: str) -> str:
         columns = zip(*runs.values(), strict=False)
         mean = tuple((float(np.mean([x for x, _ in at])), float(np.mean([y for _, y in at]))) for at in columns)
         lines.append(Line(LABELS[name], mean, colour))
-    title = f"{env}: {', '.join(f'{LABELS[name]} {COLOURS[place][1]}' for place, name in enumerate(names))}"
-    chart = line_chart(lines, title, "steps")
-    return chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{_style()}", 1)
-
-
-COLOURS = (("#0072b2", "(blue)"), ("#d55e00", "(orange)"), ("#008561", "(green)"), ("#a8488a", "(purple)"))
-
-
-def _style() -> str:
-    lines = " ".join(f".c{place} {{ stroke: {colour}; }}" for place, (colour, _) in enumerate(COLOURS, 1))
-    fixed = "text { font: 11px sans-serif; fill: #555; } .title { font-weight: 600; font-size: 12px; } "
-    fixed += ".grid { stroke: #ddd; } polyline { fill: none; stroke-width: 2.5; } "
-    fixed += ".faint { stroke-width: 1; opacity: .4; }"
-    return f"<style>{escape(fixed)} {lines}</style>"
+    return stacked_svg([line_chart(lines, env, "steps")], [LABELS[name] for name in names])

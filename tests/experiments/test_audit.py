@@ -8,8 +8,8 @@ from torch import Tensor
 
 from reelgym.experiments import cli
 from reelgym.experiments.audit import probe, reward
-from reelgym.experiments.audit.ascent import ascend, starts
-from reelgym.experiments.audit.clips import real_clips
+from reelgym.experiments.audit.probe import real_clips
+from reelgym.experiments.audit.reward import ascend, starts
 from reelgym.experiments.pretrain.reward_measure import changed
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.tiny import load_tiny
@@ -41,7 +41,8 @@ def test_clips_without_an_object_in_place_are_one_line():
 
 
 def test_nothing_probed_has_no_shares():
-    row = probe.compared(torch.zeros(0, 4, 32, 32), torch.zeros(0, 4, 32, 32), "upper left").row(damage="blur")
+    found = probe.compared(torch.zeros(0, 4, 32, 32), torch.zeros(0, 4, 32, 32), "upper left")
+    row = probe.row_of(found, damage="blur")
     assert row["clips"] == 0 and row["holds"] is None and row["chance"] == 1 / 24 and row["weights"] == ""
 
 
@@ -108,7 +109,8 @@ def test_a_reward_whose_saliency_is_known_passes_the_probe():
     saliency = probe.look(model, ramp.clone(), PromptBatch(("",), torch.zeros(1, 1, 1)))
     assert probe.share_inside(saliency, "lower half") == 1
     found = probe.compared(saliency, saliency.flip(1), "lower half")
-    assert found.rising.all() and found.inside.all() and not found.control.any() and not found.drawn.any()
+    assert found["rising"].all() and found["inside"].all()
+    assert not found["control"].any() and not found["drawn"].any()
 
 
 def test_ascent_climbs_and_stays_in_range():

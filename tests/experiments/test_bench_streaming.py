@@ -11,6 +11,7 @@ from reelgym.envs.stack import STACKS, Stack
 from reelgym.experiments import cli
 from reelgym.experiments.audit import cache
 from reelgym.experiments.bench import random_wan, streaming, streaming_runs
+from reelgym.experiments.options import cache_policies
 from reelgym.models.cache import CacheConfig
 from reelgym.models.generator import stream
 from reelgym.models.stream_files import StreamSettings
@@ -114,13 +115,14 @@ def test_bench_streaming_says_what_is_wrong(args, words, capsys):
 
 
 def test_audit_cache_end_to_end(tiny, tmp_path, capsys, monkeypatch):
-    every = cache.policies
-    monkeypatch.setattr(cache, "policies", lambda shipped: {name: every(shipped)[name] for name in cache.SHOWN})
+    known = cache_policies(CacheConfig(0, 12), 3)
+    assert len(cache.POLICIES) == 5 and set(cache.POLICIES) <= set(known)
+    monkeypatch.setattr(cache, "POLICIES", cache.SHOWN)
     args = ["--horizon", "2", "--prompts", "3", "--seeds", "1", "--settle", "1", "--follow", "2", "--drift-chunks", "2"]
     assert cli.main(["audit", "cache", *args, "--device", "cpu", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     policies = {row["policy"]: row for row in rows_in(tmp_path, "policy")}
-    assert tuple(policies) == cache.SHOWN and len(every(CacheConfig(0, 12))) == 5
+    assert tuple(policies) == cache.SHOWN
     assert policies["keep everything"]["kept"] == 24 and policies["window"]["kept"] == 9
     assert "difference" not in policies["window"] and policies["sink and window"]["verdict"] in ("yes", "no", "unclear")
     assert [row["chunk"] for row in rows_in(tmp_path, "window") if row["policy"] == "window"] == [4, 8]
@@ -138,7 +140,8 @@ def test_what_is_compiled_is_a_copy(tiny, monkeypatch):
     made = tiny
     asked = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: asked.append((self, how)))
-    row = streaming_runs.compile_row(made, "reduce-overhead", 1, 0, lambda what: None)
+    config = streaming.Config(mode="reduce-overhead", rounds=1)
+    (row,) = streaming_runs.compile_rows(made, config, lambda what: None)
     ((module, how),) = asked
     assert module is not made.generator.model.transformer and how == {"mode": "reduce-overhead", "dynamic": None}
     assert row["difference"] == 0 and row["compiled_ms"] > 0
