@@ -103,19 +103,16 @@ def eval_schedule(chunks: int) -> list[int]:
 
 def work(task: ReferenceTask | RunTask) -> Result:
     """Do a task; the result holds looks, and of every exam totals and diversity per prompt."""
-    return {}, _trained(task) if isinstance(task, RunTask) else _measured(task)
-
-
-def _measured(task: ReferenceTask) -> dict[str, Any]:
     stack = task.stack.load()
+    if isinstance(task, RunTask):
+        return {}, _trained(task, stack)
     system = reference(stack, task.row)
     exams = [_sat(stack, system, task.exam, seed) for seed in task.seeds]
-    return {"looks": [looked(stack, system, task.look)], "exams": exams}
+    return {}, {"looks": [looked(stack, system, task.look)], "exams": exams}
 
 
-def _trained(task: RunTask) -> dict[str, Any]:
+def _trained(task: RunTask, stack: Stack) -> dict[str, Any]:
     """A run that diverges keeps its last finite weights; it is not looked at again, and sits the exam with them."""
-    stack = task.stack.load()
     student = stack.student()
     trainer = task.recipe.with_seed(task.seed).trainer(stack, student)
     system, counts = as_system(stack, student), trainer.counts

@@ -46,13 +46,13 @@ def _read(runs: Runs, side: str, end: str, read: Callable[[Any], Any]) -> NDArra
     return np.array([read(run[side][end]) for run in runs], dtype=np.float64)
 
 
+def _whole(families: Sequence[str]) -> Callable[[Any], Any]:
+    """A detector's AUC on whole clips, by family."""
+    return lambda report: [report["auc"][name][-1] for name in families]
+
+
 QUESTIONS: dict[str, tuple[str, str, Callable[[Any], Any], bool]] = {
-    "detector": (
-        "detector: AUC on unseen families",
-        "detectors",
-        lambda report: [report["auc"][name][-1] for name in UNSEEN],
-        True,
-    ),
+    "detector": ("detector: AUC on unseen families", "detectors", _whole(UNSEEN), True),
     "fooled": (
         "generator: AUC of held-out detectors on its clips (lower is better)",
         "generators",
@@ -78,7 +78,7 @@ def _means(runs: Runs, side: str, end: str, *keys: str) -> Row:
 def _detector_row(arm: str, runs: Runs, end: str) -> Row:
     row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)}
     row |= mean_interval(answers("detector", runs, end)).cells("unseen")
-    row["seen"] = float(_read(runs, "detectors", end, lambda report: [report["auc"][name][-1] for name in SEEN]).mean())
+    row["seen"] = float(_read(runs, "detectors", end, _whole(SEEN)).mean())
     row["tpr"] = float(_read(runs, "detectors", end, lambda report: [report["tpr"][name] for name in UNSEEN]).mean())
     keys = ("false_alarms", "chunks", "calibration_error", "floor_same", "floor_other", "reals")
     return row | _means(runs, "detectors", end, *keys)
