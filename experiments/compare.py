@@ -103,7 +103,7 @@ def search_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     preset = preset_of(config)
     share, cost = preset.search_share, 2 * preset.search_share
     return [
-        Job(_folder(job), Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, config.spec), cost)
+        Job(folder_of(job), Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, config.spec), cost)
         for name, start in plans.items()
         for job, recipe in tries_of(name, start.recipe, preset.search).items()
         for plan in [Stage(recipe, max(1, round(share * start.updates)))]
@@ -127,13 +127,13 @@ def training_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     preset = preset_of(config)
     exams = (preset.exam, preset.validation)
     return [
-        Job(_folder(f"{name}-{seed}"), Task(name, seed, *exams, plan, preset.points, *_common(config, seed)), 2.0)
+        Job(folder_of(f"{name}-{seed}"), Task(name, seed, *exams, plan, preset.points, *_common(config, seed)), 2.0)
         for name, plan in plans.items()
         for seed in seeds_of(config)
     ]
 
 
-def _folder(name: str) -> str:
+def folder_of(name: str) -> str:
     """An import path is no name for a folder everywhere."""
     return name.replace(":", ".")
 
@@ -164,7 +164,7 @@ def _runs(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
     """Results by row of the table, one per seed."""
     names = (*REFERENCES, *plans_of(config))
     return {
-        name: [{"seed": seed, **results[_folder(f"{name}-{seed}")][1]} for seed in seeds_of(config)] for name in names
+        name: [{"seed": seed, **results[folder_of(f"{name}-{seed}")][1]} for seed in seeds_of(config)] for name in names
     }
 
 

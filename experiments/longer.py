@@ -16,9 +16,8 @@ import tyro
 
 from ..training.sequence import Stage
 from .compare import Config as Comparison
-from .compare import plans_of, preset_of
+from .compare import folder_of, plans_of, preset_of
 from .jobs import Job
-from .options import StackOptions
 from .rows import contrast_row, curve_rows, method_row, run_row
 from .runs import Task, work
 from .study import Results, Study, run_study, seeds_of
@@ -26,41 +25,30 @@ from .tables import Row
 
 
 @dataclass(frozen=True)
-class Config(StackOptions):
-    """What to train for longer; a run that was killed goes on with the jobs that are not finished."""
+class Config(Comparison):
+    """What to train for longer; a run that was killed goes on with the jobs that are not finished. The preset says
+    whose exam, recipes and validation it takes."""
 
+    preset: Literal["quick", "standard", "smoke"] = "standard"
+    seeds: int = 2
     method: str = "dmd"
     """A method of the comparison."""
     updates: int = 48
     """Updates of a run."""
     rate: float | None = None
     """Learning rate, if not the stored one, which won a search on a short budget."""
-    seeds: int = 2
-    """Runs."""
     points: int = 8
     """Points of the learning curve."""
-    preset: Literal["standard", "smoke"] = "standard"
-    """Whose exam, recipes and validation it takes."""
-    out: Path | None = None
-    """Folder of results.json and the jobs; runs/longer-METHOD by default."""
-    seed: int = 0
-    """The first of the seeds."""
-    workers: int | None = None
-    """Processes of one thread each; by default 2, or as many as there are cores."""
 
 
 def run(config: Config) -> None:
     """Train, examine, print the curve and the difference, write results.json. ValueError for an unknown method."""
-    run_study(STUDY, replace(config, out=config.out or Path("runs") / f"longer-{config.method}"))
-
-
-def _comparison(config: Config) -> Comparison:
-    return Comparison(config.preset, seed=config.seed, seeds=config.seeds, stack=config.stack, device=config.device)
+    run_study(STUDY, replace(config, out=config.out or Path("runs") / folder_of(f"longer-{config.method}")))
 
 
 def plan_of(config: Config) -> Stage:
     """The method's recipe, and for how many updates."""
-    plans = plans_of(_comparison(config))
+    plans = plans_of(config)
     if config.method not in plans:
         raise ValueError(f"no method {config.method!r}: choose from {', '.join(plans)}")
     recipe = plans[config.method].recipe
@@ -69,10 +57,14 @@ def plan_of(config: Config) -> Stage:
 
 def jobs_of(config: Config, results: Results) -> list[Job]:
     """Truth, start and the method, with every seed."""
-    preset, plan = preset_of(_comparison(config)), plan_of(config)
+    preset, plan = preset_of(config), plan_of(config)
     exam, plans = replace(preset.exam, slice_prompts=0), {"truth": None, "start": None, config.method: plan}
     return [
-        Job(f"{name}-{seed}", Task(name, seed, exam, preset.validation, plan, config.points, stack=config.spec), cost)
+        Job(
+            folder_of(f"{name}-{seed}"),
+            Task(name, seed, exam, preset.validation, plan, config.points, stack=config.spec),
+            cost,
+        )
         for name, plan in plans.items()
         for seed in seeds_of(config)
         for cost in (1.0 if plan is None else 9.0,)
@@ -82,7 +74,7 @@ def jobs_of(config: Config, results: Results) -> list[Job]:
 def rows_of(config: Config, results: Results) -> list[Row]:
     """Means, the contrast with the start, every run and its curve."""
     names, seeds = ("truth", "start", config.method), seeds_of(config)
-    runs = {name: [{"seed": seed, **results[f"{name}-{seed}"][1]} for seed in seeds] for name in names}
+    runs = {name: [{"seed": seed, **results[folder_of(f"{name}-{seed}")][1]} for seed in seeds] for name in names}
     rows = [method_row(name, found, runs["truth"]) for name, found in runs.items()]
     rows += [contrast_row(config.method, "start", runs)]
     rows += [run_row(name, one) for name, found in runs.items() for one in found]

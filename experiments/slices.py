@@ -16,8 +16,6 @@ from ..noise import Domain, fold, stream_keys
 from .evaluate import AXES, Exam
 from .systems import Chunks, Continues
 
-"""Folded into the slices' noise, so that no training and no other part of an exam has met it."""
-
 
 @torch.no_grad()
 def examine_slices(
