@@ -248,7 +248,7 @@ def test_a_try_that_diverges_loses_and_a_run_that_diverges_counts_as_it_stood(we
 
 
 def test_one_method_for_longer(weights, tmp_path, capsys):
-    config = longer.Config("dmd", updates=2, seeds=1, points=2, preset="smoke", out=tmp_path, stack=str(weights))
+    config = longer.Config(method="dmd", updates=2, seeds=1, points=2, preset="smoke", out=tmp_path, stack=str(weights))
     longer.run(config)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["update"] for row in rows if row["kind"] == "curve"] == [0, 1, 2]
