@@ -18,7 +18,7 @@ from .recipes import AgentRecipe
 
 AUTORESET = AutoresetMode.SAME_STEP
 """What `learn` wants of its environment."""
-Call = Callable[["SB3Agent", int], None]
+_Call = Callable[["SB3Agent", int], None]
 """Called with the agent as it is and the number of steps done."""
 
 
@@ -44,7 +44,7 @@ def learn(
     seed: int,
     *,
     steps: int | None = None,
-    call: Call | None = None,
+    call: _Call | None = None,
     every: int = 0,
 ) -> SB3Agent:
     """Train in `vector`, of recipe.streams rows and SAME_STEP autoreset. steps: if not the recipe's own number.
@@ -86,7 +86,7 @@ def _class(recipe: AgentRecipe) -> Any:
 
 
 class _Calls(BaseCallback):
-    def __init__(self, call: Call | None, every: int) -> None:
+    def __init__(self, call: _Call | None, every: int) -> None:
         super().__init__()
         self.call, self.every, self.due = call, every, every
 

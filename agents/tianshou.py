@@ -24,7 +24,7 @@ from .recipes import AgentRecipe
 
 AUTORESET = AutoresetMode.DISABLED
 """What `learn` wants of its environment."""
-Call = Callable[["TianshouAgent", int], None]
+_Call = Callable[["TianshouAgent", int], None]
 """Called with the agent as it is and the number of steps done."""
 
 
@@ -51,7 +51,7 @@ def learn(
     seed: int,
     *,
     steps: int | None = None,
-    call: Call | None = None,
+    call: _Call | None = None,
     every: int = 0,
 ) -> TianshouAgent:
     """Train PPO in `vector`, of recipe.streams rows and DISABLED autoreset, with a Box of actions. steps: if not the

@@ -11,28 +11,28 @@ from typing import Any, Literal
 from ..agents.recipes import AGENT_RECIPES, AGENTS, DETECT, STEER
 from .evaluate import Exam
 from .jobs import Job
-from .learning.runs import BASELINES, AgentTask, Budget, work
-from .learning.tables import COLUMNS, curves_svg, report, table_rows
+from .learning.runs import FIXED_POLICIES, AgentBudget, AgentTask, work
+from .learning.tables import COLUMNS, agent_curves_svg, agent_rows, report
 from .options import StudyOptions
 from .study import Results, Study, run_study
 from .tables import Row
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-PICTURES = tuple(f"{env.split('/')[1]}.svg" for env in (STEER, DETECT))
+_PICTURES = tuple(f"{env.split('/')[1]}.svg" for env in (STEER, DETECT))
 
 
 @dataclass(frozen=True)
-class Preset:
+class AgentPreset:
     """How much, and over how many seeds. single: rows that run with the first seed alone."""
 
-    budget: Budget = field(default_factory=Budget)
+    budget: AgentBudget = field(default_factory=AgentBudget)
     seeds: int = 5
     single: tuple[str, ...] = ("tianshou-ppo", "planner")
 
 
-PAIR = Exam(prompts=2, clips=1, long_prompts=0)
-SMOKE = Budget(PAIR, replace(PAIR, split="validation"), clips=64, steps=256, points=1)
-PRESETS = {"standard": Preset(), "smoke": Preset(SMOKE, 1)}
+_PAIR = Exam(prompts=2, clips=1, long_prompts=0)
+SMOKE = AgentBudget(_PAIR, replace(_PAIR, split="validation"), clips=64, steps=256, points=1)
+AGENT_PRESETS = {"standard": AgentPreset(), "smoke": AgentPreset(SMOKE, 1)}
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,27 @@ class Config(StudyOptions):
 
 def cells(config: Config) -> dict[tuple[str, str], list[AgentTask]]:
     """The tasks of every line of the tables, an environment and a row, one a seed."""
-    preset = PRESETS[config.preset]
+    preset = AGENT_PRESETS[config.preset]
 
     def tasks(env: str, row: str) -> list[AgentTask]:
-        seeds = seeds_of(config)[: 1 if row in preset.single else None]
+        seeds = _seeds_of(config)[: 1 if row in preset.single else None]
         return [AgentTask(row, env, seed, preset.budget, config.spec) for seed in seeds]
 
     rows = {
-        env: [*BASELINES[env], *(name for name in AGENTS if (name, env) in AGENT_RECIPES)] for env in (STEER, DETECT)
+        env: [*FIXED_POLICIES[env], *(name for name in AGENTS if (name, env) in AGENT_RECIPES)]
+        for env in (STEER, DETECT)
     }
     return {(env, row): tasks(env, row) for env in rows for row in rows[env]}
 
 
-def seeds_of(config: Config) -> list[int]:
+def _seeds_of(config: Config) -> list[int]:
     """Of the rows that run with all."""
-    return list(range(config.seed, config.seed + PRESETS[config.preset].seeds))
+    return list(range(config.seed, config.seed + AGENT_PRESETS[config.preset].seeds))
 
 
 def jobs(config: Config, results: Results) -> list[Job]:
     """One a cell; baselines that search nothing are soon done."""
-    quick = {name for baselines in BASELINES.values() for name in baselines} - {"fixed", "planner"}
+    quick = {name for baselines in FIXED_POLICIES.values() for name in baselines} - {"fixed", "planner"}
     return [
         Job(task.name, task, 1.0 if row in quick else 2.0)
         for (_, row), tasks in cells(config).items()
@@ -77,20 +78,20 @@ def jobs(config: Config, results: Results) -> list[Job]:
 def rows(config: Config, results: Results) -> Sequence[Row]:
     """See `table_rows`."""
     found = {cell: [results[task.name][1] for task in tasks] for cell, tasks in cells(config).items()}
-    return table_rows(found, seeds_of(config))
+    return agent_rows(found, _seeds_of(config))
 
 
 def settings(config: Config, results: Results) -> dict[str, Any]:
     """Of results.json: the sizes, and the recipes of the libraries."""
     recipes = {f"{name} in {env}": asdict(recipe) for (name, env), recipe in AGENT_RECIPES.items()}
-    return asdict(config) | {"size": asdict(PRESETS[config.preset]), "recipes": recipes}
+    return asdict(config) | {"size": asdict(AGENT_PRESETS[config.preset]), "recipes": recipes}
 
 
-STUDY = Study("agents", work, jobs, rows, lambda found: report(found["rows"]), settings, seeds_of)
+STUDY = Study("agents", work, jobs, rows, lambda found: report(found["rows"]), settings, _seeds_of)
 
 
 def run(config: Config) -> None:
     """Train, examine, report."""
     done = run_study(STUDY, config)
-    for env, name in zip((STEER, DETECT), PICTURES, strict=True):
-        (done.out / name).write_text(curves_svg(done.rows, env) + "\n")
+    for env, name in zip((STEER, DETECT), _PICTURES, strict=True):
+        (done.out / name).write_text(agent_curves_svg(done.rows, env) + "\n")

@@ -17,7 +17,7 @@ from .events import write_events
 from .findings import BLOCKS, PICTURES
 from .jobs import Job
 from .options import StackOptions
-from .presets import PRESETS, RECIPES, Preset, chain, label_of
+from .presets import METHOD_RECIPES, PRESETS, Preset, chain, label_of
 from .report import load_media, summary_text, write_picture, write_report
 from .rows import clip_rows, curve_rows, table_rows
 from .runs import Task, work
@@ -69,7 +69,7 @@ def preset_of(config: Config) -> Preset:
     return replace(preset, seeds=seeds, exam=exam, validation=validation)
 
 
-def seeds_of(config: Config) -> list[int]:
+def _seeds_of(config: Config) -> list[int]:
     """Of the runs."""
     count = PRESETS[config.preset].seeds if config.seeds is None else config.seeds
     return list(range(config.seed, config.seed + count))
@@ -83,11 +83,11 @@ def plans_of(config: Config) -> dict[str, Stage]:
         name, _, updates = line.rpartition("=")
         if not name or not updates.isdigit() or int(updates) < 1:
             raise ValueError(f"--add {line}: write module:name=UPDATES, such as my_package.recipes:best_of_n=20")
-        plans[name] = Stage(find_recipe(name, RECIPES), int(updates))
+        plans[name] = Stage(find_recipe(name, METHOD_RECIPES), int(updates))
     return plans
 
 
-def jobs_of(config: Config, results: Results) -> list[Job]:
+def _jobs_of(config: Config, results: Results) -> list[Job]:
     """References and the search for learning rates; then every method at the rate that won."""
     plans = plans_of(config)
     tries = search_jobs(config, plans)
@@ -118,7 +118,7 @@ def reference_jobs(config: Config) -> list[Job]:
     return [
         Job(f"{name}-{seed}", Task(name, seed, exam, preset.validation, None, 1, *_common(config, seed)), cost)
         for name, (exam, cost) in exams.items()
-        for seed in seeds_of(config)
+        for seed in _seeds_of(config)
     ]
 
 
@@ -129,7 +129,7 @@ def training_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     return [
         Job(folder_of(f"{name}-{seed}"), Task(name, seed, *exams, plan, preset.points, *_common(config, seed)), 2.0)
         for name, plan in plans.items()
-        for seed in seeds_of(config)
+        for seed in _seeds_of(config)
     ]
 
 
@@ -154,7 +154,7 @@ def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Results) 
     return {name: chain(name, found) if "+" in name else plan for name, plan in found.items()}
 
 
-def chosen(config: Config, results: Results) -> dict[str, Stage]:
+def _chosen(config: Config, results: Results) -> dict[str, Stage]:
     """The plans that were trained."""
     plans = plans_of(config)
     return winners(plans, search_jobs(config, plans), results)
@@ -164,11 +164,12 @@ def _runs(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
     """Results by row of the table, one per seed."""
     names = (*REFERENCES, *plans_of(config))
     return {
-        name: [{"seed": seed, **results[folder_of(f"{name}-{seed}")][1]} for seed in seeds_of(config)] for name in names
+        name: [{"seed": seed, **results[folder_of(f"{name}-{seed}")][1]} for seed in _seeds_of(config)]
+        for name in names
     }
 
 
-def rows_of(config: Config, results: Results) -> list[Row]:
+def _rows_of(config: Config, results: Results) -> list[Row]:
     """Of results.json."""
     runs, preset = _runs(config, results), preset_of(config)
     rows = table_rows(runs)
@@ -179,9 +180,9 @@ def rows_of(config: Config, results: Results) -> list[Row]:
     return rows + clip_rows(preset.exam, preset.shown)
 
 
-def settings_of(config: Config, results: Results) -> dict[str, Any]:
+def _settings_of(config: Config, results: Results) -> dict[str, Any]:
     """What results.json keeps as "config"."""
-    preset, plans = preset_of(config), chosen(config, results)
+    preset, plans = preset_of(config), _chosen(config, results)
     settings: dict[str, Any] = {"preset": asdict(preset)}
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
     settings |= {"notes": [*notes(preset, plans), *diverged(_runs(config, results))], "workers": config.workers}
@@ -243,4 +244,4 @@ def _search_row(name: str, result: Mapping[str, Any]) -> Row:
     return row | {"updates": result["counts"]["updates"], "oracle": last["oracle"], "reward": last["reward"]}
 
 
-STUDY = Study("compare", work, jobs_of, rows_of, lambda found: summary_text(dict(found)), settings_of, seeds_of)
+STUDY = Study("compare", work, _jobs_of, _rows_of, lambda found: summary_text(dict(found)), _settings_of, _seeds_of)

@@ -25,12 +25,12 @@ from ..envs.vector import RENDER_FPS
 from ..noise import stream_keys
 from .plots import animation
 
-ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = "a green square moves right fast ; then a magenta circle moves up fast"
 WAITS = 2
 QUALITY, NOISY = 80, 40
 """Of the pictures, and of the one that the camera of the night filmed."""
-MADE_BY = "the shipped student, real clips of the world apart"
+_MADE_BY = "the shipped student, real clips of the world apart"
 HOLD = 6
 """Frames for which a list's last canvas stays."""
 
@@ -39,7 +39,7 @@ HOLD = 6
 class Config:
     """Without options the pictures of the docs are made again."""
 
-    out: Path = ROOT / "docs" / "images" / "envs"
+    out: Path = _ROOT / "docs" / "images" / "envs"
     """Folder of the pictures, one an environment."""
     seed: int = 0
     """Of the generator's noise and of the clips to be judged."""
@@ -61,7 +61,7 @@ def run(config: Config) -> None:
     for film in (stream_gen, stream_denoise, stream_steer, stream_detect, self_play):
         frames, fps = film(config.seed)
         path = config.out / f"{film.__name__}.webp"
-        path.write_bytes(animation(frames, fps, quality=NOISY if film is self_play else QUALITY, made_by=MADE_BY))
+        path.write_bytes(animation(frames, fps, quality=NOISY if film is self_play else QUALITY, made_by=_MADE_BY))
         print(path)
 
 

@@ -30,7 +30,7 @@ from .options import POLICY, CacheOptions, StackName, is_stack, load_generator
 from .results import pick_device
 from .train_agent import steered_by
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def run(config: Config) -> None:
         return
     with VideoWriter(config.out, config.fps or TINY_FPS, made_by="nobody yet"):
         pass  # whether the file can be written is better known before anything is loaded
-    made = load(config, device)
+    made = _load(config, device)
     name = "the student" if is_stack(config.stack) else str(config.checkpoint or config.stack)
     with one_thread() if made.size[0] <= 64 else nullcontext():
         _stream(config, made, config.fps or made.fps, name)
 
 
-def load(config: Config, device: torch.device) -> StreamingGenerator:
+def _load(config: Config, device: torch.device) -> StreamingGenerator:
     """The generator as the options say."""
     wan: dict[str, Any] = {"checkpoint": config.checkpoint, "which": config.which, "size": config.size}
     made = load_generator(config.stack, device, dtype=config.dtype, student=config.student, **wan)
@@ -139,7 +139,7 @@ def _stream(config: Config, made: StreamingGenerator, fps: float, name: str) -> 
 def _start(path: Path, made: StreamingGenerator) -> Tensor:
     """A picture or a video file as [F, 3, H, W] in [0, 1], the newest frames that make whole latents; files of a whole
     multiple of the generator's size, such as ours, are averaged down to it."""
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in _PICTURES:
         try:
             with Image.open(path) as picture:
                 pixels = torch.from_numpy(np.array(picture.convert("RGB")))[None]

@@ -20,7 +20,7 @@ import torch
 
 from ..checkpoint import sha256_file
 
-OURS = __name__.split(".")[0]
+_OURS = __name__.split(".")[0]
 IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`module:name` as a string stands for an import: of a plug-in, or of an environment's entry point."""
 INSTALLED = {"site-packages", "dist-packages"}
@@ -69,7 +69,7 @@ def made_from(work: Callable[..., Any], *modules: str) -> str:
     whose name is put together as the program runs is not found.
     """
     roots = (work.__module__, *sorted(modules))
-    own = {OURS, *(name.split(".")[0] for name in roots)}
+    own = {_OURS, *(name.split(".")[0] for name in roots)}
     found: dict[str, str] = {}
     waiting = list(roots)
     while waiting:

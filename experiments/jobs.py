@@ -115,11 +115,11 @@ def run_jobs(
     return {job.name: results[job.name] for job in jobs}
 
 
-Order = tuple[Job, str, Work, Path]
+_Order = tuple[Job, str, Work, Path]
 """A job, its digest, who does it, and where its result goes."""
 
 
-def _here(orders: Sequence[Order]) -> Iterator[str]:
+def _here(orders: Sequence[_Order]) -> Iterator[str]:
     with one_thread():
         for order in orders:
             try:
@@ -128,7 +128,7 @@ def _here(orders: Sequence[Order]) -> Iterator[str]:
                 raise _failure(order[0], error) from error
 
 
-def _elsewhere(orders: Sequence[Order], workers: int, tick: Callable[[], object]) -> Iterator[str]:
+def _elsewhere(orders: Sequence[_Order], workers: int, tick: Callable[[], object]) -> Iterator[str]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(1, len(orders))), mp_context=context, initializer=_settle_worker)
     pending: dict[Future[str], Job] = {pool.submit(_do, *order): order[0] for order in orders}

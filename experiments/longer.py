@@ -46,7 +46,7 @@ def run(config: Config) -> None:
     run_study(STUDY, replace(config, out=config.out or Path("runs") / folder_of(f"longer-{config.method}")))
 
 
-def plan_of(config: Config) -> Stage:
+def _plan_of(config: Config) -> Stage:
     """The method's recipe, and for how many updates."""
     plans = plans_of(config)
     if config.method not in plans:
@@ -55,9 +55,9 @@ def plan_of(config: Config) -> Stage:
     return Stage(recipe if config.rate is None else recipe.with_learning_rate(config.rate), config.updates)
 
 
-def jobs_of(config: Config, results: Results) -> list[Job]:
+def _jobs_of(config: Config, results: Results) -> list[Job]:
     """Truth, start and the method, with every seed."""
-    preset, plan = preset_of(config), plan_of(config)
+    preset, plan = preset_of(config), _plan_of(config)
     exam, plans = replace(preset.exam, slice_prompts=0), {"truth": None, "start": None, config.method: plan}
     return [
         Job(
@@ -71,7 +71,7 @@ def jobs_of(config: Config, results: Results) -> list[Job]:
     ]
 
 
-def rows_of(config: Config, results: Results) -> list[Row]:
+def _rows_of(config: Config, results: Results) -> list[Row]:
     """Means, the contrast with the start, every run and its curve."""
     names, seeds = ("truth", "start", config.method), seeds_of(config)
     runs = {name: [{"seed": seed, **results[folder_of(f"{name}-{seed}")][1]} for seed in seeds] for name in names}
@@ -92,12 +92,12 @@ def tables(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{row['label']}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"])
 
 
-def settings_of(config: Config, results: Results) -> dict[str, Any]:
+def _settings_of(config: Config, results: Results) -> dict[str, Any]:
     """The plan."""
-    return {"plan": asdict(plan_of(config))}
+    return {"plan": asdict(_plan_of(config))}
 
 
-STUDY = Study("python -m reelgym.experiments.longer", work, jobs_of, rows_of, tables, settings_of)
+STUDY = Study("python -m reelgym.experiments.longer", work, _jobs_of, _rows_of, tables, _settings_of)
 
 
 def main(args: Sequence[str] | None = None) -> int:

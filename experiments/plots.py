@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..envs.draw import Frames, enlarge
 from ..video import mark
 
-WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 40
+_WIDTH, HEIGHT = 560, 300
+LEFT, RIGHT, _TOP, BOTTOM = 52, 16, 30, 40
 HEAD = 48
-COLOURS = ("#0072b2", "#008561", "#a8488a", "#d55e00", "#b8860b", "#777777", "#56b4e9", "#000000")
+PALETTE = ("#0072b2", "#008561", "#a8488a", "#d55e00", "#b8860b", "#777777", "#56b4e9", "#000000")
 """Of the classes c0 to c7 in a picture that stands alone."""
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -55,22 +55,22 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, baseline: float 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return LEFT + across * (_WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - _TOP - BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     parts.append(f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>')
     for y in y_ticks:
         height = place(x_ticks[0], y)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{_WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 7}" y="{height + 4:.1f}">{y:g}</text>')
     for x in x_ticks:
         parts.append(
             f'<text class="tick" text-anchor="middle" x="{place(x, 0)[0]:.1f}" y="{HEIGHT - BOTTOM + 17}">{x:g}</text>'
         )
-    parts.append(f'<text class="tick" text-anchor="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
+    parts.append(f'<text class="tick" text-anchor="end" x="{_WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
     if baseline is not None:
         height = place(x_ticks[0], baseline)[1]
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{_WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
     for line in sorted(lines, key=lambda line: not line.faint):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
         kind = f"c{line.colour}" + (" faint" if line.faint else "")
@@ -83,14 +83,14 @@ def stacked_svg(charts: Sequence[str], names: Sequence[str], columns: int = 1) -
     in the colours of their lines, two a row."""
     tall = ceil(len(charts) / columns) * HEIGHT
     height = tall + 16 * (len(names) + 1) // 2 + 16
-    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * WIDTH} {height}" role="img">'
-    corners = [(place % columns * WIDTH, place // columns * HEIGHT) for place in range(len(charts))]
+    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * _WIDTH} {height}" role="img">'
+    corners = [(place % columns * _WIDTH, place // columns * HEIGHT) for place in range(len(charts))]
     placed = (f'<g transform="translate({x} {y})">{chart}</g>' for (x, y), chart in zip(corners, charts, strict=True))
-    sized = [chart.replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
+    sized = [chart.replace("<svg ", f'<svg width="{_WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
     legend = ""
     for place, name in enumerate(names):
         x, y = LEFT + place % 2 * 250, 12 + place // 2 * 16
-        legend += f'<text x="{x}" y="{y}" style="fill: {COLOURS[place]}; font-weight: 600">{escape(name)}</text>'
+        legend += f'<text x="{x}" y="{y}" style="fill: {PALETTE[place]}; font-weight: 600">{escape(name)}</text>'
     return "\n".join([box, style_svg(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
 
 
@@ -99,7 +99,7 @@ def style_svg() -> str:
     fixed = "text { font: 11px sans-serif; fill: #555; } .title { font-weight: 600; font-size: 12px; } "
     fixed += ".grid { stroke: #ddd; } .axis { stroke: #777; } polyline { fill: none; stroke-width: 2.5; } "
     fixed += ".faint { stroke-width: 1; opacity: .3; } "
-    colours = " ".join(f".c{place} {{ stroke: {colour}; }}" for place, colour in enumerate(COLOURS))
+    colours = " ".join(f".c{place} {{ stroke: {colour}; }}" for place, colour in enumerate(PALETTE))
     return f"<style>{fixed}{colours}</style>"
 
 

@@ -24,19 +24,19 @@ METHODS = {
     "stream-r1+reward": "Stream-R1, then reward gradient",
 }
 """Rows that train the starting student; a name with a + is a sequence of others."""
-LABELS = REFERENCES | METHODS
+_LABELS = REFERENCES | METHODS
 
 
 def label_of(name: str) -> str:
     """What a row is called in tables; a recipe of one's own by its import path."""
-    return LABELS.get(name, name)
+    return _LABELS.get(name, name)
 
 
 SEQUENCES = tuple(name for name in METHODS if "+" in name)
 ALONE = tuple(name for name in METHODS if name not in SEQUENCES)
 
 
-RECIPES: dict[str, Recipe] = {**DISTILL, **FINETUNE, "raven": FINETUNE["raven"].with_learning_rate(1.7e-5)}
+METHOD_RECIPES: dict[str, Recipe] = {**DISTILL, **FINETUNE, "raven": FINETUNE["raven"].with_learning_rate(1.7e-5)}
 """Every method's recipe, at the rate that the search of the committed standard run chose; later ones look around it. A
 sequence has none."""
 
@@ -80,7 +80,7 @@ class Preset:
 
     def plans(self) -> dict[str, Stage]:
         """One recipe and its updates per method, sequences last."""
-        known = {**RECIPES, "continued": replace(CONTINUED, pool=self.pool)}
+        known = {**METHOD_RECIPES, "continued": replace(CONTINUED, pool=self.pool)}
         plans = {name: Stage(known[name], updates) for name, updates in self.updates.items()}
         if self.batch:
             plans = {name: replace(plan, recipe=plan.recipe.with_batch(self.batch)) for name, plan in plans.items()}

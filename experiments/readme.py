@@ -24,16 +24,16 @@ from .cli import GROUPS
 from .report import read_results
 from .tables import Column, Row, legend, made_by, markdown_table
 
-ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 IMAGES = "docs/images"
 GAP = "gap"
-SHARE = "oracle total on held-out prompts, as a share of the truth's"
+_SHARE = "oracle total on held-out prompts, as a share of the truth's"
 RANKS = "pairs of a held-out clip and its fake of an unseen family that {} ranks rightly"
 AREA = "area under the ROC curve, the student's clips of test prompts against the world's"
-BARS: tuple[tuple[str, str, str, float], ...] = (
-    ("codec", "fraction", SHARE, 0.95),
-    ("teacher", "fraction", SHARE, 0.80),
-    ("student", "fraction", SHARE, 0.50),
+_BARS: tuple[tuple[str, str, str, float], ...] = (
+    ("codec", "fraction", _SHARE, 0.95),
+    ("teacher", "fraction", _SHARE, 0.80),
+    ("student", "fraction", _SHARE, 0.50),
     ("student", GAP, "the teacher's share less the student's", 0.08),
     *(
         bar
@@ -56,7 +56,7 @@ WEIGHT_COLUMNS = (
     Column("steps", "", lambda row: f"{row['made']['steps']:,}" if row["made"] else ""),
     Column("minutes", "", lambda row: f"{row['made']['quality']['seconds'] / 60:.0f}" if row["made"] else ""),
 )
-FAMILY_COLUMNS = (
+_FAMILY_COLUMNS = (
     Column("made by", "", lambda row: row["name"]),
     Column("learned from", "", lambda row: "yes" if row["learned"] else "no"),
     Column("AUC", "", lambda row: f"{row['auc']:.3f}"),
@@ -84,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(config: Config, root: Path = ROOT) -> None:
+def run(config: Config, root: Path = _ROOT) -> None:
     """Take over results where some are given, then fill every block of the pages; prints which pages changed."""
     if config.run is not None:
         take_over(config.run, f"experiments/results/{config.name}/results.json", root)
@@ -113,14 +113,14 @@ def owner(results: Row) -> Any:
     return importlib.import_module("." + ".".join(words[: 2 if words[0] in GROUPS else 1]), __package__)
 
 
-def pages(root: Path = ROOT) -> list[Path]:
+def pages(root: Path = _ROOT) -> list[Path]:
     """README.md and every page below docs/."""
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
-def filled(text: str, root: Path = ROOT) -> str:
+def filled(text: str, root: Path = _ROOT) -> str:
     """A page with the content of its blocks made anew from the files below `root`."""
-    return tables.filled(text, lambda kind, path: block(kind, root / path, path))
+    return tables.filled_blocks(text, lambda kind, path: block(kind, root / path, path))
 
 
 def block(kind: str, file: Path, path: str) -> str:
@@ -142,11 +142,11 @@ def block(kind: str, file: Path, path: str) -> str:
 
 def weights(folder: Path) -> str:
     """What the manifests of the trained parts say, beside the bars that were set beforehand."""
-    found = {part: _manifest(folder / part / MANIFEST) for part in dict.fromkeys(bar[0] for bar in BARS)}
+    found = {part: _manifest(folder / part / MANIFEST) for part in dict.fromkeys(bar[0] for bar in _BARS)}
     shares = [found[part].get("quality", {}).get("fraction") for part in ("teacher", "student")]
     gap = None if None in shares else shares[0] - shares[1]
     rows: list[Row] = []
-    for part, key, what, least in BARS:
+    for part, key, what, least in _BARS:
         measured = gap if key == GAP else found[part].get("quality", {}).get(key)
         made = {} if any(row["part"] == part for row in rows) else found[part]
         rows.append({"part": part, "what": what, "least": least, "measured": measured, "made": made})
@@ -171,7 +171,7 @@ def families(path: Path) -> str:
         f"- On its features of frames, against the student: D3 {quality['auc_student_d3']:.3f}, "
         f"ReStraV {quality['auc_student_restrav']:.3f} (AUC).",
     ]
-    return markdown_table(FAMILY_COLUMNS, rows) + "\n\n" + "\n".join(lines)
+    return markdown_table(_FAMILY_COLUMNS, rows) + "\n\n" + "\n".join(lines)
 
 
 TRAINED = {"weights": weights, "families": families}

@@ -23,7 +23,7 @@ from .tables import Row, html_legend, html_table, plain_table, rows_of
 Media = Mapping[str, NDArray[Any]]
 SCALE, MAP_SCALE = 4, 3
 COMPARED = "the methods of a comparison, ground truth apart"
-COLOURS = 9
+_COLOURS = 9
 """Entries of the page's palette."""
 
 
@@ -138,7 +138,7 @@ def _curves(results: Row) -> str:
         for key, title in (("oracle", "Oracle total, validation prompts"), ("reward", "Trained reward (z), same clips"))
     )
     keys = "".join(
-        f'<span><svg viewBox="0 0 22 10"><polyline class="c{place % COLOURS}" points="0,5 22,5"/></svg>'
+        f'<span><svg viewBox="0 0 22 10"><polyline class="c{place % _COLOURS}" points="0,5 22,5"/></svg>'
         f"{escape(names.get(method, method))}</span>"
         for place, method in enumerate(order)
     )
@@ -149,7 +149,7 @@ def _lines(curves: list[Row], order: list[str], names: Mapping[str, str], key: s
     """For each method a thin line for every seed, and a thick one for their mean."""
     lines = []
     for place, method in enumerate(order):
-        name, colour = names.get(method, method), place % COLOURS
+        name, colour = names.get(method, method), place % _COLOURS
         runs: dict[int, dict[float, float]] = {}
         for row in curves:
             if row["method"] == method and row.get(key) is not None:

@@ -44,7 +44,7 @@ def write_results(
             "command": command,
             "commit": commit(),
             "versions": versions(),
-            "device": describe(device),
+            "device": _describe(device),
             "seeds": list(seeds),
             "config": json.loads(json.dumps(settings, default=str)),
             "rows": [_flat(row) for row in rows],
@@ -102,7 +102,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}}
 
 
-def describe(device: str | torch.device) -> str:
+def _describe(device: str | torch.device) -> str:
     """The device in words: a GPU by its name, a CPU by its model, usable cores and torch's threads."""
     device = torch.device(device)
     if device.type == "cuda":

@@ -16,9 +16,9 @@ from .systems import REFERENCES
 from .tables import Row
 
 COUNTS = ("updates", "chunks", "generator_calls", "teacher_calls", "critic_calls", "reference_calls", "reward_calls")
-Results = Sequence[Mapping[str, Any]]
+_Results = Sequence[Mapping[str, Any]]
 """Of a row of the table, one per seed."""
-Runs = Mapping[str, Results]
+_Runs = Mapping[str, _Results]
 """Results by row."""
 DECLARED = (("stream-r1", "dmd"), ("forward", "start"), ("reward", "start"))
 """Questions asked before the run."""
@@ -33,7 +33,7 @@ DESCRIBED = (
 """Others whose answers are shown."""
 
 
-def table_rows(runs: Runs) -> list[Row]:
+def table_rows(runs: _Runs) -> list[Row]:
     """One row per method, then one per contrast, one per method and edge slice, and one per run."""
     methods = [method_row(name, results, runs["truth"]) for name, results in runs.items()]
     contrasts = [contrast_row(ours, theirs, runs) for ours, theirs in questions(runs)]
@@ -41,7 +41,7 @@ def table_rows(runs: Runs) -> list[Row]:
     return [*methods, *contrasts, *edges, *(run_row(name, one) for name, results in runs.items() for one in results)]
 
 
-def questions(runs: Runs) -> list[tuple[str, str]]:
+def questions(runs: _Runs) -> list[tuple[str, str]]:
     """The declared ones, the described ones, and the best trained row against the next, as far as their rows are there.
 
     The last is chosen by the scores themselves, which makes a difference look surer than it is.
@@ -52,7 +52,7 @@ def questions(runs: Runs) -> list[tuple[str, str]]:
     return [(ours, theirs) for ours, theirs in asked if ours in runs and theirs in runs]
 
 
-def method_row(name: str, results: Results, truth: Results) -> Row:
+def method_row(name: str, results: _Results, truth: _Results) -> Row:
     """Means over seeds and prompts, the total with its interval, diversity relative to the world's."""
     row = {"kind": "method", "method": name, "label": label_of(name), "seeds": len(results)}
     row |= _axes([result["scores"] for result in results]) | {"iqm": iqm(scores(results))}
@@ -63,7 +63,7 @@ def method_row(name: str, results: Results, truth: Results) -> Row:
     return row | {"fps": float(np.mean([result["fps"] for result in results])) if name != "truth" else None}
 
 
-def spent(results: Results) -> Row:
+def spent(results: _Results) -> Row:
     """What one training took: counts, seconds and learning rate, means over seeds; nothing for what is not trained."""
     if not results or "counts" not in results[0]:
         return {}
@@ -71,7 +71,7 @@ def spent(results: Results) -> Row:
     return {**counts, "learning_rate": results[0]["learning_rate"]}
 
 
-def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
+def contrast_row(ours: str, theirs: str, runs: _Runs) -> Row:
     """The paired difference of oracle totals of two rows of the table."""
     a, b = scores(runs[ours]), scores(runs[theirs])
     difference, declared = paired_difference(a, b), (ours, theirs) in DECLARED
@@ -85,7 +85,7 @@ def contrast_row(ours: str, theirs: str, runs: Runs) -> Row:
     return row | {"sign_p": sign_test((a - b).mean(axis=1))}
 
 
-def slice_rows(name: str, results: Results) -> list[Row]:
+def slice_rows(name: str, results: _Results) -> list[Row]:
     """Per edge slice the means over seeds and prompts, the total with its interval; none where none was examined."""
     rows: list[Row] = []
     for edge in results[0].get("slices", ()):
@@ -118,7 +118,7 @@ def clip_rows(exam: Exam, shown: int) -> list[Row]:
     return [{"kind": "clip", "of": of, "prompt": prompt} for of, texts in pictures for prompt in texts]
 
 
-def scores(results: Results, axis: str = "total") -> NDArray[np.float64]:
+def scores(results: _Results, axis: str = "total") -> NDArray[np.float64]:
     """Scores [S, P] of one axis."""
     return np.array([result["scores"][axis] for result in results], dtype=np.float64)
 
@@ -130,7 +130,7 @@ def _axes(found: Sequence[Mapping[str, Any]]) -> Row:
     return means | {"low": total.low, "high": total.high}
 
 
-def _mean(results: Results, key: str, first: int | None = None) -> float | None:
+def _mean(results: _Results, key: str, first: int | None = None) -> float | None:
     values = np.array([result[key][:first] if first else result[key] for result in results], dtype=np.float64)
     return float(values.mean()) if values.size and np.isfinite(values).all() else None
 

@@ -80,7 +80,7 @@ def work(task: Task) -> Result:
     if task.exam is not None:
         system = as_system(stack, student)
         grades = examine(system, task.exam, task.seed, device=stack.device)
-        result |= plain(grades) | _sliced(stack, system, task.exam, task.seed)
+        result |= grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
         groups = {"weights": student.model.state_dict(), **_media(grades, task)}
     return groups, result
 
@@ -93,7 +93,7 @@ def _measured(stack: Stack, task: Task) -> Result:
     groups = _media(grades, task)
     if task.row == "start" and task.shown:
         groups["media"] |= _maps(stack, task.exam, grades, task.shown)
-    return groups, plain(grades) | _sliced(stack, system, task.exam, task.seed)
+    return groups, grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
 
 
 def _sliced(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _media(grades: Grades, task: Task) -> dict[str, dict[str, Tensor]]:
     return {"media": clips} if task.shown else {}
 
 
-def plain(grades: Grades) -> dict[str, Any]:
+def grades_json(grades: Grades) -> dict[str, Any]:
     """Grades as JSON holds them: per prompt, without pictures."""
     scores = {axis: _numbers(score) for axis, score in grades.scores.items()}
     parts = {name: _numbers(getattr(grades, name)) for name in ("diversity", "late", "drift")}

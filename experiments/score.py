@@ -7,11 +7,11 @@ from .score_detector import DetectorScorer
 from .score_reward import TinyScorer, score_videoreward
 from .scorer import COMMON, Config, Scorer
 
-TINY = "a small reward (VideoReward's folder, which holds model_config.json, goes in as --reward)"
+_TINY = "a small reward (VideoReward's folder, which holds model_config.json, goes in as --reward)"
 PUBLISHED = frozenset({"prompt", "reward", "backbone", "prompt_template", "dtype", "frame_weights"})
 SCORERS = {
     "reward": Scorer(
-        TINY,
+        _TINY,
         frozenset({"prompt", "reward", "frame_weights"}),
         lambda config, device: TinyScorer.load(config, device).score(config.file, config.prompt or ""),
     ),
@@ -26,7 +26,7 @@ SCORERS = {
 
 def run(config: Config) -> None:
     """Read, score, print a table, write results.json."""
-    scorer = SCORERS[chosen(config)]
+    scorer = SCORERS[_chosen(config)]
     _check(config, scorer)
     device = pick_device(config.device)
     found = scorer.score(config, device)
@@ -36,7 +36,7 @@ def run(config: Config) -> None:
     print(f"results: {write_results(config.out, command, [config.seed], config, found.rows, device)}")
 
 
-def chosen(config: Config) -> str:
+def _chosen(config: Config) -> str:
     """The name in SCORERS of the one that the options mean."""
     if config.detector or config.detector_weights is not None:
         return "detector"

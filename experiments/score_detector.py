@@ -20,12 +20,12 @@ from ..models.codec import Codec
 from ..models.detector import ClipDetector
 from ..models.tiny import load_manifest
 from .jobs import one_thread
-from .scorer import Config, VideoScores, check_length, read_clip, windows
+from .scorer import Config, VideoScores, check_length, read_windows, windows
 from .tables import Row
 
-AT_ONCE = 64
+_AT_ONCE = 64
 """Frames, or windows, that go through a network together."""
-BARS = "▁▂▃▄▅▆▇█"
+_BARS = "▁▂▃▄▅▆▇█"
 SCOPE = (
     "It knows the procedural world alone: real is a clip of that world, made is what its generators and scripted fakes "
     "make. Of any other video, filmed ones included, these numbers say nothing."
@@ -65,11 +65,11 @@ class DetectorScorer:
 
     def score(self, file: Path) -> VideoScores:
         """In windows, one every chunk."""
-        video, read = read_clip(file, self.fps, self.detector.size * self.pool)
+        video, read = read_windows(file, self.fps, self.detector.size * self.pool)
         check_length(file, len(video), self.fps, self.chunk, "detector")
         with one_thread():
             rows = self.examine(video)
-        return VideoScores(read, rows, table(rows))
+        return VideoScores(read, rows, _table(rows))
 
     @torch.no_grad()
     def examine(self, video: Tensor) -> list[Row]:
@@ -79,10 +79,10 @@ class DetectorScorer:
         length = chunks * self.chunk
         starts = windows(len(video), length, self.chunk)
         device = next(self.detector.parameters()).device
-        passed = [coded(part[None].to(device), self.codec) for part in video.split(AT_ONCE)]
+        passed = [coded(part[None].to(device), self.codec) for part in video.split(_AT_ONCE)]
         seen = pooled_film(torch.cat(passed, 1), self.pool)[0] / 255
         clips = torch.stack([seen[start : start + length] for start in starts])
-        logits = torch.cat([self.detector(part) for part in clips.split(AT_ONCE)])[:, self.chunk - 1 :: self.chunk]
+        logits = torch.cat([self.detector(part) for part in clips.split(_AT_ONCE)])[:, self.chunk - 1 :: self.chunk]
         if not bool(logits.isfinite().all()):
             raise ValueError("the detector's logits are not finite: its weights are damaged")
         columns = [self._figures(column, count) for count, column in enumerate(logits.cpu().unbind(1), 1)]
@@ -102,7 +102,7 @@ class DetectorScorer:
         return [{"logit": logit, "probability": p, "false_positive_rate": rate} for logit, p, rate in each]
 
 
-def table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     """The curve over time and the verdict, for a terminal."""
     whole, *moments = rows
     last = moments[-1]["chunks"]
@@ -113,7 +113,7 @@ def table(rows: Sequence[Row]) -> str:
         seen, probability = f"{row['first_frame']}-{row['last_frame']}", row["probability"]
         figures = f"{probability:9.3f}  {_percent(row):>15}  {'#' * round(20 * probability)}"
         lines.append(f"{seen:>12}  {row['seconds']:6.2f} s  {figures}")
-    spark = "".join(BARS[min(int(row["probability"] * len(BARS)), len(BARS) - 1)] for row in curve)
+    spark = "".join(_BARS[min(int(row["probability"] * len(_BARS)), len(_BARS) - 1)] for row in curve)
     lines += ["", f"curve: {spark}"]
     lines.append(
         f"verdict: {whole['verdict']}; made with probability {whole['probability']:.3f} where real and made clips are "

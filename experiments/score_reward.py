@@ -25,10 +25,10 @@ from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY
 from ..video import read_video
 from .jobs import one_thread
-from .scorer import Config, VideoScores, check_length, read_clip, windows
+from .scorer import Config, VideoScores, check_length, read_windows, windows
 from .tables import Row
 
-BATCH = 64
+_BATCH = 64
 """Windows scored in one pass."""
 
 
@@ -64,7 +64,7 @@ class WindowScores:
         return rows
 
 
-def table(rows: Sequence[Row], axes: Sequence[str]) -> str:
+def _table(rows: Sequence[Row], axes: Sequence[str]) -> str:
     """The rows for a terminal."""
     names = (*axes, "reward")
     lines = ["", "scores in standard deviations above the mean of the reward model's reference clips"]
@@ -83,7 +83,7 @@ def table(rows: Sequence[Row], axes: Sequence[str]) -> str:
 
 def _scores(read: str, found: WindowScores, axes: Sequence[str]) -> VideoScores:
     rows = found.to_rows(axes)
-    return VideoScores(f"{read}, {len(found.starts)} windows", rows, table(rows, axes))
+    return VideoScores(f"{read}, {len(found.starts)} windows", rows, _table(rows, axes))
 
 
 def _frame_weights(perplexity: Tensor, grid: Grid) -> Tensor:
@@ -123,7 +123,7 @@ class TinyScorer:
     def score(self, file: Path, prompt: str) -> VideoScores:
         """In windows, one every chunk."""
         self.encoder.encode([str(clause) for clause in parse(prompt)] if self.script else [prompt])
-        video, read = read_clip(file, self.fps, self.size)
+        video, read = read_windows(file, self.fps, self.size)
         check_length(file, len(video), self.fps, self.reward.min_frames, "reward model")
         with one_thread():
             found = self.score_windows(video.to(self.reward.model.mean.device), prompt)
@@ -141,7 +141,7 @@ class TinyScorer:
         clips = video.unfold(0, length, 1).movedim(-1, 1)[starts]
         total, count = torch.zeros(frames), torch.zeros(frames)
         scores = []
-        for rows in torch.arange(len(starts)).split(BATCH):
+        for rows in torch.arange(len(starts)).split(_BATCH):
             signal = self.reward.weights(clips[rows], batch.take(rows), grid)
             scores.append(signal.scores.cpu())
             for row, weight in zip(rows.tolist(), _frame_weights(signal.perplexity, grid), strict=True):

@@ -78,7 +78,7 @@ class Scorer:
     score: Callable[[Config, torch.device], VideoScores]
 
 
-def read_clip(file: Path, fps: float, size: int) -> tuple[Tensor, str]:
+def read_windows(file: Path, fps: float, size: int) -> tuple[Tensor, str]:
     """Video [F, 3, size, size] in [0, 1] at `fps`, by means over areas; and how it was read, in words."""
 
     def shrink(frame: Tensor) -> Tensor:

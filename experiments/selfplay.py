@@ -21,15 +21,15 @@ from .league.dataset import Budget, dataset_jobs
 from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
 from .league.rows import all_rows
-from .league.runs import RULES, VARIANTS, Task, work
+from .league.runs import RULES, VARIANTS, SelfPlayTask, work
 from .league.tables import COLUMNS, report
 from .options import StudyOptions
 from .study import Results, Study, finished, job_folder, run_study
 from .tables import Row
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-PICTURES = ("selfplay-payoffs.svg", "selfplay-auc.svg", "selfplay-clips.webp")
-PARTS = ("codec", "teacher", "student", "reward", "rival")
+SELFPLAY_PICTURES = ("selfplay-payoffs.svg", "selfplay-auc.svg", "selfplay-clips.webp")
+_PARTS = ("codec", "teacher", "student", "reward", "rival")
 """Of a stack that can play."""
 QUICK = Budget(
     rounds=2,
@@ -49,7 +49,7 @@ QUICK = Budget(
 
 
 @dataclass(frozen=True)
-class Preset:
+class _Preset:
     """A budget, arms and seeds."""
 
     size: Budget
@@ -57,7 +57,7 @@ class Preset:
     seeds: int
 
 
-PRESETS = {"quick": Preset(QUICK, ("league", "newest"), 1), "standard": Preset(Budget(), tuple(VARIANTS), 5)}
+SELFPLAY_PRESETS = {"quick": _Preset(QUICK, ("league", "newest"), 1), "standard": _Preset(Budget(), tuple(VARIANTS), 5)}
 
 
 @dataclass(frozen=True)
@@ -77,43 +77,43 @@ class Config(StudyOptions):
     default."""
 
 
-def chosen(config: Config) -> Preset:
+def _chosen(config: Config) -> _Preset:
     """The preset with what the config changes; ValueError for numbers that make no game."""
-    preset = PRESETS[config.preset]
+    preset = SELFPLAY_PRESETS[config.preset]
     seeds = preset.seeds if config.seeds is None else config.seeds
     rounds = preset.size.rounds if config.rounds is None else config.rounds
     if min(seeds, rounds) < 1:
         raise ValueError(f"seeds and rounds are at least 1, not {seeds} and {rounds}")
-    return Preset(replace(preset.size, rounds=rounds), config.arms or preset.arms, seeds)
+    return _Preset(replace(preset.size, rounds=rounds), config.arms or preset.arms, seeds)
 
 
-def seeds_of(config: Config) -> list[int]:
+def _seeds_of(config: Config) -> list[int]:
     """Of every arm."""
-    return list(range(config.seed, config.seed + chosen(config).seeds))
+    return list(range(config.seed, config.seed + _chosen(config).seeds))
 
 
 def jobs(config: Config, results: Results) -> list[Job]:
     """The clips; then held-out detectors and scorers; then every league."""
-    preset, spec = chosen(config), config.spec
-    if missing := [part for part in PARTS if not spec.load().has(part)]:
+    preset, spec = _chosen(config), config.spec
+    if missing := [part for part in _PARTS if not spec.load().has(part)]:
         raise ValueError(f"{config.stack}: self-play needs {', '.join(missing)}; `reelgym train` makes them")
     clips = dataset_jobs(preset.size, spec)
     if not finished(clips, results):
         return clips
 
     def job(kind: str, seed: int, cost: float) -> Job:
-        task = Task(kind, seed, spec, preset.size, str(job_folder(config)))
+        task = SelfPlayTask(kind, seed, spec, preset.size, str(job_folder(config)))
         return Job(task.name, task, cost)
 
     measured = [*(job("panel", seed, 9.0) for seed in range(preset.size.panel)), job("scorers", 0, 1.0)]
     if not finished(measured, results):
         return measured
-    return [job(arm, seed, VARIANTS[arm].cost) for seed in seeds_of(config) for arm in preset.arms]
+    return [job(arm, seed, VARIANTS[arm].cost) for seed in _seeds_of(config) for arm in preset.arms]
 
 
 def rows(config: Config, results: Results) -> list[Row]:
     """Of all kinds; see `all_rows`."""
-    preset, seeds = chosen(config), seeds_of(config)
+    preset, seeds = _chosen(config), _seeds_of(config)
     scorers = dict(results["scorers-0"][1])
     start = {"start": scorers.pop("start")}
     found = {arm: [results[f"{arm}-{seed}"][1] for seed in seeds] for arm in preset.arms}
@@ -123,17 +123,17 @@ def rows(config: Config, results: Results) -> list[Row]:
 
 def settings(config: Config, results: Results) -> dict[str, Any]:
     """Of results.json."""
-    return asdict(chosen(config)) | {"workers": config.workers, "stack": config.stack, "rules": asdict(RULES)}
+    return asdict(_chosen(config)) | {"workers": config.workers, "stack": config.stack, "rules": asdict(RULES)}
 
 
-STUDY = Study("selfplay", work, jobs, rows, lambda found: report(found["rows"]), settings, seeds_of)
+STUDY = Study("selfplay", work, jobs, rows, lambda found: report(found["rows"]), settings, _seeds_of)
 
 
 def run(config: Config) -> None:
     """Make the clips, train the held-out detectors, play every league, report."""
     done = run_study(STUDY, config)
     shutil.rmtree(done.out / "leagues", ignore_errors=True)
-    preset, seeds = chosen(done.config), seeds_of(done.config)
+    preset, seeds = _chosen(done.config), _seeds_of(done.config)
     for arm in preset.arms:
         for seed in seeds:
             told = {"part": "rival", "recipe": {"selfplay": arm}, "seed": seed, "camera": RULES.camera}
@@ -141,9 +141,9 @@ def run(config: Config) -> None:
             save_tiny(done.out / "detectors" / f"{arm}-{seed}", detector, told)
     media = {arm: done.results[f"{arm}-{seeds[0]}"][0]["media"] for arm in preset.arms}
     charts = [f"{payoffs_svg(done.rows)}\n".encode(), f"{auc_svg(done.rows)}\n".encode(), clips_webp(media)]
-    for name, data in zip(PICTURES, charts, strict=True):
+    for name, data in zip(SELFPLAY_PICTURES, charts, strict=True):
         (done.out / name).write_bytes(data)
-    print(f"pictures: {', '.join(str(done.out / name) for name in PICTURES)}")
+    print(f"pictures: {', '.join(str(done.out / name) for name in SELFPLAY_PICTURES)}")
 
 
 def _across(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> list[Row]:

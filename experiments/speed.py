@@ -10,7 +10,7 @@ from ..envs.worlds.render import render
 from ..envs.worlds.scene import roll
 from .bench.timing import interleaved_timings
 
-FRAMES = 5_000
+_FRAMES = 5_000
 IMPORT = 1.2
 
 
@@ -34,7 +34,7 @@ def import_seconds(module: str, rounds: int = 5) -> float:
 def main() -> None:
     """Print what was promised beside what was measured."""
     torch.set_num_threads(1)
-    print(f"rendering: {rendered_frames_a_second():,.0f} frames/s (promised: at least {FRAMES:,})")
+    print(f"rendering: {rendered_frames_a_second():,.0f} frames/s (promised: at least {_FRAMES:,})")
     torch_alone = import_seconds("torch")
     ours = import_seconds("reelgym")
     print(f"import reelgym: {ours:.2f} s (promised: at most {IMPORT}; torch alone {torch_alone:.2f} s)")

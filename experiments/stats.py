@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RESAMPLES = 4000
+_RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def exam_scores(results: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.f
     return np.array([result["exam"][name] for result in results], dtype=np.float64)
 
 
-def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+def bootstrap_means(scores: ArrayLike, resamples: int = _RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
     """Bootstrap distribution [resamples] of the mean of scores[S, P], seeds and prompts resampled independently.
 
     This is the two-way "pigeonhole" bootstrap (Owen 2007) with the weights rescaled by sqrt(n / (n - 1)) (Rao and Wu
@@ -59,7 +59,7 @@ def bootstrap_means(scores: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
     return means
 
 
-def mean_interval(scores: ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def mean_interval(scores: ArrayLike, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0) -> Interval:
     """Mean of scores[S, P] with its percentile bootstrap interval over seeds and prompts."""
     means = bootstrap_means(scores, resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -67,7 +67,7 @@ def mean_interval(scores: ArrayLike, level: float = 0.95, resamples: int = RESAM
 
 
 def paired_difference(
-    ours: ArrayLike, theirs: ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    ours: ArrayLike, theirs: ArrayLike, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
 ) -> Interval:
     """Interval of mean(ours - theirs), both [S, P] with the same seeds, prompts and noise."""
     a, b = _table(ours), _table(theirs)

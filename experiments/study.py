@@ -82,7 +82,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Done:
+class _Done:
     """What a study came to. config: definite. found: what results.json holds."""
 
     config: Any
@@ -100,7 +100,7 @@ class Done:
         return list(self.found["rows"])
 
 
-def run_study(study: Study, config: Any) -> Done:
+def run_study(study: Study, config: Any) -> _Done:
     """Run every job that is wanted and not there yet, write results.json, print its tables and where it is.
 
     config: a dataclass with `seed`, `device`, `out` and `workers`; where the last two are None they become runs/NAME
@@ -115,7 +115,7 @@ def run_study(study: Study, config: Any) -> Done:
         path = write_results(chosen.out, command, study.seeds(chosen), settings, rows, chosen.device)
     found = json.loads(path.read_text())
     print(f"{study.tables(found)}\n\nresults: {path}")
-    return Done(chosen, results, found)
+    return _Done(chosen, results, found)
 
 
 def definite(name: str, config: Any) -> Any:

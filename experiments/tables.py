@@ -116,6 +116,6 @@ def made_by(results: Row) -> str:
     return f"Made by `{results['command']}` at commit `{commit[:12]}`{changed} on: {results['device']}"
 
 
-def filled(page: str, make: Callable[[str, str], str]) -> str:
+def filled_blocks(page: str, make: Callable[[str, str], str]) -> str:
     """A page with the content of its blocks made anew: make(KIND, PATH) -> Markdown."""
     return BLOCK.sub(lambda found: f"{found[1]}\n{make(found[2], found[3])}\n\n{found[4]}", page)

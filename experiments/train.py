@@ -132,7 +132,7 @@ def _recipe(config: Config) -> Any:
         "student": student.StudentRecipe(),
         "reward": reward.RewardRecipe(),
         "heldout": reward.RewardRecipe(),
-        **detector.RECIPES,
+        **detector.DETECTOR_RECIPES,
     }
     recipe: Any = recipes[config.target]
     if config.pairs is not None:

@@ -80,7 +80,7 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     if done:
         print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
     with one_thread(), SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None) as writer:
-        before = judged(stack, stack.generator, options)
+        before = _judged(stack, stack.generator, options)
         with progress(options.updates, f"{command} {name}", "update") as bar:
 
             def note(measured: Mapping[str, float], update: int) -> None:
@@ -94,14 +94,14 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
                 trainer,
                 options.updates,
                 log=note,
-                evaluate=lambda: judged(stack, student, options),
+                evaluate=lambda: _judged(stack, student, options),
                 evaluate_every=options.every,
                 checkpoint=out / "checkpoint",
                 checkpoint_every=1,
                 guard=guard,
                 bar=bar,
             )
-        after = judged(stack, student, options)
+        after = _judged(stack, student, options)
         ends = (("start", before), ("fine-tuned" if command == "finetune" else "distilled", after))
         rows: list[dict[str, Any]] = [{"kind": "end", "weights": which, **row} for which, row in ends]
         told = {"kept": kept_updates(trainer, guard), "guard": None if guard is None else guard.why}
@@ -122,7 +122,7 @@ def as_config(recipe: Any) -> dict[str, Any]:
     return asdict(recipe) if hasattr(recipe, "__dataclass_fields__") else {"recipe": repr(recipe)}
 
 
-def judged(stack: Stack, student: Generator, options: TrainOptions) -> dict[str, float]:
+def _judged(stack: Stack, student: Generator, options: TrainOptions) -> dict[str, float]:
     """Means of the oracle over validation prompts, which trains nothing and stops nothing."""
     exam = Exam(
         options.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar, world=options.world

@@ -1,5 +1,6 @@
 """What is installed is what the tree holds."""
 
+import ast
 import fnmatch
 import importlib.metadata
 import re
@@ -53,3 +54,38 @@ def test_what_runs_here_is_what_is_pinned():
 def test_the_license_is_whole():
     text = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+SOURCES = sorted(
+    path
+    for path in [*ROOT.glob("*.py"), *(p for layer in (*LAYERS, "video") for p in (ROOT / layer).rglob("*.py"))]
+    if path.name != "__init__.py"
+)
+SHARED = {"Config", "run", "main", "COLUMNS", "STUDY", "work", "jobs", "rows", "report", "settings"}
+"""What modules of one kind all have: commands, studies, tables."""
+SHARED |= {"make", "make_single", "learn", "restored", "Call", "AUTORESET"}
+"""Environments, and the two libraries whose agents learn in them."""
+
+
+def public(path):
+    """Names that a module defines for others."""
+    for node in ast.parse(path.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found = [target.id for target in targets if isinstance(target, ast.Name)]
+        found += [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+        yield from {name for name in found if not name.startswith("_")}
+
+
+def test_no_public_name_twice():
+    homes = {}
+    for path in SOURCES:
+        for name in public(path):
+            homes.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in homes.items() if len(found) > 1 and name not in SHARED} == {}
+
+
+def test_no_file_over_300_lines():
+    long = {
+        str(path.relative_to(ROOT)): count for path in SOURCES if (count := len(path.read_text().splitlines())) > 300
+    }
+    assert long == {}

@@ -13,7 +13,7 @@ from ..single import PLURAL
 from ..vector import TensorVectorEnv
 from .hosts import to_host
 
-SINGLE = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
+_SINGLE = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
 
 
 class TianshouVectorEnv(BaseVectorEnv):
@@ -108,7 +108,7 @@ class TianshouVectorEnv(BaseVectorEnv):
 
     def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
         """The vector's attribute, once for each row; of one environment for the spaces."""
-        return [getattr(self.vector, SINGLE.get(key, key))] * len(self._wrap_id(id))
+        return [getattr(self.vector, _SINGLE.get(key, key))] * len(self._wrap_id(id))
 
     def set_env_attr(self, key: str, value: Any, id: Any = None) -> None:
         """Set the vector's attribute; ValueError for some of the rows."""

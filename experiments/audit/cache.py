@@ -31,12 +31,12 @@ from ..stats import mean_interval, paired_difference
 from ..systems import encode_clauses
 from ..tables import Column, Row, interval, number, rows_of, sections
 
-PICTURES = ("cache-policies.webp", "cache-policies.svg")
-FRAMES = 3
+_PICTURES = ("cache-policies.webp", "cache-policies.svg")
+_FRAMES = 3
 REACHED = 0.8
 """Text alignment at which a chunk is said to show its prompt."""
-MADE_BY = "the shipped student"
-ENDS = {"late": "tail", "drift": "drift"}
+_MADE_BY = "the shipped student"
+_ENDS = {"late": "tail", "drift": "drift"}
 """Columns, and what they are called in what the oracle found."""
 
 
@@ -64,7 +64,7 @@ class Config(BenchOptions):
 
 POLICIES = ("keep everything", "window", "window, absolute positions", "sink and window", "EMA sink and window")
 """The student was trained on clips as long as the window, with nothing evicted."""
-SHOWN = ("keep everything", "window", "sink and window")
+SHOWN_CHUNKS = ("keep everything", "window", "sink and window")
 """Policies in the moving picture."""
 
 POLICY_COLUMNS = (
@@ -111,7 +111,7 @@ def run(config: Config) -> None:
         raise ValueError("horizon, prompts, seeds and chunks are counted from 1")
     device = pick_device(config.device)
     made = load_generator(config.stack, device, dtype="float32")
-    known = cache_policies(made.generator.model.cache_config, FRAMES)
+    known = cache_policies(made.generator.model.cache_config, _FRAMES)
     named = {name: known[name] for name in POLICIES}
     cut = {name: cache for name, cache in named.items() if name != "keep everything"}
     with on_threads(config.threads), progress(2 * len(named) + len(cut), "streaming", "policy", log=False) as bar:
@@ -135,8 +135,8 @@ def long_rows(
     for name, cache in named.items():
         for seed in range(config.seeds):
             video, kept[name] = _streamed(made.with_cache(cache), clauses, config.seed + seed)
-            judged[name].append(judge_long(video, clauses, FRAMES))
-            if seed == 0 and name in SHOWN:
+            judged[name].append(judge_long(video, clauses, _FRAMES))
+            if seed == 0 and name in SHOWN_CHUNKS:
                 videos[name] = video[:3]
         bar.update()
     rows = [
@@ -147,7 +147,7 @@ def long_rows(
         windows = torch.stack([part.windows for part in parts])
         row: Row = {"kind": "policy", "policy": name, **mean_interval(totals[name]).cells("total", "")}
         row |= {"first": float(windows[..., 0].mean()), "kept": kept[name]}
-        row |= {key: float(torch.stack([getattr(part, at) for part in parts]).mean()) for key, at in ENDS.items()}
+        row |= {key: float(torch.stack([getattr(part, at) for part in parts]).mean()) for key, at in _ENDS.items()}
         if name != "window":
             beside = paired_difference(totals[name], totals["window"])
             row |= beside.cells("difference", "d_") | {"verdict": beside.verdict}
@@ -169,7 +169,7 @@ def switch_rows(made: StreamingGenerator, named: dict[str, CacheConfig], config:
             for seed in range(config.seeds):
                 video, _ = _streamed(parts, clauses, config.seed + seed)
                 aligned.append([_alignment(video, clauses, chunk) for chunk in range(config.settle - 1, chunks)])
-                totals.append(judge(video, clauses, FRAMES, given=config.settle * FRAMES).total)
+                totals.append(judge(video, clauses, _FRAMES, given=config.settle * _FRAMES).total)
             rows.append({"kind": "switch", "policy": name, "how": how, **_latency(torch.tensor(aligned))})
             rows[-1]["total"] = float(torch.stack(totals).mean())
         bar.update()
@@ -188,8 +188,8 @@ def _latency(aligned: Tensor) -> Row:
 
 def _alignment(video: Tensor, clauses: Sequence[Sequence[Clause]], chunk: int) -> list[float]:
     """Text alignment of one chunk, which is judged as what goes on from the chunks before it."""
-    upto, begun = (chunk + 1) * FRAMES, [row[: chunk + 1] for row in clauses]
-    values: list[float] = judge(video[:, :upto], begun, FRAMES, given=chunk * FRAMES).TA.tolist()
+    upto, begun = (chunk + 1) * _FRAMES, [row[: chunk + 1] for row in clauses]
+    values: list[float] = judge(video[:, :upto], begun, _FRAMES, given=chunk * _FRAMES).TA.tolist()
     return values
 
 
@@ -236,14 +236,14 @@ def draw(rows: Sequence[Row], videos: dict[str, Tensor], out: Path) -> None:
     clips = {name: (video.cpu().movedim(2, -1) * 255).round().to(torch.uint8).numpy() for name, video in videos.items()}
     count = len(next(iter(clips.values())))
     sheet = contact_sheet([[clip[row] for clip in clips.values()] for row in range(count)], list(clips), scale=3)
-    (out / PICTURES[0]).write_bytes(animation(sheet, 8, quality=60, made_by=MADE_BY))
+    (out / _PICTURES[0]).write_bytes(animation(sheet, 8, quality=60, made_by=_MADE_BY))
     found = rows_of({"rows": list(rows)}, "window")
     lines = [
         Line(name, tuple((row["chunk"], row["total"]) for row in found if row["policy"] == name), place)
         for place, name in enumerate(POLICIES)
     ]
     chart = line_chart(lines, "oracle total of 4 chunks, along the stream", "chunk")
-    (out / PICTURES[1]).write_text(stacked_svg([chart], POLICIES))
+    (out / _PICTURES[1]).write_text(stacked_svg([chart], POLICIES))
 
 
 def report(rows: list[dict[str, Any]]) -> str:

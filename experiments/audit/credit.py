@@ -36,23 +36,23 @@ from ..study import Results, Study, finished, job_folder, run_study, seeds_of
 from ..tables import Column, Row, markdown_table, number
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-OURS = FINETUNE["forward"]
-SETTINGS: dict[str, tuple[str, FineTuneConfig]] = {
+_OURS = FINETUNE["forward"]
+CREDIT_SETTINGS: dict[str, tuple[str, FineTuneConfig]] = {
     "reward": ("reward gradient", FINETUNE["reward"]),
-    "forward": ("forward process", OURS),
-    "unlike": ("- a group's chunks noised each by itself", replace(OURS, direction=ForwardProcess(alike=False))),
-    "passes": ("- noised three times", replace(OURS, direction=ForwardProcess(passes=3))),
-    "levels": ("- at all levels of the sampler", replace(OURS, direction=ForwardProcess(among=()))),
-    "spread": ("- divided by each group's spread", replace(OURS, credit=Credit(spread="group"))),
-    "critic": ("- a critic for what follows", replace(OURS, credit=Credit(bootstrap=True))),
-    "perplexity": ("- elements weighed by perplexity", replace(OURS, credit=Credit(perplexity=True))),
-    "small": ("- groups of 4", replace(OURS, prompts=4, group=4)),
-    "large": ("- groups of 16", replace(OURS, prompts=1, group=16)),
-    "shared": ("- two denoising steps shared too", replace(OURS, shared_steps=2)),
-    "full": ("- a shared opening, then to the end", replace(OURS, prefix="full")),
-    "own": ("- nothing shared, returns to go", replace(OURS, prefix="own")),
-    "clip": ("- nothing shared, one score for the clip", replace(OURS, prefix="own", credit=Credit(reach="clip"))),
-    "placebo": ("- placebo: rewards of other prompts' clips", replace(OURS, credit=Credit(placebo=True))),
+    "forward": ("forward process", _OURS),
+    "unlike": ("- a group's chunks noised each by itself", replace(_OURS, direction=ForwardProcess(alike=False))),
+    "passes": ("- noised three times", replace(_OURS, direction=ForwardProcess(passes=3))),
+    "levels": ("- at all levels of the sampler", replace(_OURS, direction=ForwardProcess(among=()))),
+    "spread": ("- divided by each group's spread", replace(_OURS, credit=Credit(spread="group"))),
+    "critic": ("- a critic for what follows", replace(_OURS, credit=Credit(bootstrap=True))),
+    "perplexity": ("- elements weighed by perplexity", replace(_OURS, credit=Credit(perplexity=True))),
+    "small": ("- groups of 4", replace(_OURS, prompts=4, group=4)),
+    "large": ("- groups of 16", replace(_OURS, prompts=1, group=16)),
+    "shared": ("- two denoising steps shared too", replace(_OURS, shared_steps=2)),
+    "full": ("- a shared opening, then to the end", replace(_OURS, prefix="full")),
+    "own": ("- nothing shared, returns to go", replace(_OURS, prefix="own")),
+    "clip": ("- nothing shared, one score for the clip", replace(_OURS, prefix="own", credit=Credit(reach="clip"))),
+    "placebo": ("- placebo: rewards of other prompts' clips", replace(_OURS, credit=Credit(placebo=True))),
     "policy": ("policy gradient", FINETUNE["policy"]),
     "policy-own": ("- nothing shared, returns to go", replace(FINETUNE["policy"], prefix="own")),
     "raven": ("whole-video groups (RAVEN)", FINETUNE["raven"]),
@@ -61,16 +61,16 @@ SETTINGS: dict[str, tuple[str, FineTuneConfig]] = {
 }
 """What is measured; a line with a dash changes the one above in one way. None is pulled to the start here."""
 TRUTH = FineTuneConfig(RewardGradient(), prefix="own", prompts=16, group=1, seed=77)
-HALF = 0.5
+_HALF = 0.5
 """The cosine that the chunks are counted for."""
-RESAMPLES = 2000
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Config(StudyOptions):
     """What is measured; killed, it goes on with the jobs that are not finished."""
 
-    settings: tuple[str, ...] = tuple(SETTINGS)
+    settings: tuple[str, ...] = tuple(CREDIT_SETTINGS)
     """Which; see experiments/audit/credit.py."""
     seeds: int = 4
     """Of prompts and noise."""
@@ -83,7 +83,7 @@ class Config(StudyOptions):
 
 
 @dataclass(frozen=True)
-class Task:
+class _Task:
     """Gather gradients of one setting. truth: folder of the finished job that holds the reward's; empty for that job
     itself."""
 
@@ -113,29 +113,29 @@ def run(config: Config) -> None:
     run_study(STUDY, config)
 
 
-def jobs_of(config: Config, results: Results) -> list[Job]:
+def _jobs_of(config: Config, results: Results) -> list[Job]:
     """The truth, and then every setting with every seed; ValueError for a setting that is none."""
-    unknown = sorted(set(config.settings) - set(SETTINGS))
+    unknown = sorted(set(config.settings) - set(CREDIT_SETTINGS))
     if unknown or not config.settings or min(config.seeds, config.chunks, config.truth) < 1:
-        raise ValueError(f"unknown settings {unknown}, or nothing to measure; choose from {', '.join(SETTINGS)}")
-    truth = Job("truth", Task(TRUTH, config.truth, config.spec))
+        raise ValueError(f"unknown settings {unknown}, or nothing to measure; choose from {', '.join(CREDIT_SETTINGS)}")
+    truth = Job("truth", _Task(TRUTH, config.truth, config.spec))
     shared = (config.chunks, config.spec, str(job_folder(config) / truth.name))
     settings = [
-        Job(f"{name}-{seed}", Task(replace(SETTINGS[name][1], reference=0.0, seed=seed), *shared))
+        Job(f"{name}-{seed}", _Task(replace(CREDIT_SETTINGS[name][1], reference=0.0, seed=seed), *shared))
         for seed in seeds_of(config)
         for name in config.settings
     ]
     return settings if finished([truth], results) else [truth]
 
 
-def rows_of(config: Config, results: Results) -> list[Row]:
+def _rows_of(config: Config, results: Results) -> list[Row]:
     """The truth's own ceiling, and a row for every setting."""
     rows: list[Row] = [{"kind": "truth", "halves": results["truth"][1]["halves"], "chunks": config.truth}]
     seeds = seeds_of(config)
     return rows + [setting_row(name, [results[f"{name}-{seed}"][1] for seed in seeds]) for name in config.settings]
 
 
-def work(task: Task) -> Result:
+def work(task: _Task) -> Result:
     """The truth's job keeps the gradient itself; the others, of every update, its length along the truth and in all."""
     stack = task.stack.load()
     trainer = task.recipe.trainer(stack, stack.student())
@@ -157,10 +157,10 @@ def setting_row(name: str, results: Sequence[Mapping[str, Any]]) -> Row:
     """Over the updates of all seeds: the mean cosine of one, and the chunks until an average of them reaches HALF."""
     along, length = (np.concatenate([result[key] for result in results]) for key in ("along", "length"))
     chunks = sum(result["chunks"] for result in results) / len(along)
-    draws = np.random.default_rng(0).integers(len(along), size=(RESAMPLES, len(along)))
+    draws = np.random.default_rng(0).integers(len(along), size=(_RESAMPLES, len(along)))
     signals = [signal(along[draw], length[draw]) for draw in draws]
     low, high = np.quantile(signals, [0.025, 0.975])
-    row: Row = {"kind": "setting", "setting": name, "label": SETTINGS[name][0], "updates": len(along)}
+    row: Row = {"kind": "setting", "setting": name, "label": CREDIT_SETTINGS[name][0], "updates": len(along)}
     row |= {"chunks": chunks, "seconds": sum(result["seconds"] for result in results) / len(along)}
     row |= {"cosine": float((along / length.clip(1e-30)).mean())}
     row |= {"halves": float(np.mean([result["halves"] for result in results]))}
@@ -178,7 +178,7 @@ def signal(along: NDArray[np.float64], length: NDArray[np.float64]) -> float:
 def needed(ratio: float, chunks: float) -> float | None:
     """Chunks until the average of updates of so many chunks each has a cosine of HALF with the truth, where its noise
     averages out and what is not noise points along the truth: n r^2 = c^2 / (1 - c^2). None where it points away."""
-    return None if ratio <= 0 else chunks * HALF**2 / (1 - HALF**2) / ratio**2
+    return None if ratio <= 0 else chunks * _HALF**2 / (1 - _HALF**2) / ratio**2
 
 
 def _chunks(row: Row) -> str:
@@ -213,4 +213,4 @@ def report(rows: Sequence[Row]) -> str:
     return f"{said}\n\n{markdown_table(COLUMNS, [row for row in rows if row['kind'] == 'setting'])}"
 
 
-STUDY = Study("audit credit", work, jobs_of, rows_of, lambda found: report(found["rows"]))
+STUDY = Study("audit credit", work, _jobs_of, _rows_of, lambda found: report(found["rows"]))

@@ -22,7 +22,7 @@ from ..options import StudyOptions
 from ..stats import exam_scores, mean_interval, paired_difference
 from ..study import Results, Study, run_study, seeds_of
 from ..tables import Column, Row, interval, markdown_table, number
-from .guard_runs import AXES, CASES, Attempt, Case, work
+from .guard_runs import CASES, HACKED_AXES, Attempt, Case, work
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
 ENDS = {"start": "start", "without": "end without the guard", "with": "end with the guard"}
@@ -84,10 +84,10 @@ def _name(end: str, case: str, seed: int) -> str:
     return f"{end}-{seed}" if end == "start" else f"{case}-{end}-{seed}"
 
 
-MEANS = ("VQ", "MQ", "TA", "diversity", "trained", "heldout")
+_MEANS = ("VQ", "MQ", "TA", "diversity", "trained", "heldout")
 
 
-def rows_of(config: Config, results: Results) -> list[Row]:
+def _rows_of(config: Config, results: Results) -> list[Row]:
     """Rows of kind "row" (means with intervals), "contrast", "run" (one seed) and "curve" (one look of one run)."""
     rows: list[Row] = []
     seeds = seeds_of(config)
@@ -98,7 +98,7 @@ def rows_of(config: Config, results: Results) -> list[Row]:
         for end, runs in found.items():
             for seed, result in zip(seeds, runs, strict=True):
                 labels = {"case": case, "end": end, "seed": seed}
-                means = {key: float(np.mean(result["exam"][key])) for key in ("total", *MEANS)}
+                means = {key: float(np.mean(result["exam"][key])) for key in ("total", *_MEANS)}
                 told = {key: result.get(key) for key in ("updates", "kept", "seconds", "why")}
                 told["guard_seconds"] = result["guard"]["seconds"] if "guard" in result else None
                 rows.append({"kind": "run", **labels, **means, **told})
@@ -108,13 +108,13 @@ def rows_of(config: Config, results: Results) -> list[Row]:
 
 def _climbed(result: Mapping[str, Any], case: str) -> dict[str, Any]:
     """The result with what its case trained on in its exam as "trained"."""
-    axes = [result["exam"][f"reward {axis}"] for axis in CASES[case].axes or AXES]
+    axes = [result["exam"][f"reward {axis}"] for axis in CASES[case].axes or HACKED_AXES]
     return {**result, "exam": {**result["exam"], "trained": np.mean(axes, axis=0).tolist()}}
 
 
 def _mean_row(case: str, end: str, runs: Sequence[Mapping[str, Any]]) -> Row:
     row: Row = {"kind": "row", "case": case, "end": end, "seeds": len(runs)}
-    row |= {key: float(exam_scores(runs, key).mean()) for key in MEANS}
+    row |= {key: float(exam_scores(runs, key).mean()) for key in _MEANS}
     row |= mean_interval(exam_scores(runs, "total")).cells("total", "")
     if end != "start":
         row |= {key: float(np.mean([run[key] for run in runs])) for key in ("updates", "kept")}
@@ -142,7 +142,7 @@ ROW_COLUMNS = (
     Column("kept", "the update whose weights were kept, mean over seeds", number("kept", ".0f")),
     Column("rolled back", "runs whose weights the guard put back", number("rolled_back", "d")),
 )
-CONTRAST_COLUMNS = (
+_CONTRAST_COLUMNS = (
     Column(
         "difference",
         "paired: same seeds, prompts and noise",
@@ -152,7 +152,7 @@ CONTRAST_COLUMNS = (
     Column("trained [95%]", "", interval("trained", "+.3f", "trained_")),
     Column("held out [95%]", "", interval("heldout", "+.3f", "heldout_")),
 )
-COLUMNS = (*ROW_COLUMNS, *CONTRAST_COLUMNS)
+COLUMNS = (*ROW_COLUMNS, *_CONTRAST_COLUMNS)
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -162,7 +162,7 @@ def report(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row["case"] == case]
         means, pairs = ([row for row in own if row["kind"] == kind] for kind in ("row", "contrast"))
         parts += [f"**{CASES[case].label}**", markdown_table(ROW_COLUMNS, means)]
-        parts += [markdown_table(CONTRAST_COLUMNS, pairs), verdict(pairs)]
+        parts += [markdown_table(_CONTRAST_COLUMNS, pairs), verdict(pairs)]
     return "\n\n".join(parts)
 
 
@@ -182,4 +182,4 @@ def verdict(pairs: Sequence[Row]) -> str:
     return " ".join(lines)
 
 
-STUDY = Study("audit guard", work, attempts, rows_of, lambda found: report(found["rows"]))
+STUDY = Study("audit guard", work, attempts, _rows_of, lambda found: report(found["rows"]))

@@ -36,14 +36,14 @@ class HackingCase:
 
 
 UNREGULARIZED = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), reference=0.0)
-SINGLE = {"motion": ("motion quality", "MQ"), "quality": ("visual quality", "VQ"), "text": ("text alignment", "TA")}
+_SINGLE = {"motion": ("motion quality", "MQ"), "quality": ("visual quality", "VQ"), "text": ("text alignment", "TA")}
 LABEL = "reward gradient of {} ({}) alone, nothing held back"
 CASES: dict[str, HackingCase] = {
-    **{name: HackingCase(LABEL.format(*one), UNREGULARIZED, 2e-4, 24, one[1:]) for name, one in SINGLE.items()},
+    **{name: HackingCase(LABEL.format(*one), UNREGULARIZED, 2e-4, 24, one[1:]) for name, one in _SINGLE.items()},
     "all": HackingCase("reward gradient of all axes, nothing held back", UNREGULARIZED, 4e-4, 16),
     "forward": HackingCase("forward process on all axes, too high a rate", FINETUNE["forward"], 3e-4, 16),
 }
-AXES = ("VQ", "MQ", "TA")
+HACKED_AXES = ("VQ", "MQ", "TA")
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ def work(attempt: Attempt) -> Result:
 def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
     """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
     grades = examine(as_system(stack, student), attempt.exam, attempt.seed, long=False)
-    exam, settings = attempt.exam, RewardSettings(axes=AXES)
+    exam, settings = attempt.exam, RewardSettings(axes=HACKED_AXES)
     rewards = (StreamReward(model, settings) for model in (stack.reward.model, stack.heldout.model))
     scores = (reward_scores(stack, reward, exam, grades).scores for reward in rewards)
     whole, heldout = (clips.unflatten(0, (exam.prompts, exam.clips)).mean(1) for clips in scores)  # [P, A]
     found = {**grades.scores, "diversity": grades.diversity, "heldout": heldout.mean(1)}
-    found |= dict(zip((f"reward {axis}" for axis in AXES), whole.unbind(1), strict=True))
+    found |= dict(zip((f"reward {axis}" for axis in HACKED_AXES), whole.unbind(1), strict=True))
     return {"exam": {name: [round(float(value), 6) for value in values] for name, values in found.items()}}

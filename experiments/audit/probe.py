@@ -32,12 +32,12 @@ from ..console import publish
 from ..jobs import one_thread
 from ..options import StackOptions
 from ..plots import film_strip, png
-from ..pretrain.reward_measure import VISIBLE, changed
+from ..pretrain.reward_measure import LEAST_CHANGE, visibly_changed
 from ..tables import Column, Row, markdown_table, number
 
-PICTURES = ("probe.png",)
-HALF = SIDE // 2
-FIRST, SECOND, BOTH = slice(0, HALF), slice(HALF, SIDE), slice(0, SIDE)
+_PICTURES = ("probe.png",)
+_HALF = SIDE // 2
+FIRST, SECOND, BOTH = slice(0, _HALF), slice(_HALF, SIDE), slice(0, SIDE)
 REGIONS: dict[str, tuple[slice, slice]] = {
     "lower half": (SECOND, BOTH),
     "upper half": (FIRST, BOTH),
@@ -132,8 +132,8 @@ def run(config: Config) -> None:
         rows = probe(stack.reward, video, prompts, config.seed, "all") + probe(vq, video, prompts, config.seed, "VQ")
         picture = png(figure(stack.reward, video, prompts))
     publish(["reelgym", "audit", "probe"], config, [config.seed], rows, report(rows), stack.device)
-    (config.out / PICTURES[0]).write_bytes(picture)
-    print(f"figure: {config.out / PICTURES[0]}")
+    (config.out / _PICTURES[0]).write_bytes(picture)
+    print(f"figure: {config.out / _PICTURES[0]}")
 
 
 def real_clips(count: int, split: str, seed: int, grammar: str = "plain") -> WorldClips:
@@ -152,7 +152,7 @@ def probe(reward: StreamReward, video: Tensor, prompts: PromptBatch, seed: int, 
         found: list[Found] = []
         for region in REGIONS:
             hurt = damaged(video, damage, region, noise)
-            chosen = (touched(video, region) & changed(video[:, -1:], hurt[:, -1:])).nonzero().flatten()
+            chosen = (touched(video, region) & visibly_changed(video[:, -1:], hurt[:, -1:])).nonzero().flatten()
             saliency = look(reward, hurt[chosen], prompts.take(chosen)) if len(chosen) else clean[:0]
             found.append(compared(saliency, clean[chosen], region))
             rows.append(row_of(found[-1], axes=axes, damage=name, region=region))
@@ -191,7 +191,7 @@ def damaged(video: Tensor, damage: Damage, region: str, noise: Tensor) -> Tensor
 def touched(video: Tensor, region: str) -> Tensor:
     """[B]: whether the object of video is in the region, by at least part, in every frame."""
     rows, columns = REGIONS[region]
-    seen = (video - ground(video)).abs().amax(dim=2) > 4 * VISIBLE
+    seen = (video - ground(video)).abs().amax(dim=2) > 4 * LEAST_CHANGE
     return seen[..., rows, columns].flatten(2).any(dim=-1).all(dim=-1)
 
 

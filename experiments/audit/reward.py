@@ -32,7 +32,7 @@ from ...rewards.windows import Clock, clip_prompts
 from ..console import publish
 from ..jobs import one_thread
 from ..options import StackOptions
-from ..pretrain.reward_measure import changed
+from ..pretrain.reward_measure import visibly_changed
 from ..systems import encode_clauses
 from ..tables import Column, Row, markdown_table, number, rows_of
 from .probe import real_clips
@@ -40,7 +40,7 @@ from .probe import real_clips
 BAR = 0.95
 BETAS = (0.9, 0.99)
 """Of ascents."""
-BATCH = 32
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def exploit_rows(stack: Stack, clips: WorldClips, config: Config) -> list[Row]:
     for name, exploit in EXPLOITS.items():
         for strength in config.strengths:
             gamed = exploit(video, rgb, torch.full((len(video),), strength))
-            seen = changed(video, gamed)
+            seen = visibly_changed(video, gamed)
             found = score(stack, gamed, clips.clauses)
             oracle = judge(gamed, clips.clauses, FRAMES_PER_CHUNK).total
             axes = [_mean(column[seen]) for column in (found.scores < real.scores).unbind(dim=1)]
@@ -162,7 +162,7 @@ def student_scores(stack: Stack, clips: WorldClips, config: Config) -> Tensor:
     """z-scores [B, A] of the student's clips: what reliability weighs in training."""
     keys = stream_keys(config.seed, len(clips.clauses), stack.device)
     embeds = chunk_texts(stack, clips.clauses).embeds.unflatten(0, (-1, CHUNKS))
-    rows = torch.arange(len(embeds)).split(BATCH)
+    rows = torch.arange(len(embeds)).split(_BATCH)
     made = (stream(stack.generator, embeds[part], keys[part]) for part in rows)
     video = torch.cat([stack.codec.decode(latents).cpu() for latents in made])
     return score(stack, video, clips.clauses).scores
@@ -188,7 +188,7 @@ def score(stack: Stack, video: Tensor, clauses: list[tuple[Clause, ...]]) -> Sco
     places = torch.arange(len(prompts.text)).view(len(video), -1)
     parts = [
         reward(video[rows].to(stack.device), prompts.take(places[rows].flatten()))
-        for rows in torch.arange(len(video)).split(BATCH)
+        for rows in torch.arange(len(video)).split(_BATCH)
     ]
     return Scores(*(torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("scores", "reward")))
 
@@ -229,11 +229,11 @@ def chunk_texts(stack: Stack, clauses: list[tuple[Clause, ...]]) -> PromptBatch:
 def report(rows: list[Row]) -> str:
     """The three tables and what follows from the first, as Markdown."""
     exploits, ascents, bounds = (rows_of({"rows": rows}, kind) for kind in ("exploit", "ascent", "bound"))
-    parts = [markdown_table(EXPLOIT_COLUMNS, exploits), verdict(exploits)]
+    parts = [markdown_table(EXPLOIT_COLUMNS, exploits), exploit_verdict(exploits)]
     return "\n\n".join([*parts, markdown_table(ASCENT_COLUMNS, ascents), markdown_table(BOUND_COLUMNS, bounds)])
 
 
-def verdict(rows: list[Row]) -> str:
+def exploit_verdict(rows: list[Row]) -> str:
     """Exploits met in training and held out, apart: over all pairs, and which miss the bar."""
     lines = []
     for trained, name in (("no", "held out"), ("yes", "met in training")):

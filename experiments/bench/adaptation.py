@@ -13,15 +13,25 @@ from ..console import estimate
 from ..jobs import Job
 from ..league.dataset import UNSEEN
 from ..options import StudyOptions
-from ..pretrain.footage import REAL
+from ..pretrain.footage import REAL_FOOTAGE
 from ..study import Results, Study, in_turn, job_folder, run_study, seeds_of, settings_of
 from ..tables import Row
 from .adaptation_clips import FAMILIES, ClipsTask
-from .adaptation_runs import BASE, FROM_PARTS, METHODS, ORDERS, Plan, RunTask, clips_job, eval_schedule, work
-from .adaptation_tables import COLUMNS, curves_svg, report, table_rows
+from .adaptation_runs import (
+    ADAPTATIONS,
+    BASE,
+    FROM_PARTS,
+    ORDERS,
+    AdaptationTask,
+    Plan,
+    clips_job,
+    detector_eval_schedule,
+    work,
+)
+from .adaptation_tables import COLUMNS, adaptation_curves_svg, adaptation_rows, report
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-PICTURES = ("bench-adaptation.svg",)
+_PICTURES = ("bench-adaptation.svg",)
 UPDATE, LOOK = 0.0033, 0.0007
 """Seconds that a clip takes in an update, and in a look, on one idle core."""
 RL_UPDATE, LOADED = 1.0, 3.0
@@ -49,17 +59,17 @@ class Config(StudyOptions, Plan):
 def run(config: Config) -> None:
     """Make the clips, train on what is known, meet what is new, report."""
     check(config)
-    estimate("bench adaptation", core_seconds(config), config)
+    estimate("bench adaptation", adaptation_core_seconds(config), config)
     done = run_study(STUDY, config)
-    (done.out / PICTURES[0]).write_text(curves_svg(done.rows) + "\n")
-    print(f"curves: {done.out / PICTURES[0]}")
+    (done.out / _PICTURES[0]).write_text(adaptation_curves_svg(done.rows) + "\n")
+    print(f"curves: {done.out / _PICTURES[0]}")
 
 
 def phases(config: Config) -> list[list[Job]]:
     """The clips; from them, detectors of what is known; from those, whoever meets what is new. Costs in seconds of one
     idle core."""
     clips = []
-    for name in (REAL, *dict.fromkeys(name for order in config.orders for name in ORDERS[order].families)):
+    for name in (REAL_FOOTAGE, *dict.fromkeys(name for order in config.orders for name in ORDERS[order].families)):
         family, counts = FAMILIES[name], _counts(config, name)
         cost = family.pace * sum(counts) + family.updates * RL_UPDATE
         clips.append(Job(clips_job(name), ClipsTask(name, *counts, config.spec), cost))
@@ -68,10 +78,10 @@ def phases(config: Config) -> list[list[Job]]:
 
 
 def _run(config: Config, order: str, method: str, seed: int) -> Job:
-    folder, plan = job_folder(config), plan_of(config)
+    folder, plan = job_folder(config), _plan_of(config)
     given = {BASE: "", "retrain": "", "rival": str(config.spec.load().places.get("rival", ""))}
     start = str(_league(config, seed)) if method == "selfplay" else str(folder / _name(order, BASE, seed))
-    task = RunTask(method, ORDERS[order], seed, plan, str(folder), given.get(method, start), config.spec)
+    task = AdaptationTask(method, ORDERS[order], seed, plan, str(folder), given.get(method, start), config.spec)
     steps = len(plan.eval_points) * plan.every
     updates = {"frozen": 0, BASE: plan.scratch, "retrain": plan.scratch}.get(method, steps)
     looks = {"frozen": 1, BASE: 0}.get(method, len(plan.eval_points))
@@ -82,13 +92,13 @@ def _run(config: Config, order: str, method: str, seed: int) -> Job:
 def rows(config: Config, results: Results) -> list[Row]:
     """Those of the tables."""
     runs = {(order, method, seed): results[_name(order, method, seed)][1] for order, method, seed in _asked(config)}
-    return table_rows(runs, config.orders, _methods(config), seeds_of(config))
+    return adaptation_rows(runs, config.orders, _methods(config), seeds_of(config))
 
 
 def settings(config: Config, results: Results) -> dict[str, Any]:
     """The config with the plan that it makes."""
-    plan = plan_of(config)
-    own = {"plan": asdict(plan) | {"detection": asdict(plan.detection)}, "rungs": eval_schedule(config.fakes)}
+    plan = _plan_of(config)
+    own = {"plan": asdict(plan) | {"detection": asdict(plan.detection)}, "rungs": detector_eval_schedule(config.fakes)}
     return settings_of(config, results) | own
 
 
@@ -100,7 +110,7 @@ def jobs(config: Config, results: Results) -> list[Job]:
 STUDY = Study("bench adaptation", work, jobs, rows, lambda found: report(found["rows"]), settings)
 
 
-def core_seconds(config: Config) -> float:
+def adaptation_core_seconds(config: Config) -> float:
     """About what the whole takes one idle core."""
     return sum(job.cost for phase in phases(config) for job in phase)
 
@@ -122,13 +132,13 @@ def check(config: Config) -> None:
             raise ValueError(f"{_league(config, seed)}: it looks at {size} pixels a side, not {side}")
 
 
-def plan_of(config: Config) -> Plan:
+def _plan_of(config: Config) -> Plan:
     """The config's own part of it."""
     return Plan(**{field.name: getattr(config, field.name) for field in fields(Plan)})
 
 
 def _methods(config: Config) -> list[str]:
-    return [method for method in METHODS if method != "selfplay" or config.detectors]
+    return [method for method in ADAPTATIONS if method != "selfplay" or config.detectors]
 
 
 def _asked(config: Config) -> list[tuple[str, str, int]]:
@@ -144,7 +154,7 @@ def _asked(config: Config) -> list[tuple[str, str, int]]:
 
 def _counts(config: Config, family: str) -> tuple[int, int]:
     """Clips of a family to train on, none of one that nobody trains on, and to test with."""
-    if family == REAL:
+    if family == REAL_FOOTAGE:
         return REALS[0] * config.fakes, REALS[1] * config.test
     trained = any(family in (*ORDERS[order].known, ORDERS[order].new) for order in config.orders)
     return config.fakes if trained else 0, config.test

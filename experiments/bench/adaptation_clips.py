@@ -19,12 +19,12 @@ from ...envs.worlds.grammar import GRAMMARS, Script, sample_scripts
 from ...noise import SeedDomain
 from ...training.loop import fit
 from ..jobs import Result
-from ..pretrain.footage import REAL, clips_of
+from ..pretrain.footage import REAL_FOOTAGE, clips_of
 
 SCRIPTED = ("flicker", "jitter", "hue_drift", "swap", "teleport", "growing_blur", "texture_noise", "shrink", "blank")
 """Fakes that show on every clip."""
-SPLITS = ("train", "test")
-AT_ONCE = 32
+_SPLITS = ("train", "test")
+_AT_ONCE = 32
 SPARE = 4
 """Scripts for every clip: fakes that show nothing are left out."""
 
@@ -40,7 +40,7 @@ class Family:
 
 
 FAMILIES = {
-    REAL: Family("the world"),
+    REAL_FOOTAGE: Family("the world"),
     **{name: Family(name.replace("_", " ")) for name in SCRIPTED},
     "ghosting": Family("ghosting (of what moves)"),
     "student": Family("student (4 steps)", 0.09),
@@ -62,19 +62,19 @@ class ClipsTask:
     stack: StackSpec = StackSpec()
 
 
-def make_clips(task: ClipsTask) -> Result:
+def make_family_clips(task: ClipsTask) -> Result:
     """Groups of uint8 clips, and the seconds that one took to sample."""
     stack = task.stack.load()
     sampler = sampler_of(stack, task.family)
     clips: dict[str, Tensor] = {}
     seconds = 0.0
-    for number, split in enumerate(SPLITS):
+    for number, split in enumerate(_SPLITS):
         count, parts = getattr(task, split), list[Tensor]()
         if not count:
             continue
         scripts = sample_scripts(SPARE * count, split=split, seed=_own(task.family), grammar=GRAMMARS[stack.grammar])
-        for start in range(0, len(scripts), AT_ONCE):
-            few = scripts[start : start + min(AT_ONCE, count - sum(map(len, parts)))]
+        for start in range(0, len(scripts), _AT_ONCE):
+            few = scripts[start : start + min(_AT_ONCE, count - sum(map(len, parts)))]
             begun = time.monotonic()
             made = sampler(few, _own(task.family) + 2 * start + number)
             seconds += time.monotonic() - begun

@@ -24,9 +24,9 @@ from ...models.detector import ClipDetector
 from ...noise import SeedDomain
 from ...training.learner import LearnerConfig
 from ..jobs import Result
-from ..pretrain.footage import REAL
+from ..pretrain.footage import REAL_FOOTAGE
 from ..stats import auc
-from .adaptation_clips import ClipsTask, make_clips
+from .adaptation_clips import ClipsTask, make_family_clips
 
 FIRST_RUNG = 8
 """Added to seeds: for the draws of real clips, trainings that go on, and the order in which fakes arrive."""
@@ -55,7 +55,7 @@ ORDERS = {
     "hue-drift": Order(("flicker", "teleport", "student-2"), "hue_drift", "student"),
 }
 """What can be run. The teacher is never new: so near the world are its clips that a full retrain hardly reaches .8."""
-METHODS = {
+ADAPTATIONS = {
     "frozen": "frozen",
     "retrain": "full retrain",
     "finetune": "fine-tuning without replay",
@@ -101,20 +101,20 @@ class Plan:
     @property
     def eval_points(self) -> list[tuple[int, int]]:
         """Looks of a detector that goes on: the fakes that it has, and the updates since it got them."""
-        found = eval_schedule(self.fakes)
+        found = detector_eval_schedule(self.fakes)
         lengths = [self.rung] * (len(found) - 1) + [self.last]
         looks = [range(self.every, length + 1, self.every) for length in lengths]
         return [(fakes, number) for fakes, numbers in zip(found, looks, strict=True) for number in numbers]
 
 
-def eval_schedule(fakes: int) -> list[int]:
+def detector_eval_schedule(fakes: int) -> list[int]:
     """8, 16, 32, ... and `fakes` itself, the last."""
     below = [FIRST_RUNG << power for power in range(max(fakes // FIRST_RUNG, 1).bit_length())]
     return [rung for rung in below if rung < fakes] + [fakes]
 
 
 @dataclass(frozen=True)
-class RunTask:
+class AdaptationTask:
     """Meet the new family of an order by one method; BASE: train from scratch on the known families alone."""
 
     method: str
@@ -135,10 +135,10 @@ class RunTask:
         return [Path(self.start) / "weights.safetensors"] if self.method in FROM_PARTS else []
 
 
-def work(task: ClipsTask | RunTask) -> Result:
+def work(task: ClipsTask | AdaptationTask) -> Result:
     """Do a task. A run's result holds its looks and the seconds that one fake took to sample; a base's, its weights."""
     if isinstance(task, ClipsTask):
-        return make_clips(task)
+        return make_family_clips(task)
     clips = OrderClips.load(task.clips, task.order, task.plan.detection)
     if task.method == BASE:
         trainer, _ = _from_scratch(task, clips, 0)
@@ -167,19 +167,19 @@ class OrderClips:
     @classmethod
     def load(cls, folder: str, order: Order, detection: DetectionConfig) -> OrderClips:
         """From what the clip jobs wrote."""
-        found = {name: load_checkpoint(Path(folder) / clips_job(name)) for name in (REAL, *order.families)}
+        found = {name: load_checkpoint(Path(folder) / clips_job(name)) for name in (REAL_FOOTAGE, *order.families)}
         film, camera = {}, CAMERAS[detection.camera]
         for name, (groups, _) in found.items():
             random = torch.Generator().manual_seed(SeedDomain.POINT_FILMS)
             seen = shoot(groups["clips"]["test"].float() / 255, camera, random)
             film[name] = pooled_film(seen, detection.pool) / 255
-        train = {name: found[name][0]["clips"]["train"] for name in (REAL, *order.known, order.new)}
+        train = {name: found[name][0]["clips"]["train"] for name in (REAL_FOOTAGE, *order.known, order.new)}
         return cls(order, train, film, {name: meta["result"]["seconds"] for name, (_, meta) in found.items()})
 
     def real(self, count: int, step: int) -> Tensor:
         """Real clips [count, F, 3, H, W] in [0, 1]; they cost nothing."""
         random = torch.Generator().manual_seed(step + SeedDomain.REAL_DRAW)
-        clips = self.train[REAL]
+        clips = self.train[REAL_FOOTAGE]
         return clips[torch.randint(len(clips), (count,), generator=random)].float() / 255
 
     def pool(self, known: bool, fakes: int, seed: int = 0) -> FakePool:
@@ -195,7 +195,7 @@ class OrderClips:
     def look(self, detector: ClipDetector) -> dict[str, float]:
         """AUC of verdicts on whole test clips: "known" is the mean over the known families."""
         scores = {name: detector(film)[:, -1].tolist() for name, film in self.film.items()}
-        found = {name: auc(scores[REAL], scores[name]) for name in self.order.families}
+        found = {name: auc(scores[REAL_FOOTAGE], scores[name]) for name in self.order.families}
         known = sum(found[name] for name in self.order.known) / len(self.order.known)
         return {"known": known, "new": found[self.order.new], "later": found[self.order.later]}
 
@@ -205,7 +205,7 @@ def clips_job(family: str) -> str:
     return f"clips-{family}"
 
 
-def _from_scratch(task: RunTask, clips: OrderClips, fakes: int) -> tuple[Detection, list[dict[str, float]]]:
+def _from_scratch(task: AdaptationTask, clips: OrderClips, fakes: int) -> tuple[Detection, list[dict[str, float]]]:
     """On the known families, with all fakes of the new one from the first update on; with fakes looked at as often as
     those that go on."""
     plan, total = task.plan, len(task.plan.eval_points) if fakes else 0
@@ -219,7 +219,7 @@ def _from_scratch(task: RunTask, clips: OrderClips, fakes: int) -> tuple[Detecti
     return trainer, looks
 
 
-def _went_on(task: RunTask, clips: OrderClips, detector: ClipDetector) -> list[dict[str, float]]:
+def _went_on(task: AdaptationTask, clips: OrderClips, detector: ClipDetector) -> list[dict[str, float]]:
     """Step by step more fakes of the new family; without replay there is nothing beside them."""
     detection = replace(task.plan.detection, seed=task.seed + SeedDomain.GOES_ON)
     trainer = Detection(detection, detector, clips.real, FakePool())
@@ -246,7 +246,7 @@ def _untrained(seed: int, detection: DetectionConfig) -> ClipDetector:
         return ClipDetector(size=SIDE // detection.pool)
 
 
-def _started(task: RunTask) -> ClipDetector:
+def _started(task: AdaptationTask) -> ClipDetector:
     """The detector that goes on, of its first training or of self-play."""
     if task.method in FROM_PARTS:
         part = task.stack.load().with_weights(rival=Path(task.start)).rival

@@ -17,18 +17,18 @@ from ..plots import Line, line_chart, stacked_svg
 from ..stats import mean_interval
 from ..tables import Column, Row, interval, markdown_table, number, rows_of
 from .adaptation_clips import FAMILIES
-from .adaptation_runs import METHODS, ORDERS
+from .adaptation_runs import ADAPTATIONS, ORDERS
 
-SHARE = 0.95
+_SHARE = 0.95
 """Of a full retrain's excess AUC that counts as recovered."""
-LEAST = 0.8
+_LEAST = 0.8
 """AUC that a full retrain must reach on the new family; else its order and seed do not count."""
 FORGETS = 0.02
 """AUC on A that may be lost at most: the target."""
-UNITS = ("fakes", "seconds")
+_UNITS = ("fakes", "seconds")
 ALL = "all"
 """Stands for all orders together."""
-Runs = Mapping[tuple[str, str, int], Mapping[str, Any]]
+_Runs = Mapping[tuple[str, str, int], Mapping[str, Any]]
 """Results of runs by order, method and seed."""
 Point = Mapping[str, Any]
 Arrivals = Mapping[int, Sequence[tuple[Point, bool]]]
@@ -36,10 +36,10 @@ Arrivals = Mapping[int, Sequence[tuple[Point, bool]]]
 LOOKED = ("known", "new", "later")
 
 
-def target_of(retrain: Mapping[str, Any]) -> float | None:
+def auc_target(retrain: Mapping[str, Any]) -> float | None:
     """The AUC on the new family that counts as recovered; None where the full retrain did not reach LEAST."""
     reached = retrain["looks"][-1]["new"]
-    return 0.5 + SHARE * (reached - 0.5) if reached >= LEAST else None
+    return 0.5 + _SHARE * (reached - 0.5) if reached >= _LEAST else None
 
 
 def arrival(run: Mapping[str, Any], target: float | None) -> tuple[Point, bool]:
@@ -48,7 +48,7 @@ def arrival(run: Mapping[str, Any], target: float | None) -> tuple[Point, bool]:
     return (run["looks"][-1], False) if found is None else (found, True)
 
 
-def times_of(arrived: Arrivals, unit: str) -> Times:
+def adaptation_times(arrived: Arrivals, unit: str) -> Times:
     """In fakes or in seconds."""
     return tuple(tuple((float(at[unit]), whether) for at, whether in runs) for runs in arrived.values())
 
@@ -57,9 +57,9 @@ def _means(points: Sequence[Point], when: str, keys: Sequence[str] = LOOKED) -> 
     return {f"{key}_{when}": float(np.mean([point[key] for point in points])) for key in keys}
 
 
-def table_rows(runs: Runs, orders: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Row]:
+def adaptation_rows(runs: _Runs, orders: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Row]:
     """Rows of kind "order", "method" and "ratio" (of each order and of all), "run" and "curve" (one look)."""
-    targets = {(order, seed): target_of(runs[order, "retrain", seed]) for order in orders for seed in seeds}
+    targets = {(order, seed): auc_target(runs[order, "retrain", seed]) for order in orders for seed in seeds}
     rows = [_order_row(runs, order, seeds) for order in orders]
     for name in (*orders, *([ALL] if len(orders) > 1 else [])):
         chosen = orders if name == ALL else [name]
@@ -79,28 +79,28 @@ def table_rows(runs: Runs, orders: Sequence[str], methods: Sequence[str], seeds:
     for (order, method, seed), run in runs.items():
         target, own = targets[order, seed], {"order": order, "method": method, "seed": seed}
         at, whether = arrival(run, target)
-        spent = {unit: at[unit] for unit in UNITS}
+        spent = {unit: at[unit] for unit in _UNITS}
         rows.append({"kind": "run", **own, **spent, "arrived": whether, "goal": target, "sampling": run["sampling"]})
         rows += [{"kind": "curve", **own, "look": place, **look} for place, look in enumerate(run["looks"])]
     return rows
 
 
-def _order_row(runs: Runs, order: str, seeds: Sequence[int]) -> Row:
+def _order_row(runs: _Runs, order: str, seeds: Sequence[int]) -> Row:
     found = ORDERS[order]
     ends = [runs[order, "retrain", seed]["looks"][-1]["new"] for seed in seeds]
     row: Row = {"kind": "order", "order": order, "known": ", ".join(FAMILIES[name].label for name in found.known)}
     row |= {"new": FAMILIES[found.new].label, "later": FAMILIES[found.later].label, "seeds": len(seeds)}
     row |= _means([runs[order, "frozen", seed]["looks"][0] for seed in seeds], "before")
-    row |= {"retrained": float(np.mean(ends)), "counted": sum(end >= LEAST for end in ends)}
+    row |= {"retrained": float(np.mean(ends)), "counted": sum(end >= _LEAST for end in ends)}
     return row | {"sampling": float(np.mean([runs[order, "frozen", seed]["sampling"] for seed in seeds]))}
 
 
-def _method_row(runs: Runs, name: str, method: str, counted: Mapping[int, Sequence[str]], arrived: Arrivals) -> Row:
+def _method_row(runs: _Runs, name: str, method: str, counted: Mapping[int, Sequence[str]], arrived: Arrivals) -> Row:
     every = [one for found in arrived.values() for one in found]
-    row: Row = {"kind": "method", "order": name, "method": method, "label": METHODS[method], "runs": len(every)}
+    row: Row = {"kind": "method", "order": name, "method": method, "label": ADAPTATIONS[method], "runs": len(every)}
     row["arrived"] = sum(whether for _, whether in every)
-    for unit in UNITS:
-        low, high = span_of(times_of(arrived, unit))
+    for unit in _UNITS:
+        low, high = span_of(adaptation_times(arrived, unit))
         never = method == "frozen" and math.isinf(high)
         row |= {unit: None if math.isinf(high) else low, f"{unit}_at_least": None if never else low}
     # Before: the detector that goes on, or that a full retrain replaces, when the new family appears.
@@ -126,8 +126,8 @@ def _ratio_rows(name: str, arrived: Mapping[str, Arrivals]) -> list[Row]:
                 continue
             row: Row = {"kind": "ratio", "order": name, "method": ours, "against": theirs}
             row |= {f"fakes{end}": None for end in ("", "_at_least", "_at_most", "_low", "_high")}
-            for unit in UNITS if theirs == "finetune" else ("seconds",):
-                row |= ratio_cells(unit, times_of(arrived[theirs], unit), times_of(arrived[ours], unit))
+            for unit in _UNITS if theirs == "finetune" else ("seconds",):
+                row |= ratio_cells(unit, adaptation_times(arrived[theirs], unit), adaptation_times(arrived[ours], unit))
             rows.append(row)
     return rows
 
@@ -149,12 +149,12 @@ ORDER_COLUMNS = (
     ),
     Column("B before", "the same on B, which it has never seen", number("new_before", ".3f")),
     Column("B retrained", "AUC on B of a full retrain", number("retrained", ".3f")),
-    Column("counted", f"seeds whose full retrain reached {LEAST:g}", lambda row: f"{row['counted']}/{row['seeds']}"),
+    Column("counted", f"seeds whose full retrain reached {_LEAST:g}", lambda row: f"{row['counted']}/{row['seeds']}"),
 )
-METHOD_COLUMNS = (
+ADAPTATION_COLUMNS = (
     Column("order", "", lambda row: row["order"]),
     Column("method", "how the detector met B", lambda row: row["label"]),
-    Column("fakes", f"of B until {SHARE:g} of a full retrain's excess AUC (Kaplan-Meier median)", time_shown("fakes")),
+    Column("fakes", f"of B until {_SHARE:g} of a full retrain's excess AUC (Kaplan-Meier median)", time_shown("fakes")),
     Column(
         "sec.", "until then: sampling those fakes and training; looks not counted, on one core", time_shown("seconds")
     ),
@@ -175,9 +175,9 @@ METHOD_COLUMNS = (
     Column("C before", "AUC on C before B appeared", number("later_before", ".3f")),
     Column("C after", "AUC on C at the end", number("later_after", ".3f")),
 )
-RATIO_COLUMNS = (
-    METHOD_COLUMNS[0],
-    Column("slower / faster", "", lambda row: f"{METHODS[row['against']]} / {METHODS[row['method']]}"),
+_RATIO_COLUMNS = (
+    ADAPTATION_COLUMNS[0],
+    Column("slower / faster", "", lambda row: f"{ADAPTATIONS[row['against']]} / {ADAPTATIONS[row['method']]}"),
     Column(
         "times the seconds",
         "of medians [95%, bootstrap over seeds]; >= where most runs of the first never arrived, <= where the second's",
@@ -185,7 +185,7 @@ RATIO_COLUMNS = (
     ),
     Column("times the fakes", "the same", ratio_shown("fakes")),
 )
-COLUMNS = (*ORDER_COLUMNS, *METHOD_COLUMNS[1:], *RATIO_COLUMNS[2:])
+COLUMNS = (*ORDER_COLUMNS, *ADAPTATION_COLUMNS[1:], *_RATIO_COLUMNS[2:])
 
 
 ABSENT = "Self-play's detectors are left out: none were given (`--detectors`), or leagues have met what is new."
@@ -197,29 +197,29 @@ def report(rows: Sequence[Row]) -> str:
     orders, methods, ratios = (rows_of(results, kind) for kind in ("order", "method", "ratio"))
     parts = [markdown_table(ORDER_COLUMNS, orders)]
     lost = [f"{row['order']} ({row['counted']} of {row['seeds']})" for row in orders if row["counted"] < row["seeds"]]
-    parts += [f"Seeds whose full retrain stays below {LEAST:g} do not count: {'; '.join(lost)}."] if lost else []
-    parts += [markdown_table(METHOD_COLUMNS, methods)] if methods else []
-    parts += [markdown_table(RATIO_COLUMNS, ratios)] if ratios else []
+    parts += [f"Seeds whose full retrain stays below {_LEAST:g} do not count: {'; '.join(lost)}."] if lost else []
+    parts += [markdown_table(ADAPTATION_COLUMNS, methods)] if methods else []
+    parts += [markdown_table(_RATIO_COLUMNS, ratios)] if ratios else []
     if all(row["method"] != "selfplay" for row in rows_of(results, "run")):
         parts.append(ABSENT)
     left = [name for name in ORDERS if name not in {row["order"] for row in orders}]
     return "\n\n".join([*parts, *([f"Orders not run: {', '.join(left)}."] if left else [])])
 
 
-AXES = {"new": "AUC on B, held out", "known": "AUC on A, held out"}
+_AXES = {"new": "AUC on B, held out", "known": "AUC on A, held out"}
 
 
-def curves_svg(rows: Sequence[Row]) -> str:
+def adaptation_curves_svg(rows: Sequence[Row]) -> str:
     """For every order AUC on B, and on A, against seconds; thin lines are runs, thick ones means at equal looks."""
     curve = rows_of({"rows": rows}, "curve")
-    drawn = [method for method in METHODS if any(row["method"] == method for row in curve)]
+    drawn = [method for method in ADAPTATIONS if any(row["method"] == method for row in curve)]
     charts = []
     for order in (row["order"] for row in rows_of({"rows": rows}, "order")):
         own = [row | {"x": math.log2(max(row["seconds"], 1.0))} for row in curve if row["order"] == order]
-        for key, title in AXES.items():
+        for key, title in _AXES.items():
             lines = [line for place, method in enumerate(drawn) for line in _lines(own, method, place, key)]
             charts.append(line_chart(lines, f"{order}: {title}", "seconds of sampling and training: 2 to the power of"))
-    return stacked_svg(charts, [METHODS[method] for method in drawn], columns=2)
+    return stacked_svg(charts, [ADAPTATIONS[method] for method in drawn], columns=2)
 
 
 def _lines(curve: Sequence[Row], method: str, colour: int, key: str) -> list[Line]:
@@ -235,5 +235,5 @@ def _lines(curve: Sequence[Row], method: str, colour: int, key: str) -> list[Lin
     if not runs:
         return []
     mean = tuple((float(x), float(y)) for x, y in np.mean(list(runs.values()), 0))
-    thin = [Line(f"{METHODS[method]}, seed {seed}", tuple(run), colour, True) for seed, run in sorted(runs.items())]
-    return [*thin, Line(METHODS[method], mean, colour)]
+    thin = [Line(f"{ADAPTATIONS[method]}, seed {seed}", tuple(run), colour, True) for seed, run in sorted(runs.items())]
+    return [*thin, Line(ADAPTATIONS[method], mean, colour)]

@@ -24,7 +24,7 @@ from .chunks import chunk_row
 from .overhead import overhead_rows
 from .timing import timed
 
-BLOCK = 4
+_BLOCK = 4
 """Steps that are timed together: as many as a tiny clip has chunks."""
 
 
@@ -130,7 +130,7 @@ def step_row(name: str, envs: int, config: Config, device: torch.device) -> Row:
     """Steps a second of one id: blocks of BLOCK steps until `config.seconds` are over."""
     vector: Any = gymnasium.make_vec(name, num_envs=envs, device=device)
     vector.action_space.seed(config.seed)
-    actions = [torch.as_tensor(vector.action_space.sample()).to(device) for _ in range(BLOCK)]
+    actions = [torch.as_tensor(vector.action_space.sample()).to(device) for _ in range(_BLOCK)]
     vector.reset(seed=config.seed)
 
     def block() -> None:
@@ -142,5 +142,5 @@ def step_row(name: str, envs: int, config: Config, device: torch.device) -> Row:
         seconds += timed(block, device)
         blocks += 1
     vector.close()
-    a_step = seconds / (blocks * BLOCK)
+    a_step = seconds / (blocks * _BLOCK)
     return {"kind": "steps", "id": name, "envs": envs, "steps_per_second": envs / a_step, "ms": 1000 * a_step}

@@ -23,7 +23,7 @@ from ..tables import Row
 from .timing import median_timings
 
 SHAPE = (3, 32, 32)
-FRAMES = np.random.default_rng(0).integers(256, size=(256, *SHAPE), dtype=np.uint8)
+_FRAMES = np.random.default_rng(0).integers(256, size=(256, *SHAPE), dtype=np.uint8)
 ACTIONS = Discrete(4)
 PICTURE = Box(0, 255, SHAPE, np.uint8)
 COUNTER = Box(0, 255, (), np.int64)
@@ -42,7 +42,7 @@ class CounterVectorEnv(TensorVectorEnv[Count]):
     def __init__(self, num_envs: int, *, pictures: bool = True, **others: Any) -> None:
         super().__init__(num_envs, PICTURE if pictures else COUNTER, ACTIONS, **others)
         self.pictures = pictures
-        self.frames = torch.from_numpy(FRAMES).to(self.device)
+        self.frames = torch.from_numpy(_FRAMES).to(self.device)
         self.most = torch.tensor(255, device=self.device)
 
     def _initial(self, options: dict[str, Any]) -> Count:
@@ -59,7 +59,7 @@ class CounterCalls:
     """The counter in the torch calls that it takes, and no environment around them: what remains of a step's cost."""
 
     def __init__(self, num_envs: int, device: torch.device) -> None:
-        self.frames, self.most = torch.from_numpy(FRAMES).to(device), torch.tensor(255, device=device)
+        self.frames, self.most = torch.from_numpy(_FRAMES).to(device), torch.tensor(255, device=device)
         self.count = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self.no_row = torch.zeros(num_envs, dtype=torch.bool, device=device)
 
@@ -88,12 +88,12 @@ class CounterEnv(gymnasium.Env[Any, Any]):
         """The counter at 0."""
         super().reset(seed=seed)
         self.count = 0
-        return FRAMES[0], {}
+        return _FRAMES[0], {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The counter goes on."""
         self.count = (self.count + int(action)) & 255
-        return FRAMES[self.count], float(action), False, False, {}
+        return _FRAMES[self.count], float(action), False, False, {}
 
 
 Open = Callable[[int, torch.device], Any]

@@ -28,7 +28,7 @@ from ..results import pick_device
 from ..tables import Column, Row, markdown_table, number
 from .timing import median_timings
 
-PROMPT = "a red circle moves left fast"
+_PROMPT = "a red circle moves left fast"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Config(BenchOptions):
 
 
 @dataclass(frozen=True)
-class Subject:
+class _Subject:
     """A model under the clock: clips [N, F, 3, H, W], their prompts and latent grid, and which modules see pixels."""
 
     name: str
@@ -89,7 +89,7 @@ def run(config: Config) -> None:
     with on_threads(config.threads):
         for name in config.models:
             subject = tiny_subject(config, device) if name == "tiny" else qwen_subject(config, device)
-            rows += [measured(subject, count, config.repeats) for count in config.batches]
+            rows += [_measured(subject, count, config.repeats) for count in config.batches]
         publish(["reelgym", "bench", "reward"], config, [config.seed], rows, report(rows), device)
 
 
@@ -98,7 +98,7 @@ def report(rows: list[Row]) -> str:
     return markdown_table(COLUMNS, rows)
 
 
-def measured(subject: Subject, clips: int, repeats: int) -> Row:
+def _measured(subject: _Subject, clips: int, repeats: int) -> Row:
     """One row: both procedures on the first `clips` clips, in turns."""
     video, prompts = subject.take(clips)
     ours = StreamReward(subject.model)
@@ -150,17 +150,17 @@ class Recomputed(nn.Module):
         return checkpoint(self.inner, *args, use_reentrant=False, **kwargs)
 
 
-def tiny_subject(config: Config, device: torch.device) -> Subject:
+def tiny_subject(config: Config, device: torch.device) -> _Subject:
     """The shipped reward on random clips of the environment's window."""
     count, frames = max(config.batches), 6
     video = torch.rand(count, frames, 3, 32, 32, generator=torch.Generator().manual_seed(config.seed))
     stack = Stack.load("tiny", device)
-    prompts = PromptBatch((PROMPT,) * count, stack.encoder.encode([PROMPT] * count).to(device))
+    prompts = PromptBatch((_PROMPT,) * count, stack.encoder.encode([_PROMPT] * count).to(device))
     grid = Grid(torch.arange(frames), 8, 8)
-    return Subject("tiny", stack.reward.model, video.to(device), prompts, grid, ("encoder",))
+    return _Subject("tiny", stack.reward.model, video.to(device), prompts, grid, ("encoder",))
 
 
-def qwen_subject(config: Config, device: torch.device) -> Subject:
+def qwen_subject(config: Config, device: torch.device) -> _Subject:
     """VideoReward around a Qwen2-VL with random weights, on 4 random frames at 2 a second."""
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
@@ -200,4 +200,4 @@ def qwen_subject(config: Config, device: torch.device) -> Subject:
     count = max(config.batches)
     video = torch.rand(count, 4, 3, config.side, config.side).to(device)
     prompts = PromptBatch(("",) * count, torch.zeros(count, 1, 1, device=device))
-    return Subject("Qwen2-VL, random", model, video, prompts, Grid(torch.arange(4), 8, 8), ("backbone.visual",))
+    return _Subject("Qwen2-VL, random", model, video, prompts, Grid(torch.arange(4), 8, 8), ("backbone.visual",))

@@ -18,7 +18,7 @@ from ..options import StudyOptions
 from ..study import Results, Study, finished, run_study, seeds_of, settings_of
 from ..tables import Row
 from .rl_runs import BASELINES, ReferenceTask, RunTask, eval_schedule, setting_of, work
-from .rl_tables import COLUMNS, curves_svg, report, table_rows
+from .rl_tables import COLUMNS, report, rl_curves_svg, rl_rows
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
 CLIPS = 2
@@ -27,7 +27,7 @@ STUDENT_PACE, TEACHER_PACE = 12.0, 1.6
 """Clips a second that are made, judged and scored on one idle core."""
 DRAWS = 2000
 """Of scripts, until one is found for the looks that shares none with the exam."""
-PICTURES = ("bench-rl.svg",)
+_PICTURES = ("bench-rl.svg",)
 NEVER = 2.0
 """A target that no oracle total reaches."""
 
@@ -62,8 +62,8 @@ def run(config: Config) -> None:
     _check(config)
     estimate("bench rl", core_seconds(config), config)
     done = run_study(STUDY, config)
-    (done.out / PICTURES[0]).write_text(curves_svg(done.rows) + "\n")
-    print(f"curves: {done.out / PICTURES[0]}")
+    (done.out / _PICTURES[0]).write_text(rl_curves_svg(done.rows) + "\n")
+    print(f"curves: {done.out / _PICTURES[0]}")
 
 
 def first_jobs(config: Config) -> list[Job]:
@@ -89,7 +89,7 @@ def jobs(config: Config, results: Results) -> list[Job]:
     first = first_jobs(config)
     if not finished(first, results):
         return first
-    recipes, exams = winners(config, results), _exams(config)
+    recipes, exams = winning_recipes(config, results), _exams(config)
     shared = (target_of(config, results), config.chunks, *exams, config.spec)
     return first + [
         Job(f"{name}-{seed}", RunTask(recipes[name], seed, *shared), _cost(config, name))
@@ -108,7 +108,7 @@ def target_of(config: Config, results: Results) -> float:
     return float(start + config.share * (teacher - start))
 
 
-def winners(config: Config, results: Results) -> dict[str, Recipe]:
+def winning_recipes(config: Config, results: Results) -> dict[str, Recipe]:
     """Every setting's recipe at the rate whose try ended with the highest oracle total."""
     return {
         name: winner(setting.recipe, tries, {one: _end(results[one][1]) for one in tries})
@@ -126,12 +126,12 @@ def rows(config: Config, results: Results) -> list[Row]:
         for one, recipe in tries.items()
     ]
     target = target_of(config, results)
-    return table_rows(found, winners(config, results), references, seeds_of(config), target) + tried
+    return rl_rows(found, winning_recipes(config, results), references, seeds_of(config), target) + tried
 
 
 def settings(config: Config, results: Results) -> dict[str, Any]:
     """The config with what was found on the way."""
-    recipes: dict[str, Any] = winners(config, results)
+    recipes: dict[str, Any] = winning_recipes(config, results)
     found = {"goal": target_of(config, results), "ladder": eval_schedule(config.chunks)}
     return settings_of(config, results) | found | {"recipes": {name: asdict(one) for name, one in recipes.items()}}
 

@@ -37,7 +37,7 @@ def _forward(label: str, pace: float = 45.0, **changes: Any) -> Setting:
     return Setting(f"forward, {label}", replace(FINETUNE["forward"], **changes), pace)
 
 
-SETTINGS = {
+RL_SETTINGS = {
     "reward": Setting("reward gradient (ours)", FINETUNE["reward"], 21, 544),
     "forward": Setting("forward process (ours)", FINETUNE["forward"]),
     "policy": Setting("policy gradient (ours)", FINETUNE["policy"]),
@@ -57,12 +57,12 @@ SETTINGS = {
 
 def setting_of(name: str) -> Setting:
     """One of SETTINGS, or a recipe of one's own by import path or installed name; ValueError for anything else."""
-    if name in SETTINGS:
-        return SETTINGS[name]
+    if name in RL_SETTINGS:
+        return RL_SETTINGS[name]
     try:
         return Setting(name, find_recipe(name, {}))
     except ValueError as error:
-        known = ", ".join(SETTINGS)
+        known = ", ".join(RL_SETTINGS)
         raise ValueError(f"unknown setting {name}; choose from {known}, or give a recipe module:name") from error
 
 

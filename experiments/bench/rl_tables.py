@@ -10,19 +10,19 @@ import numpy as np
 
 from ...training.recipe import Recipe
 from ..evaluation.time_to_target import Times, first_at, ratio_cells, ratio_shown, span_cells, span_of, time_shown
-from ..plots import COLOURS, Line, line_chart, stacked_svg
+from ..plots import PALETTE, Line, line_chart, stacked_svg
 from ..stats import iqm, paired_difference, probability_of_improvement
 from ..tables import Column, Row, interval, markdown_table, number, rows_of
-from .rl_runs import BASELINES, OURS, SETTINGS
+from .rl_runs import BASELINES, OURS, RL_SETTINGS
 
-Runs = Sequence[Mapping[str, Any]]
+_Runs = Sequence[Mapping[str, Any]]
 """The results of one setting, one per seed."""
-UNITS = ("chunks", "seconds")
-PARTS = {"": 1.0, "half_": 0.5}
+_UNITS = ("chunks", "seconds")
+_PARTS = {"": 1.0, "half_": 0.5}
 """Shares of the gain that times are taken to, by the prefix of their keys; a run goes on to the whole."""
 
 
-def times_of(runs: Runs, target: float, unit: str) -> Times:
+def rl_times(runs: _Runs, target: float, unit: str) -> Times:
     """For every run when it arrived or gave up, and whether it arrived. A run that diverged before it did never
     will: it outlasts all."""
     found = [first_at(run["looks"], "oracle", target) for run in runs]
@@ -37,16 +37,16 @@ def part_of(start: float, target: float, share: float) -> float:
     return start + share * (target - start)
 
 
-def ratio_rows(found: Mapping[str, Runs], target: float, gain: float) -> list[Row]:
+def ratio_rows(found: Mapping[str, _Runs], target: float, gain: float) -> list[Row]:
     """How many times more chunks and seconds each baseline takes to the target than each of ours, and than each recipe
     of the user's own. gain: to note down."""
-    own = [name for name in found if name in OURS or name not in SETTINGS]
+    own = [name for name in found if name in OURS or name not in RL_SETTINGS]
     pairs = [(theirs, ours) for theirs in BASELINES for ours in sorted(own, key=_place) if theirs in found]
     rows: list[Row] = []
     for theirs, ours in pairs:
         row: Row = {"kind": "ratio", "setting": theirs, "against": ours, "gain": gain}
-        for unit in UNITS:
-            row |= ratio_cells(unit, *(times_of(found[name], target, unit) for name in (theirs, ours)))
+        for unit in _UNITS:
+            row |= ratio_cells(unit, *(rl_times(found[name], target, unit) for name in (theirs, ours)))
         rows.append(row)
     return rows
 
@@ -55,13 +55,13 @@ def _place(name: str) -> int:
     return OURS.index(name) if name in OURS else len(OURS)
 
 
-def label_of(name: str) -> str:
+def _label_of(name: str) -> str:
     """A setting in words; a recipe of the user's own by its import path."""
-    return SETTINGS[name].label if name in SETTINGS else name
+    return RL_SETTINGS[name].label if name in RL_SETTINGS else name
 
 
-def table_rows(
-    found: Mapping[str, Runs],
+def rl_rows(
+    found: Mapping[str, _Runs],
     recipes: Mapping[str, Recipe],
     references: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
@@ -75,7 +75,7 @@ def table_rows(
         rows.append({"kind": "reference", "row": name, **result["looks"][0], "exam": exam, "goal": target})
     rows += [_setting_row(name, runs, recipes[name], start, target) for name, runs in found.items()]
     begun = start["looks"][0]["oracle"]
-    for share in PARTS.values():
+    for share in _PARTS.values():
         rows += ratio_rows(found, part_of(begun, target, share), share * (target - begun))
     for name, runs in found.items():
         for seed, run, exam in zip(seeds, runs, start["exams"], strict=True):
@@ -87,12 +87,12 @@ def table_rows(
     return rows
 
 
-def _setting_row(name: str, runs: Runs, recipe: Recipe, start: Mapping[str, Any], target: float) -> Row:
-    row: Row = {"kind": "setting", "setting": name, "label": label_of(name), "seeds": len(runs)}
+def _setting_row(name: str, runs: _Runs, recipe: Recipe, start: Mapping[str, Any], target: float) -> Row:
+    row: Row = {"kind": "setting", "setting": name, "label": _label_of(name), "seeds": len(runs)}
     last, begun = [run["looks"][-1] for run in runs if run["looks"]], start["looks"][0]
-    for prefix, share in PARTS.items():
-        for unit in UNITS:
-            times = times_of(runs, part_of(begun["oracle"], target, share), unit)
+    for prefix, share in _PARTS.items():
+        for unit in _UNITS:
+            times = rl_times(runs, part_of(begun["oracle"], target, share), unit)
             arrived = sum(reached for seed in times for _, reached in seed)
             row |= span_cells(prefix + unit, span_of(times)) | {f"{prefix}arrived": arrived}
     totals = [run["exam"]["total"] for run in runs], [exam["total"] for exam in start["exams"]]
@@ -143,7 +143,7 @@ SETTING_COLUMNS = (
     Column("rate", "learning rate", number("learning_rate", ".1e")),
 )
 RATIO_COLUMNS = (
-    Column("baseline / ours", "", lambda row: f"{label_of(row['setting'])} / {label_of(row['against'])}"),
+    Column("baseline / ours", "", lambda row: f"{_label_of(row['setting'])} / {_label_of(row['against'])}"),
     Column("gain", "of the oracle total that is compared", number("gain", "+.3f")),
     Column(
         "times the chunks",
@@ -171,23 +171,23 @@ def report(rows: Sequence[Row]) -> str:
     said += "first look that is enough: times are no finer than that."
     parts = [said, markdown_table(SETTING_COLUMNS, settings)]
     parts += [markdown_table(RATIO_COLUMNS, ratios)] if ratios else []
-    left = [setting.label for name, setting in SETTINGS.items() if name not in {row["setting"] for row in settings}]
+    left = [setting.label for name, setting in RL_SETTINGS.items() if name not in {row["setting"] for row in settings}]
     return "\n\n".join([*parts, *([f"Not run, for want of time: {'; '.join(left)}."] if left else [])])
 
 
-def curves_svg(rows: Sequence[Row]) -> str:
+def rl_curves_svg(rows: Sequence[Row]) -> str:
     """Gain of the oracle, and below it of the trained reward, against chunks; thin lines are runs, thick ones means.
 
     Eight settings at most. A run that has stopped stays where it was, in the mean too.
     """
     results = {"rows": rows}
-    names = [row["setting"] for row in rows_of(results, "setting")][: len(COLOURS)]
+    names = [row["setting"] for row in rows_of(results, "setting")][: len(PALETTE)]
     start = next(row for row in rows_of(results, "reference") if row["row"] == "start")
     charts = []
     for key, title in (("oracle", "Oracle total gained (held out)"), ("reward", "Trained reward gained")):
         lines = [line for place, name in enumerate(names) for line in _lines(results, name, place, key, start[key])]
         charts.append(line_chart(lines, title, "chunks generated: 2 to the power of", baseline=0.0))
-    return stacked_svg(charts, [label_of(name) for name in names])
+    return stacked_svg(charts, [_label_of(name) for name in names])
 
 
 def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list[Line]:
@@ -197,12 +197,12 @@ def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list
             runs.setdefault(row["seed"], {})[row["rung"]] = row[key] - start
     rungs = sorted({rung for run in runs.values() for rung in run})
     lines = [
-        Line(f"{label_of(name)}, seed {seed}", tuple((math.log2(x), y) for x, y in run.items()), colour, True)
+        Line(f"{_label_of(name)}, seed {seed}", tuple((math.log2(x), y) for x, y in run.items()), colour, True)
         for seed, run in runs.items()
     ]
     shared = [rung for rung in rungs if all(min(run) <= rung for run in runs.values())]
     mean = [(math.log2(rung), float(np.mean([_held(run, rung) for run in runs.values()]))) for rung in shared]
-    return [*lines, Line(label_of(name), tuple(mean), colour)] if mean else lines
+    return [*lines, Line(_label_of(name), tuple(mean), colour)] if mean else lines
 
 
 def _held(run: Mapping[int, float], rung: int) -> float:

@@ -15,7 +15,7 @@ from ..options import load_generator, parse_size
 from ..results import pick_device
 from ..tables import Column, Row, number, rows_of, sections
 from .random_wan import random_wan
-from .streaming_runs import PARTS, POLICIES, Config, describe
+from .streaming_runs import STREAM_PARTS, STREAM_POLICIES, Config, describe
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
 POSITION_COLUMNS = (
@@ -72,7 +72,7 @@ def run(config: Config) -> None:
     _check(config)
     device = pick_device(config.device)
     with on_threads(config.threads):
-        made = load(config, device)
+        made = _load(config, device)
         rows: list[Row] = [describe(made)]
         with progress(None, "timing", " steps", log=False) as bar:
 
@@ -81,11 +81,11 @@ def run(config: Config) -> None:
                 bar.update()
 
             for part in config.parts:
-                rows += PARTS[part](made, config, done)
+                rows += STREAM_PARTS[part](made, config, done)
         publish(["reelgym", "bench", "streaming"], config, [config.seed], rows, report(rows), device)
 
 
-def load(config: Config, device: torch.device) -> StreamingGenerator:
+def _load(config: Config, device: torch.device) -> StreamingGenerator:
     """The generator that is timed, with the attention backend that is asked for."""
     if config.config == "tiny":
         made = load_generator("tiny", device, dtype=config.dtype)
@@ -106,8 +106,8 @@ def _check(config: Config) -> None:
         raise ValueError("wan-1.3b needs --weights FOLDER (or a hub id), or --random-weights")
     if config.config == "tiny" and (config.random_weights or config.weights or config.checkpoint):
         raise ValueError("--random-weights, --weights and --checkpoint go with --config wan-1.3b")
-    if unknown := [name for name in config.policies if name not in POLICIES]:
-        raise ValueError(f"no policy {unknown[0]!r}; choose from {', '.join(POLICIES)}")
+    if unknown := [name for name in config.policies if name not in STREAM_POLICIES]:
+        raise ValueError(f"no policy {unknown[0]!r}; choose from {', '.join(STREAM_POLICIES)}")
     if not 1 < config.chunks[0] < config.chunks[1]:
         raise ValueError(f"chunks {config.chunks[0]} {config.chunks[1]}: an early one from 2 on, and a later one")
     if config.rounds < 1 or config.latents < 1 or any(batch < 1 for batch in config.batches):

@@ -21,15 +21,15 @@ from ...models.streaming import StreamingGenerator
 from ...noise import normal, stream_keys
 from ..options import BenchOptions, cache_policies
 from ..tables import Row
-from .timing import Work, median_timings, timed
+from .timing import Timed, median_timings, timed
 
 PROMPT = "a red circle moves left"
-Done = Callable[[str], object]
+_Done = Callable[[str], object]
 FLAT, FASTER = 1.1, 5.0
 """Targets: latency of a late chunk over an early one, at most; full recomputation over the cache, at least."""
 
-Part = Literal["position", "recompute", "batch", "first", "compile"]
-POLICIES = ("window", "sink and window", "EMA sink and window", "window, absolute positions", "keep everything")
+_Part = Literal["position", "recompute", "batch", "first", "compile"]
+STREAM_POLICIES = ("window", "sink and window", "EMA sink and window", "window, absolute positions", "keep everything")
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Config(BenchOptions):
     """Of the weights; by default float32 on a CPU and bfloat16 on a GPU."""
     attention: str | None = None
     """Attention backend by its name in diffusers' dispatcher: native, flash, _flash_3, sage, _native_cudnn, ..."""
-    parts: tuple[Part, ...] = ("position", "recompute", "batch", "first", "compile")
+    parts: tuple[_Part, ...] = ("position", "recompute", "batch", "first", "compile")
     """position: a late chunk against an early one. recompute: against no cache. batch: several streams at once.
     first: time to the first frame. compile: with torch.compile."""
     chunks: tuple[int, int] = (20, 200)
     """The early and the late chunk of `position`."""
-    policies: tuple[str, ...] = POLICIES
+    policies: tuple[str, ...] = STREAM_POLICIES
     """Cache policies of `position`."""
     latents: int = 21
     """Latent frames of the clip of `recompute`."""
@@ -72,7 +72,7 @@ class Config(BenchOptions):
 
 
 @torch.no_grad()
-def position_rows(made: StreamingGenerator, config: Config, done: Done) -> list[Row]:
+def position_rows(made: StreamingGenerator, config: Config, done: _Done) -> list[Row]:
     """The cost of the chunk after each of two lengths of the past, per policy: denoising, and with its decoding."""
     rows, cuts, rounds = [], config.chunks, config.rounds
     policies = cache_policies(made.generator.model.cache_config, made.generator.frames_per_chunk)
@@ -89,7 +89,7 @@ def position_rows(made: StreamingGenerator, config: Config, done: Done) -> list[
                 states.append(state)
                 decodes.append(decode)
             done(name)
-        works: list[Work] = [partial(generate_chunk, parts.generator, state, embeds) for state in states]
+        works: list[Timed] = [partial(generate_chunk, parts.generator, state, embeds) for state in states]
         works += [partial(made.codec.decode_stream, latents, decode) for decode in decodes]
         early, late, *decoding = median_timings(works, rounds, device)
         kept = [_bytes(state.cache) for state in states]
@@ -101,7 +101,7 @@ def position_rows(made: StreamingGenerator, config: Config, done: Done) -> list[
 
 
 @torch.no_grad()
-def recompute_rows(made: StreamingGenerator, config: Config, done: Done) -> list[Row]:
+def recompute_rows(made: StreamingGenerator, config: Config, done: _Done) -> list[Row]:
     """A clip of so many latent frames with the cache, and by computing all frames so far anew in every step."""
     rows, rounds = [], max(1, config.rounds // 3)
     for size, batch in product(dict.fromkeys((made.generator.frames_per_chunk, 1)), config.streams):
@@ -143,13 +143,13 @@ def token_ratio(chunks: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def batch_rows(made: StreamingGenerator, config: Config, done: Done) -> list[Row]:
+def batch_rows(made: StreamingGenerator, config: Config, done: _Done) -> list[Row]:
     """Throughput of the next chunk with a full window, for several streams at once."""
     rows, rounds = [], max(1, config.rounds // 3)
     for batch in config.batches:
         embeds, state, latents, decode = _warm(made, batch, config.seed)
         decoded = partial(made.codec.decode_stream, latents, decode)
-        works: list[Work] = [partial(generate_chunk, made.generator, state, embeds), decoded]
+        works: list[Timed] = [partial(generate_chunk, made.generator, state, embeds), decoded]
         denoise, decoding = median_timings(works, rounds, made.device)
         frames = decoded()[0].shape[1]
         row: Row = {"kind": "batch", "streams": batch, "rounds": rounds, "denoise_ms": 1e3 * denoise}
@@ -159,7 +159,7 @@ def batch_rows(made: StreamingGenerator, config: Config, done: Done) -> list[Row
     return rows
 
 
-def first_rows(made: StreamingGenerator, config: Config, done: Done) -> list[Row]:
+def first_rows(made: StreamingGenerator, config: Config, done: _Done) -> list[Row]:
     """From a prompt to the first decoded frames, all loaded and warm: the prompt encoded, a chunk made and decoded."""
     cold, *found = [timed(lambda: next(made.open(PROMPT, config.seed)), made.device) for _ in range(config.rounds + 1)]
     done("time to first frame")
@@ -167,7 +167,7 @@ def first_rows(made: StreamingGenerator, config: Config, done: Done) -> list[Row
 
 
 @torch.no_grad()
-def compile_rows(made: StreamingGenerator, config: Config, done: Done) -> list[Row]:
+def compile_rows(made: StreamingGenerator, config: Config, done: _Done) -> list[Row]:
     """The next chunk with a full window, eager and compiled, in turns; and how long it took until all was compiled."""
     mode = config.mode or ("reduce-overhead" if made.device.type == "cuda" else None)
     compiled = replace(made, generator=replace(made.generator, model=copy.deepcopy(made.generator.model)))
@@ -183,7 +183,7 @@ def compile_rows(made: StreamingGenerator, config: Config, done: Done) -> list[R
     return [row | {"difference": float((first - second).abs().max())}]
 
 
-PARTS = {
+STREAM_PARTS = {
     "position": position_rows,
     "recompute": recompute_rows,
     "batch": batch_rows,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-Work = Callable[[], object]
+Timed = Callable[[], object]
 
 
-def timed(work: Work, device: torch.device) -> float:
+def timed(work: Timed, device: torch.device) -> float:
     """Wall-clock seconds of one call, the device waited for before and after."""
     _wait(device)
     started = time.perf_counter()
@@ -19,7 +19,7 @@ def timed(work: Work, device: torch.device) -> float:
 
 
 def interleaved_timings(
-    works: Sequence[Work], rounds: int, device: torch.device, warm_up: int = 0
+    works: Sequence[Timed], rounds: int, device: torch.device, warm_up: int = 0
 ) -> list[list[float]]:
     """Seconds of every call: one list per work, of `rounds` numbers; every second round goes backwards.
 
@@ -33,7 +33,7 @@ def interleaved_timings(
     return [times[warm_up:] for times in found]
 
 
-def median_timings(works: Sequence[Work], rounds: int, device: torch.device, warm_up: int = 1) -> list[float]:
+def median_timings(works: Sequence[Timed], rounds: int, device: torch.device, warm_up: int = 1) -> list[float]:
     """The median seconds of each work."""
     return [statistics.median(times) for times in interleaved_timings(works, rounds, device, warm_up)]
 

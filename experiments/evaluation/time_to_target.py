@@ -19,7 +19,7 @@ from ..tables import NOTHING, Row
 Span = tuple[float, float]
 Times = tuple[tuple[tuple[float, bool], ...], ...]
 """Of S seeds the runs of each: when it reached the target or gave up, and whether it reached it."""
-RESAMPLES = 1000
+_RESAMPLES = 1000
 
 
 def first_at(curve: Iterable[Mapping[str, Any]], axis: str, target: float) -> Mapping[str, Any] | None:
@@ -51,7 +51,7 @@ def _divided(theirs: float, ours: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def resampled(times: Times, resamples: int = RESAMPLES) -> tuple[Span, ...]:
+def resampled(times: Times, resamples: int = _RESAMPLES) -> tuple[Span, ...]:
     """`span_of` the runs of S seeds drawn anew, [R]; the draws are the same wherever there are S seeds, so that two
     methods stay paired."""
     draws = np.random.default_rng(0).integers(len(times), size=(resamples, len(times)))

@@ -29,7 +29,7 @@ from ..stats import auc, calibration_error, tpr_at
 
 Recordings = Mapping[str, RecordedClips]
 """What `ClipDataset.filmed` gives."""
-MARGIN = 0.2
+_MARGIN = 0.2
 """Of a payoff, below which two generators count as alike: more than twice the standard error of the difference of two
 independent rates of 64 streams each, .09 at most."""
 
@@ -85,7 +85,7 @@ def standing(league: League) -> dict[str, Any]:
         "ratings": {name: [one.mu, one.sigma] for name, one in rated(league.payoffs, ["generator-0"]).items()},
         "roles": {name: league.members[name].role for name in (*rows, *columns)},
         "contested": contested(own),
-        "intransitive": intransitive(own, MARGIN),
+        "intransitive": intransitive(own, _MARGIN),
         "pairs": comb(own.shape[0], 2) * comb(own.shape[1], 2),
         "games": min(league.payoffs.games.values()),
     }

@@ -12,10 +12,10 @@ from ..tables import Row, rows_of
 from .dataset import SEEN, UNSEEN
 from .rows import START
 from .runs import VARIANTS
-from .tables import LABELS
+from .tables import VARIANT_LABELS
 
-CELL, MARGIN, TOP = 34, 110, 96
-FPS = 8.0
+CELL, _MARGIN, _TOP = 34, 110, 96
+_FPS = 8.0
 DARK, LIGHT = (33, 102, 172), (178, 24, 43)
 
 
@@ -26,16 +26,16 @@ def payoffs_svg(rows: Sequence[Row]) -> str:
     first = next((row for row in cells if row["arm"] == "league"), cells[0])
     cells = [row for row in cells if (row["arm"], row["seed"]) == (first["arm"], first["seed"])]
     names, columns = (list(dict.fromkeys(row[side] for row in cells)) for side in ("generator", "detector"))
-    width, height = MARGIN + CELL * len(columns) + 20, TOP + CELL * len(names) + 12
+    width, height = _MARGIN + CELL * len(columns) + 20, _TOP + CELL * len(names) + 12
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">', style_svg()]
     for place, name in enumerate(columns):
-        x = MARGIN + CELL * place + CELL / 2
-        parts.append(f'<text transform="translate({x + 4:.0f} {TOP - 6}) rotate(-60)">{escape(name)}</text>')
+        x = _MARGIN + CELL * place + CELL / 2
+        parts.append(f'<text transform="translate({x + 4:.0f} {_TOP - 6}) rotate(-60)">{escape(name)}</text>')
     for place, name in enumerate(names):
-        y = TOP + CELL * place + CELL / 2 + 4
-        parts.append(f'<text text-anchor="end" x="{MARGIN - 6}" y="{y:.0f}">{escape(name)}</text>')
+        y = _TOP + CELL * place + CELL / 2 + 4
+        parts.append(f'<text text-anchor="end" x="{_MARGIN - 6}" y="{y:.0f}">{escape(name)}</text>')
     for row in cells:
-        x, y = MARGIN + CELL * columns.index(row["detector"]), TOP + CELL * names.index(row["generator"])
+        x, y = _MARGIN + CELL * columns.index(row["detector"]), _TOP + CELL * names.index(row["generator"])
         colour, ink = _shade(row["payoff"])
         told = f"{row['generator']} against {row['detector']}: {row['payoff']:.2f}"
         box = f'<rect x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" style="fill: {colour}">'
@@ -51,9 +51,9 @@ def auc_svg(rows: Sequence[Row]) -> str:
     charts = []
     arms = [START, *(arm for arm in VARIANTS if any(row["arm"] == arm for row in rows_of({"rows": rows}, "family")))]
     for families, title in ((UNSEEN, "families that no league learns from"), (SEEN, "families seen in training")):
-        lines = [Line(LABELS[arm], _curve(rows, arm, families), place) for place, arm in enumerate(arms)]
+        lines = [Line(VARIANT_LABELS[arm], _curve(rows, arm, families), place) for place, arm in enumerate(arms)]
         charts.append(line_chart(lines, f"AUC, {title}", "chunks seen", baseline=0.5))
-    return stacked_svg(charts, [LABELS[arm] for arm in arms])
+    return stacked_svg(charts, [VARIANT_LABELS[arm] for arm in arms])
 
 
 def clips_webp(groups: Mapping[str, Mapping[str, Tensor]]) -> bytes:
@@ -62,7 +62,7 @@ def clips_webp(groups: Mapping[str, Mapping[str, Tensor]]) -> bytes:
     columns = [first, *(group["end"] for group in groups.values())]
     heads = ["shipped student", *(VARIANTS[arm].label.split(":")[0] for arm in groups)]
     sheet = contact_sheet([[clip[place].numpy() for clip in columns] for place in range(len(first))], heads)
-    return animation(sheet, FPS, quality=80, made_by="generators of a self-play league")
+    return animation(sheet, _FPS, quality=80, made_by="generators of a self-play league")
 
 
 def _curve(rows: Sequence[Row], arm: str, families: Sequence[str]) -> tuple[tuple[float, float], ...]:

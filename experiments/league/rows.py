@@ -13,13 +13,13 @@ from ..stats import mean_interval, paired_difference
 from ..tables import Row
 from .dataset import SEEN, UNSEEN
 
-Runs = Sequence[Mapping[str, Any]]
+_Runs = Sequence[Mapping[str, Any]]
 """The results of one arm, one a seed."""
 START = "start"
 
 
 def all_rows(
-    found: Mapping[str, Runs], seeds: Sequence[int], cross: Sequence[Row], scorers: Mapping[str, Any]
+    found: Mapping[str, _Runs], seeds: Sequence[int], cross: Sequence[Row], scorers: Mapping[str, Any]
 ) -> list[Row]:
     """Rows of kind "detector", "generator" and "game" (means with intervals over seeds and families, detectors or
     prompts), "contrast", "family", "rating", "payoff", "run" and, as given, "across"."""
@@ -41,7 +41,7 @@ def all_rows(
     return [*rows, *cross]
 
 
-def _read(runs: Runs, side: str, end: str, read: Callable[[Any], Any]) -> NDArray[np.float64]:
+def _read(runs: _Runs, side: str, end: str, read: Callable[[Any], Any]) -> NDArray[np.float64]:
     """A number, or a row of them, of every run's report [S, ...]."""
     return np.array([read(run[side][end]) for run in runs], dtype=np.float64)
 
@@ -65,17 +65,17 @@ QUESTIONS: dict[str, tuple[str, str, Callable[[Any], Any], bool]] = {
 better."""
 
 
-def answers(question: str, runs: Runs, end: str) -> NDArray[np.float64]:
+def answers(question: str, runs: _Runs, end: str) -> NDArray[np.float64]:
     """[S, families, held-out detectors or prompts]."""
     _, side, read, _ = QUESTIONS[question]
     return _read(runs, side, end, read)
 
 
-def _means(runs: Runs, side: str, end: str, *keys: str) -> Row:
+def _means(runs: _Runs, side: str, end: str, *keys: str) -> Row:
     return {key: float(_read(runs, side, end, itemgetter(key)).mean()) for key in keys}
 
 
-def _detector_row(arm: str, runs: Runs, end: str) -> Row:
+def _detector_row(arm: str, runs: _Runs, end: str) -> Row:
     row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)}
     row |= mean_interval(answers("detector", runs, end)).cells("unseen")
     row["seen"] = float(_read(runs, "detectors", end, _whole(SEEN)).mean())
@@ -84,7 +84,7 @@ def _detector_row(arm: str, runs: Runs, end: str) -> Row:
     return row | _means(runs, "detectors", end, *keys)
 
 
-def _generator_row(arm: str, runs: Runs, end: str) -> Row:
+def _generator_row(arm: str, runs: _Runs, end: str) -> Row:
     row: Row = {"kind": "generator", "arm": arm, "seeds": len(runs)}
     row |= mean_interval(answers("fooled", runs, end)).cells("panel_auc")
     row |= mean_interval(answers("oracle", runs, end)).cells("total")
@@ -93,7 +93,7 @@ def _generator_row(arm: str, runs: Runs, end: str) -> Row:
     return row | _means(runs, "generators", end, "panel_wins", "diversity", "quality", "below_floor")
 
 
-def _game_row(arm: str, runs: Runs) -> Row:
+def _game_row(arm: str, runs: _Runs) -> Row:
     def mean(part: str, key: str) -> float:
         return float(np.mean([run[part][key] for run in runs]))
 
@@ -115,7 +115,7 @@ def _game_row(arm: str, runs: Runs) -> Row:
 FLIPPED = {"yes": "no", "no": "yes", "unclear": "unclear"}
 
 
-def _contrast(name: str, arm: str, against: str, ours: Runs, other_end: str, theirs: Runs) -> Row:
+def _contrast(name: str, arm: str, against: str, ours: _Runs, other_end: str, theirs: _Runs) -> Row:
     """The paired difference of one question's measure, and whether `arm` is better; of a single cell nobody can say."""
     difference = paired_difference(answers(name, ours, "end"), answers(name, theirs, other_end))
     verdict = difference.verdict if difference.low < difference.high else "unclear"
@@ -124,7 +124,7 @@ def _contrast(name: str, arm: str, against: str, ours: Runs, other_end: str, the
     return row | difference.cells("difference")
 
 
-def _family_rows(arm: str, runs: Runs, end: str) -> list[Row]:
+def _family_rows(arm: str, runs: _Runs, end: str) -> list[Row]:
     def row(name: str) -> Row:
         curve = _read(runs, "detectors", end, lambda report: report["auc"][name]).mean(0)
         tpr = float(_read(runs, "detectors", end, lambda report: report["tpr"][name]).mean())

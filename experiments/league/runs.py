@@ -27,15 +27,15 @@ from ...training.loop import fit
 from ..evaluate import Exam, examine
 from ..jobs import Job, Result
 from ..pretrain.footage import Footage, film
-from ..runs import plain
+from ..runs import grades_json
 from ..systems import as_system
 from .dataset import PANEL_SEES, SEEN, Budget, ClipDataset
 from .measure import Recordings, detector_of, detector_report, generator_report, responses, standing
 
 RULES = GameRules()
-SHOWN = 4
+_SHOWN = 4
 """Prompts whose clips are kept for pictures."""
-ALONE = (0.0, 1.0, 0.0)
+_ALONE = (0.0, 1.0, 0.0)
 """Everybody plays the newest."""
 
 
@@ -50,14 +50,14 @@ class Variant:
 
 VARIANTS = {
     "league": Variant("league: pools of past selves and exploiters", 4.0),
-    "newest": Variant("newest against newest", 3.0, {"mix": ALONE, "exploit_every": 0}),
-    "frozen-detector": Variant("frozen detector", 2.0, {"mix": ALONE, "exploit_every": 0, "learns": ("generator",)}),
-    "frozen-generator": Variant("frozen generator", 2.0, {"mix": ALONE, "exploit_every": 0, "learns": ("detector",)}),
+    "newest": Variant("newest against newest", 3.0, {"mix": _ALONE, "exploit_every": 0}),
+    "frozen-detector": Variant("frozen detector", 2.0, {"mix": _ALONE, "exploit_every": 0, "learns": ("generator",)}),
+    "frozen-generator": Variant("frozen generator", 2.0, {"mix": _ALONE, "exploit_every": 0, "learns": ("detector",)}),
 }
 
 
 @dataclass(frozen=True)
-class Task:
+class SelfPlayTask:
     """One job. kind: "panel", "scorers", or the variant of a league.   seed: of it.   stack, budget: of all jobs.
     folder: of their results, where clips and held-out detectors lie."""
 
@@ -95,14 +95,14 @@ class Task:
         return replace(config, **VARIANTS[self.kind].changes)
 
 
-def work(task: Footage | Task) -> Result:
+def work(task: Footage | SelfPlayTask) -> Result:
     """Do a task."""
     if isinstance(task, Footage):
         return film(task)
     return {"panel": panel, "scorers": scorers}.get(task.kind, league)(task)
 
 
-def panel(task: Task) -> Result:
+def panel(task: SelfPlayTask) -> Result:
     """A detector that nobody plays against: another network with another seed, on the fakes that leagues begin with and
     two families more."""
     real, fakes = task.clips.train("real")["real"], task.clips.train(*PANEL_SEES)
@@ -114,7 +114,7 @@ def panel(task: Task) -> Result:
 
 
 @torch.no_grad()
-def scorers(task: Task) -> Result:
+def scorers(task: SelfPlayTask) -> Result:
     """D3 and ReStraV fitted on the rival's features. JSON: `detector_report` of each, and of the rival as "start"."""
     stack = task.stack.load()
     clips = task.clips.train("real", *SEEN, most=task.budget.fakes)
@@ -130,7 +130,7 @@ def scorers(task: Task) -> Result:
     return {}, {name: detector_report(player, filmed, RULES) for name, player in players.items()}
 
 
-def league(task: Task) -> Result:
+def league(task: SelfPlayTask) -> Result:
     """Play a league and examine it. Tensors: the newest detector's weights, what the newest generator shows, clips of
     the exam before and after uint8 [shown, F, H, W, 3]; JSON: all that is measured."""
     stack, filmed, (played, told) = task.stack.load(), task.filmed(), play(task)
@@ -143,8 +143,8 @@ def league(task: Task) -> Result:
     generators, media = {}, {}
     for end, name in (("start", "generator-0"), ("end", newest["generator"])):
         grades = examine(as_system(stack, played.generator_named(name)), exam, task.seed, long=False)
-        generators[end] = generator_report(played, name, panel, filmed) | plain(grades)
-        some = (grades.video[:SHOWN, 0].clamp(0, 1) * 255).round().to(torch.uint8)
+        generators[end] = generator_report(played, name, panel, filmed) | grades_json(grades)
+        some = (grades.video[:_SHOWN, 0].clamp(0, 1) * 255).round().to(torch.uint8)
         media[end] = some.movedim(-3, -1).contiguous()
     shown = played.recorded(newest["generator"])
     groups = {
@@ -163,7 +163,7 @@ def league(task: Task) -> Result:
     return groups, result | told
 
 
-def play(task: Task) -> tuple[League, dict[str, Any]]:
+def play(task: SelfPlayTask) -> tuple[League, dict[str, Any]]:
     """All rounds of a league, going on where an interrupted run stopped, unless code, weights or settings are others
     now; and `seconds` and `log` of them."""
     budget, clips = task.budget, task.clips

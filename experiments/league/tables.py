@@ -10,7 +10,7 @@ from .dataset import SEEN
 from .rows import QUESTIONS, START
 from .runs import VARIANTS
 
-LABELS = {
+VARIANT_LABELS = {
     START: "before any round",
     "d3": "D3 on the shipped detector's features",
     "restrav": "ReStraV on the shipped detector's features",
@@ -37,7 +37,7 @@ def _paused(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
-    return LABELS[row["arm"]]
+    return VARIANT_LABELS[row["arm"]]
 
 
 DETECTOR_COLUMNS = (
@@ -84,14 +84,14 @@ GAME_COLUMNS = (
     Column("paused", "rounds for which one of the two paused", _paused),
     Column("sec.", "seconds of training and matches on one core", number("seconds", ",.0f")),
 )
-CONTRAST_COLUMNS = (
+_CONTRAST_COLUMNS = (
     Column("question", "", lambda row: QUESTIONS[row["question"]][0]),
     Column("arm", "", _label),
-    Column("against", "", lambda row: LABELS[row["against"]]),
+    Column("against", "", lambda row: VARIANT_LABELS[row["against"]]),
     Column("difference [95%]", "paired: same seeds, families, prompts and noise", _span("difference", "+.3f")),
     Column("better", "whether the arm is better: the interval lies on one side of 0", lambda row: row["better"]),
 )
-FAMILY_COLUMNS = (
+_FAMILY_COLUMNS = (
     Column("family", "what made the clips; the first two are learned from", lambda row: PART_LABELS[row["family"]]),
     Column("detector of", "", _label),
     *(Column(f"{k}", f"AUC after {k} of 4 chunks", number(f"auc_{k}", ".3f")) for k in range(1, 5)),
@@ -105,8 +105,8 @@ RATING_COLUMNS = (
     Column("rating", "openskill's mu; the first generator stays at 25", number("mu", ".1f")),
     Column("unsure", "openskill's sigma", number("sigma", ".1f")),
 )
-FEW = (*CONTRAST_COLUMNS[-2:], *FAMILY_COLUMNS[2:3], *RATING_COLUMNS)
-COLUMNS = (*DETECTOR_COLUMNS, *GENERATOR_COLUMNS, *GAME_COLUMNS, *FEW)
+_FEW = (*_CONTRAST_COLUMNS[-2:], *_FAMILY_COLUMNS[2:3], *RATING_COLUMNS)
+COLUMNS = (*DETECTOR_COLUMNS, *GENERATOR_COLUMNS, *GAME_COLUMNS, *_FEW)
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -120,8 +120,8 @@ def report(rows: Sequence[Row]) -> str:
         ("**Generators**", GENERATOR_COLUMNS, of("generator")),
         ("**The games**", GAME_COLUMNS, of("game")),
         (ACROSS, *_across(of("across"))),
-        ("**Differences**", CONTRAST_COLUMNS, of("contrast")),
-        ("**AUC after so many chunks**", FAMILY_COLUMNS, families),
+        ("**Differences**", _CONTRAST_COLUMNS, of("contrast")),
+        ("**AUC after so many chunks**", _FAMILY_COLUMNS, families),
         ("**Ratings**, a league of one seed", RATING_COLUMNS, sorted(ratings, key=lambda row: -row["mu"])),
     )
     said = "\n".join(f"- {line}" for line in sentences(rows))
@@ -145,7 +145,7 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             label = QUESTIONS[row["question"]][0]
             said = {"yes": "better than", "no": "worse than", "unclear": "not told apart from"}[row["better"]]
             lines.append(
-                f"{label[0].upper()}{label[1:]}: the league is {said} {LABELS[row['against']]} "
+                f"{label[0].upper()}{label[1:]}: the league is {said} {VARIANT_LABELS[row['against']]} "
                 f"({row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}])."
             )
     return lines
@@ -154,7 +154,9 @@ def sentences(rows: Sequence[Row]) -> list[str]:
 def _across(rows: Sequence[Row]) -> tuple[list[Column], list[Row]]:
     """A line for every generator, a column for every detector."""
     columns = [Column("generator of", "", _label)]
-    columns += [Column(LABELS[name], "", number(name, ".3f")) for name in dict.fromkeys(r["detector_of"] for r in rows)]
+    columns += [
+        Column(VARIANT_LABELS[name], "", number(name, ".3f")) for name in dict.fromkeys(r["detector_of"] for r in rows)
+    ]
     lines: dict[str, Row] = {}
     for row in rows:
         lines.setdefault(row["generator_of"], {"arm": row["generator_of"]})[row["detector_of"]] = row["payoff"]

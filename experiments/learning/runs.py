@@ -28,12 +28,12 @@ from .detecting import Act
 
 Build = Callable[[Any], Act]
 """From the environment of the exam to what acts in it."""
-WIDTH = 64
+_WIDTH = 64
 """Rows of the search for a fixed setting, and of StreamDetect's exam."""
 
 
 @dataclass(frozen=True)
-class Budget:
+class AgentBudget:
     """How much of everything."""
 
     exam: Exam = field(default_factory=lambda: Exam(prompts=64, clips=2, long_prompts=0))
@@ -55,7 +55,7 @@ class AgentTask:
     row: str
     env: str
     seed: int
-    budget: Budget
+    budget: AgentBudget
     stack: StackSpec
 
     @property
@@ -75,9 +75,9 @@ class AgentTask:
 def work(task: AgentTask) -> Result:
     """Do a task: the weights of an agent, and per prompt or clip what the exam found, with the curve of a training."""
     started = time.perf_counter()
-    baseline = BASELINES[task.env].get(task.row)
+    baseline = FIXED_POLICIES[task.env].get(task.row)
     if baseline:
-        exam = evaluated(task, lambda env: baseline(task, env), "test")
+        exam = _evaluated(task, lambda env: baseline(task, env), "test")
         return {}, {"exam": exam, "curve": [], "seconds": time.perf_counter() - started}
     groups, result = trained(task)
     return groups, result | {"seconds": time.perf_counter() - started}
@@ -90,25 +90,27 @@ def trained(task: AgentTask) -> Result:
     curve: list[dict[str, float]] = []
 
     def note(agent: Agent, done: int) -> None:
-        earned = evaluated(task, lambda env: agent.act, "validation")["reward"]
+        earned = _evaluated(task, lambda env: agent.act, "validation")["reward"]
         curve.append({"steps": done, "reward": sum(earned) / len(earned)})
 
     vector = task.make(recipe.streams, autoreset_mode=library.AUTORESET, **recipe.env)
     every = max(1, steps // task.budget.points)
     agent = library.learn(recipe, vector, task.seed, steps=steps, call=note, every=every)
-    exam = evaluated(task, lambda env: agent.act, "test")
+    exam = _evaluated(task, lambda env: agent.act, "test")
     return {"policy": agent.tensors()}, {"exam": exam, "curve": curve, "steps": steps}
 
 
-def evaluated(task: AgentTask, build: Build, split: str) -> dict[str, list[float]]:
+def _evaluated(task: AgentTask, build: Build, split: str) -> dict[str, list[float]]:
     """The exam on "test", or its small sister on "validation"."""
     test, budget = split == "test", task.budget
     if task.env == STEER:
         exam = budget.exam if test else budget.validation
         env = task.exam_env(exam.prompts * exam.clips, split=split, chunks=exam.chunks)
-        return steering.evaluated(env, build(env), exam, SeedDomain.TESTS + task.seed if test else SeedDomain.TESTS - 1)
+        return steering.evaluated_steering(
+            env, build(env), exam, SeedDomain.TESTS + task.seed if test else SeedDomain.TESTS - 1
+        )
     clips, families = (budget.clips, {"families": tuple(FAKES)}) if test else (budget.clips // 4, {})
-    env = task.exam_env(min(WIDTH, clips), split=split, clips=clips, **families)
+    env = task.exam_env(min(_WIDTH, clips), split=split, clips=clips, **families)
     return detecting.evaluated(env, build(env))
 
 
@@ -132,7 +134,7 @@ def fixed_steering(task: AgentTask, env: Any) -> Act:
 def _searched(task: AgentTask) -> Tensor:
     """One search serves all seeds that a worker examines."""
     steps = task.budget.steps or max(recipe.steps for (_, env), recipe in AGENT_RECIPES.items() if env == STEER)
-    rows = min(WIDTH, max(1, steps // (steering.HALVING * task.budget.exam.chunks)))
+    rows = min(_WIDTH, max(1, steps // (steering.HALVING * task.budget.exam.chunks)))
     return steering.best_fixed(task.make(rows), steps, seed=0)
 
 
@@ -153,7 +155,7 @@ def random_verdicts(task: AgentTask, env: Any) -> Act:
 def fixed_verdict(task: AgentTask, env: Any) -> Act:
     """The moment and the verdict that earned most on the training bank when always taken."""
     options = AGENT_RECIPES["sb3-ppo", DETECT].env
-    bank = task.exam_env(min(WIDTH, options["clips"]), **options)
+    bank = task.exam_env(min(_WIDTH, options["clips"]), **options)
     rules = [(moment, verdict) for moment in range(bank.chunks) for verdict in (REAL, FAKE)]
     best = max(rules, key=lambda one: sum(detecting.evaluated(bank, detecting.rule(bank, *one))["reward"]))
     return detecting.rule(env, *best)
@@ -169,7 +171,7 @@ def constant(action: Tensor) -> Act:
     return lambda seen: action.expand(len(seen), -1)
 
 
-BASELINES: dict[str, dict[str, Callable[[AgentTask, Any], Act]]] = {
+FIXED_POLICIES: dict[str, dict[str, Callable[[AgentTask, Any], Act]]] = {
     STEER: {
         "unsteered": unsteered,
         "random": random_steering,

@@ -12,7 +12,7 @@ from ..plots import Line, line_chart, stacked_svg
 from ..stats import exam_scores, mean_interval, paired_difference
 from ..tables import Column, Row, interval, markdown_table, number
 
-LABELS = {
+AGENT_LABELS = {
     "unsteered": "as it ships",
     "random": "random",
     "fixed": "best fixed setting",
@@ -23,24 +23,24 @@ LABELS = {
     "sb3-sac": "SB3 SAC",
     "tianshou-ppo": "Tianshou PPO",
 }
-MEANS = {
+_MEANS = {
     STEER: ("reward", "quality", "passes", "total", "VQ", "MQ", "TA", "physics"),
     DETECT: ("reward", "right", "chunks"),
 }
 AGAINST = {STEER: ("fixed", "unsteered", "planner"), DETECT: ("fixed", "random")}
 """What each agent is compared with; the first is declared beforehand."""
-Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+_Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 """By environment and row, the results of every seed."""
 
 
-def table_rows(found: Results, seeds: Sequence[int]) -> list[Row]:
+def agent_rows(found: _Results, seeds: Sequence[int]) -> list[Row]:
     """Rows of kind "row" (means with intervals), "contrast", "run" (one seed) and "curve" (one point)."""
     rows = [_mean_row(env, name, results) for (env, name), results in found.items()]
     learners = [(env, name) for env, name in found if name in AGENTS]
     rows += [_contrast(found, env, name, other) for env, name in learners for other in AGAINST[env]]
     for (env, name), results in found.items():
         for seed, result in zip(seeds, results, strict=False):
-            means = {key: float(np.mean(result["exam"][key])) for key in MEANS[env]}
+            means = {key: float(np.mean(result["exam"][key])) for key in _MEANS[env]}
             rows.append({"kind": "run", "env": env, "row": name, "seed": seed, **means, "seconds": result["seconds"]})
             points = ({"kind": "curve", "env": env, "row": name, "seed": seed, **point} for point in result["curve"])
             rows.extend(points)
@@ -49,7 +49,7 @@ def table_rows(found: Results, seeds: Sequence[int]) -> list[Row]:
 
 def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
     row: Row = {"kind": "row", "env": env, "row": name, "seeds": len(results)}
-    row |= {key: float(exam_scores(results, key).mean()) for key in MEANS[env]}
+    row |= {key: float(exam_scores(results, key).mean()) for key in _MEANS[env]}
     row |= mean_interval(exam_scores(results, "reward")).cells("reward", "")
     if env == DETECT:
         family = exam_scores(results, "family")
@@ -59,7 +59,7 @@ def _mean_row(env: str, name: str, results: Sequence[Mapping[str, Any]]) -> Row:
     return row | {"steps": results[0].get("steps"), "seconds": seconds}
 
 
-def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
+def _contrast(found: _Results, env: str, ours: str, theirs: str) -> Row:
     a, b = (found[env, name] for name in (ours, theirs))
     row: Row = {"kind": "contrast", "env": env, "row": ours, "against": theirs}
     row |= {"declared": theirs == AGAINST[env][0], "seeds": min(len(a), len(b))}
@@ -70,11 +70,13 @@ def _contrast(found: Results, env: str, ours: str, theirs: str) -> Row:
 
 
 def _against(row: Row) -> str:
-    return f"{LABELS[row['row']]} - {LABELS[row['against']].split(':')[0]}" + (" *" if row["declared"] else "")
+    return f"{AGENT_LABELS[row['row']]} - {AGENT_LABELS[row['against']].split(':')[0]}" + (
+        " *" if row["declared"] else ""
+    )
 
 
 STEER_COLUMNS = (
-    Column("who steers", "", lambda row: LABELS[row["row"]]),
+    Column("who steers", "", lambda row: AGENT_LABELS[row["row"]]),
     Column(
         "return of a clip [95%]",
         "the mean over chunks of the reward's z-score, the price of network passes paid; higher is better",
@@ -91,7 +93,7 @@ STEER_COLUMNS = (
     Column("sec.", "training and exam on one core", number("seconds", ",.0f")),
 )
 DETECT_COLUMNS = (
-    Column("who judges", "", lambda row: LABELS[row["row"]]),
+    Column("who judges", "", lambda row: AGENT_LABELS[row["row"]]),
     Column("return of an episode [95%]", "verdict and waiting; higher is better", interval("reward", "+.3f")),
     Column("right", "share of clips with the right verdict", number("right", ".3f")),
     Column("false alarms", "share of real clips called fake", number("false_alarms", ".3f")),
@@ -125,7 +127,7 @@ def report(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def curves_svg(rows: Sequence[Row], env: str) -> str:
+def agent_curves_svg(rows: Sequence[Row], env: str) -> str:
     """The learning curves of an environment: validation return against steps, a thick line for the mean of the seeds,
     thin ones for each."""
     points = [row for row in rows if row["kind"] == "curve" and row["env"] == env]
@@ -139,5 +141,5 @@ def curves_svg(rows: Sequence[Row], env: str) -> str:
         lines += [Line(f"seed {seed}", tuple(run), colour, faint=True) for seed, run in runs.items()]
         columns = zip(*runs.values(), strict=False)
         mean = tuple((float(np.mean([x for x, _ in at])), float(np.mean([y for _, y in at]))) for at in columns)
-        lines.append(Line(LABELS[name], mean, colour))
-    return stacked_svg([line_chart(lines, env, "steps")], [LABELS[name] for name in names])
+        lines.append(Line(AGENT_LABELS[name], mean, colour))
+    return stacked_svg([line_chart(lines, env, "steps")], [AGENT_LABELS[name] for name in names])

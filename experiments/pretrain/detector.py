@@ -24,10 +24,10 @@ from ...models.tiny import FRAMES_PER_CHUNK
 from ...training.learner import LearnerConfig
 from ...training.regression import Schedule
 from .detector_measure import mixed, quality_of, trajectory_quality
-from .footage import FAMILIES, REAL, footage
+from .footage import FOOTAGE_FAMILIES, REAL_FOOTAGE, footage
 from .loop import Made, train
 
-AT_ONCE = 64
+_AT_ONCE = 64
 STRONG = {"student": 0.35, "student-2": 0.15, "student-1": 0.1, "teacher": 0.1, "scripted": 0.3}
 WEAK = {"student": 0.5, "scripted": 0.5}
 LENGTH = Schedule(steps=500, batch=32, learning_rate=2e-3, ema=0.98, checkpoint_every=50)
@@ -67,11 +67,11 @@ class DetectorRecipe:
     def learned(self) -> dict[str, int]:
         """Clips of every family to learn from."""
         few = {"teacher": self.slow, "student-2": self.made // 2, "student-1": self.made // 2}
-        return {REAL: self.real, **{name: few.get(name, self.made) for name in self.weights}}
+        return {REAL_FOOTAGE: self.real, **{name: few.get(name, self.made) for name in self.weights}}
 
     def examined(self, real: int, families: Iterable[str]) -> dict[str, int]:
         """Clips of every family to be held against real ones."""
-        return {REAL: real, **{name: self.slow if name == "teacher" else self.judged for name in families}}
+        return {REAL_FOOTAGE: real, **{name: self.slow if name == "teacher" else self.judged for name in families}}
 
     def train(self, name: str, stack: Stack, out: Path) -> Made:
         """Train, calibrate on validation clips, measure on test clips; the clips are kept in `out`."""
@@ -85,7 +85,7 @@ class DetectorRecipe:
         torch.manual_seed(seed)
         fakes = FakePool({family: learned[family] for family in self.weights})
         detector = ClipDetector(size=SIDE // self.pool)
-        trainer = Detection(self.detection(), detector, drawn(learned[REAL]), fakes, FRAMES_PER_CHUNK)
+        trainer = Detection(self.detection(), detector, drawn(learned[REAL_FOOTAGE]), fakes, FRAMES_PER_CHUNK)
         trainer.weights = self.weights
         train(name, trainer, self.schedule, out)
         trained = trainer.learner.averaged().eval()
@@ -94,15 +94,15 @@ class DetectorRecipe:
             found = clips(self.examined(real, families), split)
             return {family: filmed(video, self.camera, self.pool, seed) for family, video in found.items()}
 
-        known, new = films("validation", self.calibrated, self.weights), films("test", self.measured, FAMILIES)
-        calibration = Calibration.fit(*mixed(judged(trained, known), self.weights))
-        quality = quality_of(judged(trained, new), calibration, self.weights)
+        known, new = films("validation", self.calibrated, self.weights), films("test", self.measured, FOOTAGE_FAMILIES)
+        calibration = Calibration.fit(*mixed(_judged(trained, known), self.weights))
+        quality = quality_of(_judged(trained, new), calibration, self.weights)
         quality |= trajectory_quality(trained.features, known, new)
         reads = {"camera": self.camera, "pool": self.pool, "chunk": FRAMES_PER_CHUNK, "fps": FPS}
         return Made(trained, {**quality, "seconds": trainer.counts.seconds}, {**reads, **calibration.to_manifest()})
 
 
-RECIPES = {
+DETECTOR_RECIPES = {
     "detector": DetectorRecipe(),
     "rival": DetectorRecipe(camera="night", weights=dict(WEAK), schedule=replace(LENGTH, steps=600)),
 }
@@ -115,9 +115,11 @@ def filmed(video: Tensor, camera: str, pool: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def judged(detector: ClipDetector, films: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _judged(detector: ClipDetector, films: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Logits [M, n] after every chunk of films [M, F, 3, h, w], by family."""
     return {
-        family: torch.cat([detector(part) for part in film.split(AT_ONCE)])[:, FRAMES_PER_CHUNK - 1 :: FRAMES_PER_CHUNK]
+        family: torch.cat([detector(part) for part in film.split(_AT_ONCE)])[
+            :, FRAMES_PER_CHUNK - 1 :: FRAMES_PER_CHUNK
+        ]
         for family, film in films.items()
     }

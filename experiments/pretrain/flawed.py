@@ -25,7 +25,7 @@ WRONG = 0.2
 """Share of flawed windows whose prompt has a wrong word."""
 READINGS = 4
 """Prompts with other words that each window is read by, beside its own."""
-LEAST = 0.05
+_LEAST = 0.05
 """Strength of the weakest flaw."""
 KNOWN = 0.7
 """Alignment above which the words of the true prompt hold."""
@@ -94,7 +94,7 @@ class FlawedClips:
 
         def strength(often: float = 1.0) -> Tensor:
             hit = (torch.rand(len(clean), generator=generator) < often * self.rate) & ~clean
-            return hit * (LEAST + (1 - LEAST) * torch.rand(len(clean), generator=generator).square())
+            return hit * (_LEAST + (1 - _LEAST) * torch.rand(len(clean), generator=generator).square())
 
         for flaw, axes in self.scene_flaws:
             amount = strength(MOTION if flaw in (wrong_pace, wobble, stumble) else 1.0)

@@ -111,7 +111,7 @@ def exposure(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Gen
     return (video * wide(2.5 ** (either(strength, generator) * strength))).clamp(0, 1)
 
 
-def cast(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+def _cast(scene: Scene, video: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """A colour cast, which takes light from some channels, or grey in place of colour."""
     tint = 1 - 0.8 * torch.rand(len(strength), 1, 3, 1, 1, generator=generator)
     grey = video.mean(dim=2, keepdim=True).expand_as(video)
@@ -124,5 +124,5 @@ PIXEL_FLAWS: dict[str, tuple[Callable[[Scene, Tensor, Tensor, torch.Generator], 
     "soft": (soft, (0,)),
     "blotches": (blotches, (0,)),
     "exposure": (exposure, (0, 2)),
-    "cast": (cast, (0, 2)),
+    "cast": (_cast, (0, 2)),
 }

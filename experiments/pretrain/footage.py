@@ -24,17 +24,17 @@ from ...noise import stream_keys
 from ..jobs import Job, Result, run_jobs
 from ..systems import reference
 
-REAL = "real"
+REAL_FOOTAGE = "real"
 STUDENTS = {"student": STEPS, "student-2": 2, "student-1": 1}
 """The shipped student by its number of denoising steps."""
 LEARNED = (*STUDENTS, "teacher", "scripted")
 """Families of made clips that a detector may learn from."""
-FAMILIES = (*LEARNED, *HELD_OUT)
-SPLITS = ("train", "validation", "test")
+FOOTAGE_FAMILIES = (*LEARNED, *HELD_OUT)
+_SPLITS = ("train", "validation", "test")
 PART = 256
 """Clips of one job."""
-AT_ONCE = 32
-FEW = 4
+_AT_ONCE = 32
+_FEW = 4
 """Clips that go through the codec together: what fits into a processor's cache is done sooner."""
 
 
@@ -77,7 +77,7 @@ def clip_jobs(wanted: Mapping[str, int], split: str, seed: int, stack: StackSpec
 def film(config: Footage) -> Result:
     """Make clips. Of a held-out family those that show nothing are left out, so that there may be fewer."""
     stack = config.stack.load()
-    seed = (config.seed * len(SPLITS) + SPLITS.index(config.split)) * 1000 + config.part
+    seed = (config.seed * len(_SPLITS) + _SPLITS.index(config.split)) * 1000 + config.part
     scripts = sample_scripts(config.count, split=config.split, seed=seed, grammar=GRAMMARS[stack.grammar])
     video = clips_of(stack, config.family, scripts, seed, visible=True)
     return {"clips": {"video": (video.clamp(0, 1) * 255).round().to(torch.uint8)}}, {}
@@ -92,16 +92,16 @@ def clips_of(stack: Stack, family: str, scripts: Sequence[Script], seed: int, *,
         return generate(stack.with_parts(generator=replace(stack.generator, sigmas=sigmas)), scripts, CHUNKS, seed)
     if family == "teacher":
         clauses, keys = [chunk_clauses(script, CHUNKS) for script in scripts], stream_keys(seed, len(scripts))
-        rows = torch.arange(len(scripts)).split(AT_ONCE)
+        rows = torch.arange(len(scripts)).split(_AT_ONCE)
         return torch.cat([reference(stack, "teacher")([clauses[r] for r in at.tolist()], keys[at]) for at in rows])
     scene, _ = scenes(list(scripts), seed)
     video = render(scene)
-    if family != REAL:
+    if family != REAL_FOOTAGE:
         names = SHOWN if family == "scripted" else (family,)
         fake, _ = scripted(scene, video, names, STRENGTH, torch.Generator().manual_seed(seed))
         shows = (fake - video).abs().flatten(1).amax(1) >= VISIBLE
         video = fake[shows] if visible else fake
-    return torch.cat([coded(few, stack.codec) for few in video.split(FEW)])
+    return torch.cat([coded(few, stack.codec) for few in video.split(_FEW)])
 
 
 def job_names(wanted: Mapping[str, int], split: str) -> list[str]:

@@ -12,7 +12,7 @@ from ...models.codec import Codec
 from ...models.prompts import WordEncoder
 from ...models.tiny import FRAMES_PER_CHUNK
 
-AXES = ("VQ", "MQ", "TA", "physics", "total")
+_AXES = ("VQ", "MQ", "TA", "physics", "total")
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def fraction(video: Tensor, clips: WorldClips) -> dict[str, float]:
     """Oracle means of `video`, made for the prompts of `clips`, and its total as a fraction of theirs."""
     truth = judge(clips.frames(torch.arange(len(clips.clauses))), clips.clauses, FRAMES_PER_CHUNK)
     scores = judge(video, clips.clauses, FRAMES_PER_CHUNK)
-    means = {axis: float(getattr(scores, axis).mean()) for axis in AXES}
+    means = {axis: float(getattr(scores, axis).mean()) for axis in _AXES}
     return {**means, "truth": float(truth.total.mean()), "fraction": means["total"] / float(truth.total.mean())}
 
 

@@ -15,13 +15,13 @@ from ...rewards.windows import TINY
 from ...training.regression import Schedule
 from .loop import Made, pretrain
 from .pairs_accuracy import agreement, table
-from .pairs_data import GROUPS, Pairs, Split, load_pairs, read_table, split_pairs, word_encoder
+from .pairs_data import PAIR_GROUPS, Pairs, Split, encoder_of_prompts, load_pairs, read_table, split_pairs
 
 WINDOW = TINY.window_frames
 """Frames that are scored at once."""
 MOST_WINDOWS = 8
 """Windows whose mean a video's score is, at most."""
-BATCH = 64
+_BATCH = 64
 """Windows scored in one pass."""
 
 
@@ -57,19 +57,19 @@ class PairsRecipe:
         sha256 = sha256_file(pairs_csv)
         pairs = load_pairs(pairs_csv, rows, self.fps, self.size)
         split = split_pairs(pairs.places, self.validation, seed)
-        encoder, train = word_encoder(pairs.prompts), torch.tensor(split.train)
+        encoder, train = encoder_of_prompts(pairs.prompts), torch.tensor(split.train)
 
         def loss(model: TinyReward, generator: torch.Generator, share: slice) -> Tensor:
             drawn = train[torch.randint(len(train), (self.schedule.batch,), generator=generator)]
             starts = torch.rand(len(drawn), 2, generator=generator)
-            return pair_loss(model, encoder, pairs, drawn[share], starts[share])
+            return _pair_loss(model, encoder, pairs, drawn[share], starts[share])
 
         torch.manual_seed(seed)
         data = {"pairs": sha256, "fps": self.fps, "size": self.size, "validation": self.validation}
         model, seconds = pretrain("reward", TinyReward(encoder.dim), loss, self.schedule, out, data=data)
         model.eval()
         model.calibrate(look_windows(model, encoder, pairs.videos, list(dict.fromkeys(looks(pairs, split.train))))[0])
-        quality = measure(model, encoder, pairs, split.validation)
+        quality = _measure(model, encoder, pairs, split.validation)
         return Made(model, {**quality, "seconds": seconds}, self._reads(pairs, split, encoder, sha256))
 
     def _reads(self, pairs: Pairs, split: Split, encoder: WordEncoder, sha256: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class PairsRecipe:
         }
 
 
-def pair_loss(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Tensor, starts: Tensor) -> Tensor:
+def _pair_loss(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Tensor, starts: Tensor) -> Tensor:
     """Mean Bradley-Terry loss of pairs `rows` [B] over all their judgements; starts [B, 2] in [0, 1): where in each
     video its window lies."""
     videos, prompts = pairs.places[rows].flatten().tolist(), [pairs.prompts[row] for row in rows.tolist()]
@@ -119,24 +119,24 @@ def window_starts(frames: int) -> list[int]:
     return [round(place * last / max(1, count - 1)) for place in range(count)]
 
 
-Look = tuple[int, str]
+_Look = tuple[int, str]
 """A video's place, and the prompt it is scored under."""
 
 
-def looks(pairs: Pairs, rows: Sequence[int]) -> list[Look]:
+def looks(pairs: Pairs, rows: Sequence[int]) -> list[_Look]:
     """First and second video of each of N pairs under its prompt: 2 N."""
     return [(video, pairs.prompts[row]) for row in rows for video in pairs.places[row].tolist()]
 
 
 @torch.no_grad()
 def look_windows(
-    model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[Look]
+    model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[_Look]
 ) -> tuple[Tensor, Tensor]:
     """Raw scores [P, A] of all windows of K videos under their prompts, and whose each is: int64 [P] in 0..K-1."""
     parts = [(place, start) for place, look in enumerate(wanted) for start in window_starts(len(videos[look[0]]))]
     found = []
-    for first in range(0, len(parts), BATCH):
-        batch = parts[first : first + BATCH]
+    for first in range(0, len(parts), _BATCH):
+        batch = parts[first : first + _BATCH]
         windows = [videos[wanted[place][0]][start : start + WINDOW] for place, start in batch]
         embeds = encoder.encode([wanted[place][1] for place, _ in batch])
         found.append(score_windows(model, windows, embeds))
@@ -144,14 +144,14 @@ def look_windows(
     return scores, torch.tensor([place for place, _ in parts], dtype=torch.long)
 
 
-def score_looks(model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[Look]) -> Tensor:
+def score_looks(model: TinyReward, encoder: WordEncoder, videos: Sequence[Tensor], wanted: Sequence[_Look]) -> Tensor:
     """Raw scores [K, A] of K videos under their prompts: the mean over a video's windows."""
     scores, places = look_windows(model, encoder, videos, wanted)
     total = torch.zeros(len(wanted), len(REWARD_AXES)).index_add_(0, places, scores)
     return total / torch.bincount(places, minlength=len(wanted))[:, None]
 
 
-def measure(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Sequence[int]) -> dict[str, float]:
+def _measure(model: TinyReward, encoder: WordEncoder, pairs: Pairs, rows: Sequence[int]) -> dict[str, float]:
     """Agreement with the judgements on pairs `rows`, every figure named by its axis; thresholds are of raw scores."""
     wanted = looks(pairs, rows)
     distinct = {look: place for place, look in enumerate(dict.fromkeys(wanted))}
@@ -176,6 +176,6 @@ def summary(made: Made) -> str:
     if made.reads["split"] == "videos":
         lines.append("measured on pairs of videos that training never saw (split by videos):")
     else:
-        lines.append(f"measured on pairs whose videos training may have seen (split by pairs: fewer than {GROUPS} "
+        lines.append(f"measured on pairs whose videos training may have seen (split by pairs: fewer than {PAIR_GROUPS} "
                      "groups of pairs share no video), so the figures flatter:")  # fmt: skip
     return "\n".join([*lines, table(made.quality, REWARD_AXES)])

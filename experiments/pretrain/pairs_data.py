@@ -19,14 +19,14 @@ from ...video import VideoError, read_video
 
 PATHS = ("path_A", "path_B")
 COLUMNS = (*PATHS, "prompt", *REWARD_AXES)
-LABELS = {"A": 1, "B": -1, "same": 0}
+_LABELS = {"A": 1, "B": -1, "same": 0}
 UNJUDGED = ("", "invalid")
-GROUPS = 5
+PAIR_GROUPS = 5
 """Fewer groups of pairs than this, and the split is one of pairs."""
 
 
 @dataclass(frozen=True)
-class Row:
+class _Row:
     """One line of the table. labels: per axis 1 (A is better), -1 (B is), 0 (same) or None (not judged)."""
 
     number: int
@@ -59,7 +59,7 @@ class Split:
     kind: str
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[_Row]:
     """The rows with a judgement on any axis; video paths count from the table's folder.
 
     ValueError, naming row (the header is row 1) and column, for whatever is not as it should be.
@@ -84,7 +84,7 @@ def read_table(path: Path) -> list[Row]:
     return usable
 
 
-def _row(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> Row:
+def _row(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> _Row:
     where = f"{path} row {number}"
     if len(cells) > len(header):
         raise ValueError(f"{where}: {len(cells)} cells under {len(header)} columns; put a prompt with commas in quotes")
@@ -96,10 +96,10 @@ def _row(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -
     if first == second:
         raise ValueError(f"{where}: path_A and path_B are the same video, {values['path_A']}")
     for name in REWARD_AXES:
-        if values.get(name, "") not in (*LABELS, *UNJUDGED):
+        if values.get(name, "") not in (*_LABELS, *UNJUDGED):
             raise ValueError(f"{where}: {values[name]!r} under {name}; use A, B, same, invalid or nothing")
-    labels = tuple(LABELS.get(values.get(name, "")) for name in REWARD_AXES)
-    return Row(number, (first, second), values.get("prompt", ""), labels)
+    labels = tuple(_LABELS.get(values.get(name, "")) for name in REWARD_AXES)
+    return _Row(number, (first, second), values.get("prompt", ""), labels)
 
 
 def load_frames(path: Path, fps: float, size: int) -> Tensor:
@@ -112,7 +112,7 @@ def load_frames(path: Path, fps: float, size: int) -> Tensor:
     return read_video(path, fps, each=shrink)[0]
 
 
-def load_pairs(path: Path, rows: Sequence[Row], fps: float, size: int) -> Pairs:
+def load_pairs(path: Path, rows: Sequence[_Row], fps: float, size: int) -> Pairs:
     """The pairs of a table's rows with their videos, each file read once.
 
     ValueError naming row, column and file for a video that cannot be read or is too short for the reward.
@@ -143,7 +143,7 @@ def load_pairs(path: Path, rows: Sequence[Row], fps: float, size: int) -> Pairs:
     )
 
 
-def word_encoder(prompts: Sequence[str]) -> WordEncoder:
+def encoder_of_prompts(prompts: Sequence[str]) -> WordEncoder:
     """An encoder of the words of these prompts, as long as the longest of them (at least TEXT_LEN words)."""
     split = [split_words(prompt) for prompt in prompts]
     vocab = sorted({word for words in split for word in words})
@@ -176,7 +176,7 @@ def split_pairs(places: Tensor, share: float, seed: int) -> Split:
     """
     count = len(places)
     parts = groups(places)
-    kind = "videos" if len(parts) >= GROUPS else "pairs"
+    kind = "videos" if len(parts) >= PAIR_GROUPS else "pairs"
     parts = parts if kind == "videos" else [[row] for row in range(count)]
     wanted = min(count - 1, max(1, round(share * count)))
     random.Random(seed).shuffle(parts)

@@ -23,7 +23,7 @@ from .flawed import Batch, FlawedClips
 from .loop import Made, pretrain
 from .measure import words
 from .retouched import gamed, repainted
-from .reward_measure import UNSEEN, oracle_agreement, unseen_accuracy
+from .reward_measure import UNSEEN_FLAWS, oracle_agreement, unseen_accuracy
 
 TIE = 0.05
 """Worths closer than this tie."""
@@ -69,7 +69,7 @@ class RewardRecipe:
             batch = Batch.joined(gamed(model, batch.take(climbing), generator), batch.take(rest))
             quality, agreement = model.read(batch.video, batch.embeds)
             scores = torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=1)
-            return pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)
+            return _pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)
 
         trained, seconds = pretrain(name, model, loss, self.schedule, out)
         generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ class RewardRecipe:
             split="train",
             seed=self.schedule.seed + 20,
             clean=self.clean,
-            fakes=[name for name in FAKES if name not in UNSEEN.values()],
+            fakes=[name for name in FAKES if name not in UNSEEN_FLAWS.values()],
         )
         generator, null = torch.Generator().manual_seed(self.schedule.seed), encoder.encode([""])[0]
         remade = [
@@ -106,7 +106,7 @@ class RewardRecipe:
         return draw
 
 
-def pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
+def _pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
     """Mean Bradley-Terry loss over all pairs of a batch and all axes; worths within TIE of each other tie.
 
     scores, worth: [B, A]

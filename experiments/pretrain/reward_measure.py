@@ -15,15 +15,15 @@ from ...noise import stream_keys
 from ...rewards.reward_model import WindowedModel
 from ...rewards.windows import Clock, clip_prompts
 
-UNSEEN = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
+UNSEEN_FLAWS = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
 """Families of fakes, one for each axis, that are left out of the reward's training."""
-VISIBLE = 0.05
+LEAST_CHANGE = 0.05
 """Least change of some pixel by which an edit counts as one."""
 
 
-def changed(before: Tensor, after: Tensor) -> Tensor:
+def visibly_changed(before: Tensor, after: Tensor) -> Tensor:
     """[B]: whether the edit of videos [B, F, 3, H, W] is to be seen."""
-    return (after - before).abs().flatten(1).amax(1) > VISIBLE
+    return (after - before).abs().flatten(1).amax(1) > LEAST_CHANGE
 
 
 @torch.no_grad()
@@ -35,11 +35,11 @@ def unseen_accuracy(reward: TinyReward, encoder: WordEncoder, grammar: str, coun
     video = clips.frames(torch.arange(count))
     real = reward(video, embeds)
     figures = {}
-    for place, (axis, name) in enumerate(UNSEEN.items()):
+    for place, (axis, name) in enumerate(UNSEEN_FLAWS.items()):
         hits = []
         for strength in (0.4, 0.7, 1.0):
             fake = FAKES[name](clips.scene, torch.full((count,), strength), torch.Generator().manual_seed(3))
-            differs = changed(video, fake)
+            differs = visibly_changed(video, fake)
             hits.append((real[:, place] > reward(fake, embeds)[:, place])[differs].float())
         figures[f"accuracy_{axis}"] = float(torch.cat(hits).mean())
     return figures

@@ -15,7 +15,7 @@ from ...training.regression import Schedule
 from .loop import Made, pretrain
 from .measure import held_out_clips, quality, words
 
-LEAST = 0.02
+_LEAST = 0.02
 """Frames with less noise than this have no velocity worth predicting: they are context alone."""
 
 
@@ -66,7 +66,7 @@ class TeacherRecipe:
             slope *= torch.rand(x0.shape[0], generator=generator) >= self.level_share
             sigma = shifted(sloped(torch.rand(x0.shape[0], generator=generator), slope, x0.shape[1]), self.shift)
             error = model(renoise(x0, noise, sigma)[share], sigma[share], embeds[share]) - (noise - x0)[share]
-            noisy = sigma[share] > LEAST
+            noisy = sigma[share] > _LEAST
             return (error.square().mean((2, 3, 4)) * noisy).sum() / noisy.sum()
 
         trained, seconds = pretrain(name, model, loss, schedule, out)

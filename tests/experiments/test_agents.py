@@ -36,9 +36,9 @@ def steer(stack):
 
 def test_an_exam_of_steering(steer):
     action = steering.setting(steer, 2)
-    found = steering.evaluated(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
-    again = steering.evaluated(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
-    other = steering.evaluated(steer, lambda seen: action.expand(len(seen), -1), EXAM, 4)
+    found = steering.evaluated_steering(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
+    again = steering.evaluated_steering(steer, lambda seen: action.expand(len(seen), -1), EXAM, 3)
+    other = steering.evaluated_steering(steer, lambda seen: action.expand(len(seen), -1), EXAM, 4)
     assert found == again != other and {len(column) for column in found.values()} == {2}
     assert found["passes"] == [3, 3]
     paid = [q - r for q, r in zip(found["quality"], found["reward"], strict=True)]
@@ -82,9 +82,9 @@ def test_the_search_finds_the_best_setting_within_its_steps(steer):
 
 def test_the_planner_is_no_worse_than_what_it_plans_with(steer):
     plain = steering.setting(steer, 3)
-    fixed = steering.evaluated(steer, lambda seen: plain.expand(len(seen), -1), EXAM, 0)
+    fixed = steering.evaluated_steering(steer, lambda seen: plain.expand(len(seen), -1), EXAM, 0)
     tries = torch.stack([plain, steering.setting(steer, 1), steering.setting(steer, 4)])
-    found = steering.evaluated(steer, steering.planned(steer, tries, plain), EXAM, 0)
+    found = steering.evaluated_steering(steer, steering.planned(steer, tries, plain), EXAM, 0)
     assert sum(found["reward"]) >= sum(fixed["reward"]) - 1e-4
 
 
@@ -107,15 +107,15 @@ def test_an_exam_of_detection(stack):
 def test_agents_runs_and_goes_on(stack, few, tmp_path, monkeypatch, capsys):
     tiny = {"prompts": 2, "clips": 1, "long_prompts": 0}
     exams = {"exam": Exam(**tiny), "validation": Exam(**tiny, split="validation")}
-    preset = agents.Preset(runs.Budget(**exams, clips=16, steps=16, points=1), seeds=2)
-    monkeypatch.setitem(agents.PRESETS, "smoke", preset)
+    preset = agents.AgentPreset(runs.AgentBudget(**exams, clips=16, steps=16, points=1), seeds=2)
+    monkeypatch.setitem(agents.AGENT_PRESETS, "smoke", preset)
     config = agents.Config(preset="smoke", out=tmp_path / "out", workers=1, stack=stack)
     agents.run(config)
     first = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     kinds = {(row["kind"], row["env"], row["row"]) for row in results["rows"]}
     for env, row in agents.cells(config):
-        assert ("row", env, row) in kinds and ("run", env, row) in kinds and f"| {tables.LABELS[row]} |" in first
+        assert ("row", env, row) in kinds and ("run", env, row) in kinds and f"| {tables.AGENT_LABELS[row]} |" in first
     assert {row for kind, _, row in kinds if kind == "curve"} == {"sb3-ppo", "sb3-sac", "tianshou-ppo"}
     seeds = {row["row"]: row["seeds"] for row in results["rows"] if row["kind"] == "row" and row["env"] == STEER}
     assert seeds["sb3-sac"] == seeds["fixed"] == 2 and seeds["tianshou-ppo"] == 1

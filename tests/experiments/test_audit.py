@@ -10,7 +10,7 @@ from reelgym.experiments import cli
 from reelgym.experiments.audit import probe, reward
 from reelgym.experiments.audit.probe import real_clips
 from reelgym.experiments.audit.reward import ascend, starts
-from reelgym.experiments.pretrain.reward_measure import changed
+from reelgym.experiments.pretrain.reward_measure import visibly_changed
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.tiny import load_tiny
 from reelgym.rewards.compose import CallableReward
@@ -144,14 +144,14 @@ def test_verdict_names_the_misses():
         {"exploit": "b", "trained": "yes", "strength": 0.5, "pairs": 30, "below": 1.0},
         {"exploit": "c", "trained": "yes", "strength": 0.5, "pairs": 0, "below": None},
     ]
-    held_out, trained = reward.verdict(rows).splitlines()
+    held_out, trained = reward.exploit_verdict(rows).splitlines()
     assert held_out == "Exploits held out: 0.900 of 10 pairs rank below the true clip; below 0.95: a at 1 (0.900)."
     assert trained.endswith("1.000 of 30 pairs rank below the true clip; each at least 0.95.")
-    assert "none is to be seen" in reward.verdict(rows[2:])
+    assert "none is to be seen" in reward.exploit_verdict(rows[2:])
 
 
 def test_what_is_not_to_be_seen_is_no_change():
     video = torch.rand(2, 3, 3, 8, 8)
     other = video.clone()
     other[1, 0, 0, 0, 0] += 0.1
-    assert changed(video, other).tolist() == [False, True]
+    assert visibly_changed(video, other).tolist() == [False, True]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from reelgym.experiments import cli
-from reelgym.experiments.audit.credit import SETTINGS, needed, setting_row, signal
+from reelgym.experiments.audit.credit import CREDIT_SETTINGS, needed, setting_row, signal
 
 
 def test_noise_free_gradients_need_one_update_or_less():
@@ -35,11 +35,11 @@ def test_a_row_counts_all_updates():
 
 
 def test_a_dash_changes_one_thing(differences):
-    for name, (label, recipe) in SETTINGS.items():
+    for name, (label, recipe) in CREDIT_SETTINGS.items():
         if not label.startswith("- "):
             above = recipe
         elif name not in ("small", "large"):  # as many clips in other groups
-            base = SETTINGS["own"][1] if name == "clip" else above
+            base = CREDIT_SETTINGS["own"][1] if name == "clip" else above
             assert len(differences(base, recipe)) == 1, name
 
 
@@ -51,4 +51,4 @@ def test_end_to_end(stack, tmp_path, capsys):
     assert [row["kind"] for row in rows] == ["truth", "setting"] and rows[1]["updates"] == 1
     assert "reward gradient" in capsys.readouterr().out
     assert cli.main([*args, "--settings", "all"]) == 1 and "choose from" in capsys.readouterr().err
-    assert set(SETTINGS) >= {"reward", "forward", "policy", "raven", "flow-grpo", "ddpo", "placebo"}
+    assert set(CREDIT_SETTINGS) >= {"reward", "forward", "policy", "raven", "flow-grpo", "ddpo", "placebo"}

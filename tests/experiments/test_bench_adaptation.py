@@ -11,10 +11,18 @@ from reelgym.envs.stack import Stack, StackSpec
 from reelgym.envs.worlds.grammar import GRAMMARS, sample_scripts
 from reelgym.experiments import cli, jobs
 from reelgym.experiments.bench import adaptation, adaptation_tables
-from reelgym.experiments.bench.adaptation import Config, core_seconds
+from reelgym.experiments.bench.adaptation import Config, adaptation_core_seconds
 from reelgym.experiments.bench.adaptation_clips import FAMILIES, ClipsTask, sampler_of
-from reelgym.experiments.bench.adaptation_runs import METHODS, ORDERS, Order, OrderClips, Plan, eval_schedule, work
-from reelgym.experiments.bench.adaptation_tables import arrival, report, table_rows, target_of, times_of
+from reelgym.experiments.bench.adaptation_runs import (
+    ADAPTATIONS,
+    ORDERS,
+    Order,
+    OrderClips,
+    Plan,
+    detector_eval_schedule,
+    work,
+)
+from reelgym.experiments.bench.adaptation_tables import adaptation_rows, adaptation_times, arrival, auc_target, report
 from reelgym.experiments.evaluation.time_to_target import resampled
 from reelgym.experiments.readme import filled
 from reelgym.models.detector import ClipDetector
@@ -44,7 +52,9 @@ def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert "minutes on 1 idle cores" in shown.err and "Orders not run: " in shown.out
     runs, curve = rows_of(out, "run"), rows_of(out, "curve")
-    assert [(row["method"], row["seed"]) for row in runs] == [(method, seed) for method in METHODS for seed in (0, 1)]
+    assert [(row["method"], row["seed"]) for row in runs] == [
+        (method, seed) for method in ADAPTATIONS for seed in (0, 1)
+    ]
     assert all(row["sampling"] > 0 for row in runs)
 
     def looks(method, key, seed=0):
@@ -110,8 +120,14 @@ def test_families_are_made_as_they_say(weights):
 
 
 def test_eval_schedule():
-    assert eval_schedule(256) == [8, 16, 32, 64, 128, 256] and eval_schedule(100) == [8, 16, 32, 64, 100]
-    assert eval_schedule(8) == [8] and eval_schedule(5) == [5]
+    assert detector_eval_schedule(256) == [8, 16, 32, 64, 128, 256] and detector_eval_schedule(100) == [
+        8,
+        16,
+        32,
+        64,
+        100,
+    ]
+    assert detector_eval_schedule(8) == [8] and detector_eval_schedule(5) == [5]
     plan = Plan(fakes=16, rung=4, last=6, every=2)
     assert plan.eval_points == [(8, 2), (8, 4), (16, 2), (16, 4), (16, 6)]
 
@@ -132,7 +148,7 @@ def a_run(new, known=None, seconds=None, sampling=0.1):
 
 
 def test_goal_and_arrival_by_hand():
-    assert target_of(a_run([0.5, 0.9])) == pytest.approx(0.88) and target_of(a_run([0.9, 0.79])) is None
+    assert auc_target(a_run([0.5, 0.9])) == pytest.approx(0.88) and auc_target(a_run([0.9, 0.79])) is None
     at, whether = arrival(a_run([0.5, 0.9, 0.6]), 0.88)
     assert (at["fakes"], whether) == (8, True)
     at, whether = arrival(a_run([0.5, 0.6, 0.7]), 0.88)
@@ -155,12 +171,12 @@ def one_seed(retrained, seed):
 
 
 def test_rows_by_hand():
-    rows = table_rows(runs_of(0.9), ["student"], list(METHODS)[:4], [0, 1])
+    rows = adaptation_rows(runs_of(0.9), ["student"], list(ADAPTATIONS)[:4], [0, 1])
     found = {row["method"]: row for row in rows if row["kind"] == "method"}
     assert (found["replay"]["fakes"], found["replay"]["seconds"], found["replay"]["arrived"]) == (8, 10, 2)
     assert found["replay"]["forgotten"] == pytest.approx(0.02)
     assert found["replay"]["forgotten_then"] == pytest.approx(0.01)
-    kept = next(column for column in adaptation_tables.METHOD_COLUMNS if column.title == "kept")
+    kept = next(column for column in adaptation_tables.ADAPTATION_COLUMNS if column.title == "kept")
     assert [kept.show(found[name]) for name in ("frozen", "retrain", "finetune")] == ["yes", "unclear", "no"]
     assert kept.show(found["replay"] | {"forgotten_low": 0.01, "forgotten_high": 0.03}) == "unclear"
     assert found["retrain"]["forgotten"] == pytest.approx(0.05)
@@ -176,20 +192,20 @@ def test_rows_by_hand():
 
 
 def test_what_a_retrain_cannot_tell_does_not_count():
-    rows = table_rows(runs_of(0.7), ["student"], list(METHODS)[:4], [0, 1])
+    rows = adaptation_rows(runs_of(0.7), ["student"], list(ADAPTATIONS)[:4], [0, 1])
     assert not [row for row in rows if row["kind"] in ("method", "ratio")]
     assert "Seeds whose full retrain stays below 0.8 do not count: student (0 of 2)." in report(rows)
 
 
 def test_seeds_are_drawn_with_all_their_orders():
     arrived = {seed: [({"seconds": seconds}, True)] * 3 for seed, seconds in ((0, 1.0), (1, 9.0))}
-    drawn = [span[0] for span in resampled(times_of(arrived, "seconds"))]
+    drawn = [span[0] for span in resampled(adaptation_times(arrived, "seconds"))]
     assert set(drawn) == {1.0, 9.0} and 0.15 < drawn.count(9.0) / len(drawn) < 0.35
 
 
 def test_the_default_is_within_its_budget():
-    assert core_seconds(Config()) / 2 <= 40 * 60 and Config().seeds == 5
-    assert core_seconds(replace(Config(), detectors="somewhere")) / 2 <= 40 * 60
+    assert adaptation_core_seconds(Config()) / 2 <= 40 * 60 and Config().seeds == 5
+    assert adaptation_core_seconds(replace(Config(), detectors="somewhere")) / 2 <= 40 * 60
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from reelgym.envs.stack import StackSpec
 from reelgym.experiments import cli, jobs
 from reelgym.experiments.bench import rl, rl_tables
-from reelgym.experiments.bench.rl import Config, apart, core_seconds, target_of, winners
-from reelgym.experiments.bench.rl_runs import SETTINGS, eval_schedule, setting_of
-from reelgym.experiments.bench.rl_tables import ratio_rows, report, times_of
+from reelgym.experiments.bench.rl import Config, apart, core_seconds, target_of, winning_recipes
+from reelgym.experiments.bench.rl_runs import RL_SETTINGS, eval_schedule, setting_of
+from reelgym.experiments.bench.rl_tables import ratio_rows, report, rl_times
 from reelgym.experiments.evaluate import Exam
 from reelgym.experiments.readme import filled
 
@@ -23,8 +23,8 @@ def a_run(oracle, chunks=(64, 128), diverged=False):
 def test_end_to_end_and_again(weights, tmp_path, monkeypatch, capsys):
     size = ["--settings", "reward", "raven", "--seeds", "1", "--chunks", "64", "--prompts", "2", "--exam-prompts", "2"]
     size += ["--search", "1", "3"]
-    small = replace(SETTINGS["raven"].recipe, prompts=1)
-    monkeypatch.setitem(SETTINGS, "raven", replace(SETTINGS["raven"], recipe=small))
+    small = replace(RL_SETTINGS["raven"].recipe, prompts=1)
+    monkeypatch.setitem(RL_SETTINGS, "raven", replace(RL_SETTINGS["raven"], recipe=small))
     args = ["bench", "rl", *size, "--gain", "0.9", "--workers", "1", "--weights", str(weights), "--out", str(tmp_path)]
     assert cli.main(args) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
@@ -52,7 +52,7 @@ def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch
     from reelgym.training.learner import NonFiniteError
 
     exam = Exam(prompts=2, clips=2, long_prompts=0)
-    recipe = replace(SETTINGS["reward"].recipe, prompts=16)
+    recipe = replace(RL_SETTINGS["reward"].recipe, prompts=16)
     task = rl_runs.RunTask(recipe, 0, -1.0, 256, exam, exam, StackSpec(str(weights)))
     found = rl_runs.work(task)[1]
     assert [look["chunks"] for look in found["looks"]] == [64] and found["updates"] == 1
@@ -71,11 +71,11 @@ def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch
 
 
 def test_a_variant_changes_one_thing(differences):
-    base = SETTINGS["forward"].recipe
+    base = RL_SETTINGS["forward"].recipe
     own = {"forward-clip": "forward-own"}
-    for name, setting in SETTINGS.items():
+    for name, setting in RL_SETTINGS.items():
         if name.startswith("forward-"):
-            one = SETTINGS[own[name]].recipe if name in own else base
+            one = RL_SETTINGS[own[name]].recipe if name in own else base
             assert len(differences(one, setting.recipe)) == 1, name
 
 
@@ -95,8 +95,8 @@ def test_a_recipe_of_ones_own(tmp_path, monkeypatch):
 
 def test_a_diverged_search_takes_the_lowest_rate():
     lost = {"diverged": True, "looks": []}
-    recipes = winners(Config(settings=("raven",)), {f"search-raven-{place}": ({}, lost) for place in range(3)})
-    assert recipes["raven"].learning_rate == pytest.approx(SETTINGS["raven"].recipe.learning_rate / 3)
+    recipes = winning_recipes(Config(settings=("raven",)), {f"search-raven-{place}": ({}, lost) for place in range(3)})
+    assert recipes["raven"].learning_rate == pytest.approx(RL_SETTINGS["raven"].recipe.learning_rate / 3)
 
 
 def test_eval_schedule():
@@ -107,12 +107,12 @@ def test_eval_schedule():
 
 def test_times_and_censoring():
     late, early, never = a_run([0.1, 0.6]), a_run([0.5, 0.4]), a_run([0.1, 0.2])
-    assert times_of([late, early, never], 0.5, "chunks") == (((128, True),), ((64, True),), ((128, False),))
+    assert rl_times([late, early, never], 0.5, "chunks") == (((128, True),), ((64, True),), ((128, False),))
     half = a_run([0.3, 0.2], (64, 256), diverged=True)
-    assert times_of([half, late], 0.3, "chunks") == (((64, True),), ((128, True),))
-    assert times_of([half, late], 0.5, "chunks") == (((256, False),), ((128, True),))
+    assert rl_times([half, late], 0.3, "chunks") == (((64, True),), ((128, True),))
+    assert rl_times([half, late], 0.5, "chunks") == (((256, False),), ((128, True),))
     broken = {"looks": [], "chunks": 16, "seconds": 1.6, "diverged": True}
-    assert times_of([broken, late], 0.5, "chunks") == (((128, False),), ((128, True),))
+    assert rl_times([broken, late], 0.5, "chunks") == (((128, False),), ((128, True),))
 
 
 def test_ratio_rows_and_how_they_are_shown():
@@ -134,8 +134,8 @@ def test_half_of_the_gain_is_timed_too(monkeypatch):
     runs = [a_run([0.6, 0.7]) | {"exam": exam, "updates": 2} for _ in range(3)]
     for run in runs:
         run["looks"] = [look | {"reward": 0.1, "heldout": None} for look in run["looks"]]
-    recipes = {name: SETTINGS[name].recipe for name in ("reward", "raven")}
-    rows = rl_tables.table_rows(
+    recipes = {name: RL_SETTINGS[name].recipe for name in ("reward", "raven")}
+    rows = rl_tables.rl_rows(
         {"reward": runs, "raven": runs}, recipes, {"start": start | {"exams": [exam] * 3}}, [0, 1, 2], 0.7
     )
     setting = next(row for row in rows if row["kind"] == "setting")

@@ -117,12 +117,12 @@ def test_bench_streaming_says_what_is_wrong(args, words, capsys):
 def test_audit_cache_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     known = cache_policies(CacheConfig(0, 12), 3)
     assert len(cache.POLICIES) == 5 and set(cache.POLICIES) <= set(known)
-    monkeypatch.setattr(cache, "POLICIES", cache.SHOWN)
+    monkeypatch.setattr(cache, "POLICIES", cache.SHOWN_CHUNKS)
     args = ["--horizon", "2", "--prompts", "3", "--seeds", "1", "--settle", "1", "--follow", "2", "--drift-chunks", "2"]
     assert cli.main(["audit", "cache", *args, "--device", "cpu", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     policies = {row["policy"]: row for row in rows_in(tmp_path, "policy")}
-    assert tuple(policies) == cache.SHOWN
+    assert tuple(policies) == cache.SHOWN_CHUNKS
     assert policies["keep everything"]["kept"] == 24 and policies["window"]["kept"] == 9
     assert "difference" not in policies["window"] and policies["sink and window"]["verdict"] in ("yes", "no", "unclear")
     assert [row["chunk"] for row in rows_in(tmp_path, "window") if row["policy"] == "window"] == [4, 8]

@@ -291,7 +291,7 @@ def test_more_windows_than_a_batch_change_nothing(weights, monkeypatch):
     video = torch.rand(30, 3, 32, 32)
     scorer = TinyScorer(reward, encoder, load_tiny("codec", weights / "codec"), 32)
     whole = scorer.score_windows(video, SCRIPT)
-    monkeypatch.setattr(score_reward, "BATCH", 2)
+    monkeypatch.setattr(score_reward, "_BATCH", 2)
     parts = scorer.score_windows(video, SCRIPT)
     torch.testing.assert_close(whole.scores, parts.scores, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(whole.weights, parts.weights, atol=1e-4, rtol=1e-4)

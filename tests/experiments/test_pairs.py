@@ -142,10 +142,10 @@ def test_groups_are_found_through_other_pairs():
 
 
 def test_the_vocabulary_is_what_the_encoder_reads():
-    encoder = data.word_encoder(["A red, round ball; it rolls", ""])
+    encoder = data.encoder_of_prompts(["A red, round ball; it rolls", ""])
     assert encoder.vocab == (",", ";", "a", "ball", "it", "red", "rolls", "round") and encoder.text_len == 8
     assert encoder.encode(["a RED, round ball; it rolls"]).any(-1).all()
-    assert data.word_encoder(["word " * 11]).text_len == 11
+    assert data.encoder_of_prompts(["word " * 11]).text_len == 11
 
 
 @pytest.mark.parametrize("frames", [3, 5, 6, 7, 9, 12, 200])
@@ -159,7 +159,7 @@ def test_windows_cover_a_video_evenly(frames):
 
 def test_a_score_is_the_mean_over_windows_whatever_the_company(monkeypatch):
     torch.manual_seed(0)
-    encoder = data.word_encoder(PROMPTS)
+    encoder = data.encoder_of_prompts(PROMPTS)
     model = TinyReward(encoder.dim).eval()
     videos = [torch.randint(256, (frames, 3, 16, 16)).byte() for frames in (4, 9, 30)]
     wanted = [(2, PROMPTS[0]), (0, PROMPTS[1]), (1, PROMPTS[0])]
@@ -167,13 +167,13 @@ def test_a_score_is_the_mean_over_windows_whatever_the_company(monkeypatch):
     alone = model(videos[1][None, :6] / 255, encoder.encode(PROMPTS[:1]))
     after = model(videos[1][None, 3:] / 255, encoder.encode(PROMPTS[:1]))
     torch.testing.assert_close(scores[2], (alone + after)[0] / 2, atol=1e-5, rtol=1e-4)
-    monkeypatch.setattr(trainer, "BATCH", 2)
+    monkeypatch.setattr(trainer, "_BATCH", 2)
     torch.testing.assert_close(trainer.score_looks(model, encoder, videos, wanted), scores, atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_not_judged_teaches_nothing():
     torch.manual_seed(0)
-    encoder = data.word_encoder(PROMPTS)
+    encoder = data.encoder_of_prompts(PROMPTS)
     model = build_reward(encoder.dim)
     videos = tuple(torch.randint(256, (8, 3, 16, 16)).byte() for _ in range(2))
     judged = torch.tensor([[True, False, False]])

@@ -13,16 +13,16 @@ from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.detect_bank import HELD_OUT
 from reelgym.experiments import train
 from reelgym.experiments.pretrain import detector as pretraining
-from reelgym.experiments.pretrain.detector import LENGTH, RECIPES, filmed
+from reelgym.experiments.pretrain.detector import DETECTOR_RECIPES, LENGTH, filmed
 from reelgym.experiments.pretrain.detector_measure import mixed
-from reelgym.experiments.pretrain.footage import FAMILIES, LEARNED, REAL, footage
+from reelgym.experiments.pretrain.footage import FOOTAGE_FAMILIES, LEARNED, REAL_FOOTAGE, footage
 from reelgym.models.calibration import Calibration
 from reelgym.models.tiny import load_manifest, load_tiny
 
 
 def test_a_mix_counts_both_kinds_alike():
     logits = {
-        REAL: torch.zeros(6, 2),
+        REAL_FOOTAGE: torch.zeros(6, 2),
         "student": torch.ones(4, 2),
         "scripted": torch.ones(2, 2),
         "teacher": torch.ones(1, 2),
@@ -34,15 +34,15 @@ def test_a_mix_counts_both_kinds_alike():
 
 
 def test_held_out_families_are_in_no_recipe():
-    assert not set(LEARNED) & set(HELD_OUT) and set(FAMILIES) == {*LEARNED, *HELD_OUT}
-    for recipe in RECIPES.values():
-        assert set(recipe.learned()) == {REAL, *recipe.weights} and set(recipe.weights) <= set(LEARNED)
-    assert RECIPES["rival"].weights["student"] == 0.5 and RECIPES["rival"].camera == "night"
-    assert RECIPES["detector"].camera == "phone" and RECIPES["detector"].measured >= 2000
+    assert not set(LEARNED) & set(HELD_OUT) and set(FOOTAGE_FAMILIES) == {*LEARNED, *HELD_OUT}
+    for recipe in DETECTOR_RECIPES.values():
+        assert set(recipe.learned()) == {REAL_FOOTAGE, *recipe.weights} and set(recipe.weights) <= set(LEARNED)
+    assert DETECTOR_RECIPES["rival"].weights["student"] == 0.5 and DETECTOR_RECIPES["rival"].camera == "night"
+    assert DETECTOR_RECIPES["detector"].camera == "phone" and DETECTOR_RECIPES["detector"].measured >= 2000
 
 
 def test_clips_are_kept_and_made_once(weights, tmp_path, monkeypatch):
-    wanted = {REAL: 3, "student-1": 2, "scripted": 2}
+    wanted = {REAL_FOOTAGE: 3, "student-1": 2, "scripted": 2}
     first = footage(wanted, "train", 0, weights, tmp_path)
     assert {name: len(video) for name, video in first.items()} == wanted
     assert all(video.dtype == torch.uint8 and video.shape[1:] == (12, 3, 32, 32) for video in first.values())
@@ -50,10 +50,10 @@ def test_clips_are_kept_and_made_once(weights, tmp_path, monkeypatch):
 
     again = footage(wanted, "train", 0, weights, tmp_path / "anew")
     assert all(torch.equal(first[name], again[name]) for name in wanted)
-    other = footage({REAL: 3}, "test", 0, weights, tmp_path)
-    assert not torch.equal(other[REAL], first[REAL])
+    other = footage({REAL_FOOTAGE: 3}, "test", 0, weights, tmp_path)
+    assert not torch.equal(other[REAL_FOOTAGE], first[REAL_FOOTAGE])
     monkeypatch.setattr(module, "clips_of", lambda *args, **kwargs: pytest.fail("made again"))
-    assert torch.equal(footage(wanted, "train", 0, weights, tmp_path)[REAL], first[REAL])
+    assert torch.equal(footage(wanted, "train", 0, weights, tmp_path)[REAL_FOOTAGE], first[REAL_FOOTAGE])
 
 
 def test_a_film_is_what_the_game_shows():
@@ -69,7 +69,7 @@ def trained(weights, tmp_path_factory):
     """`trained(name, out, **options)`: what the command prints, by recipes that run in seconds."""
     short = replace(LENGTH, steps=2, batch=4, checkpoint_every=1)
     sizes = {"real": 6, "made": 4, "slow": 1, "calibrated": 8, "measured": 8, "judged": 4, "schedule": short}
-    recipes = {name: replace(recipe, **sizes) for name, recipe in RECIPES.items()}
+    recipes = {name: replace(recipe, **sizes) for name, recipe in DETECTOR_RECIPES.items()}
 
     def train_it(name, out, **options):
         with redirect_stdout(StringIO()) as printed:
@@ -77,7 +77,7 @@ def trained(weights, tmp_path_factory):
         return printed.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretraining, "RECIPES", recipes)
+        patch.setattr(pretraining, "DETECTOR_RECIPES", recipes)
         yield train_it
 
 
@@ -92,10 +92,10 @@ def runs(trained, tmp_path_factory):
 def test_training_by_the_command(name, runs):
     printed, folder = runs[name]
     manifest = json.loads((folder / "weights" / "checkpoint.json").read_text())["meta"]
-    recipe = RECIPES[name]
+    recipe = DETECTOR_RECIPES[name]
     assert manifest["part"] == name and manifest["steps"] == 2 and manifest["seed"] == 0
     assert [manifest[key] for key in ("camera", "pool", "chunk", "fps")] == [recipe.camera, 2, 3, 8]
-    figures = {f"{kind}_{family.replace('-', '_')}" for kind in ("auc", "tpr") for family in FAMILIES}
+    figures = {f"{kind}_{family.replace('-', '_')}" for kind in ("auc", "tpr") for family in FOOTAGE_FAMILIES}
     assert figures | {"ece", "false_positives", "seconds"} <= set(manifest["quality"])
     assert {"auc_student_d3", "auc_student_restrav", "auc_student_after_1"} <= set(manifest["quality"])
     assert all(isinstance(value, float) for value in manifest["quality"].values())

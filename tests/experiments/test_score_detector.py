@@ -12,7 +12,7 @@ from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import roll
 from reelgym.experiments.cli import main
 from reelgym.experiments.score_detector import DetectorScorer
-from reelgym.experiments.scorer import Config, read_clip
+from reelgym.experiments.scorer import Config, read_windows
 from reelgym.experiments.stats import auc
 from reelgym.models.calibration import Calibration
 from reelgym.models.detector import ClipDetector
@@ -97,7 +97,7 @@ def test_the_logits_are_those_of_the_detector_behind_the_codec(call, tmp_path, w
     assert call("a.mp4", "--detector")[0] == 0
     codec, detector = load_tiny("codec", weights / "codec"), load_tiny("detector", weights / "detector")
     with torch.no_grad():
-        seen = codec.decode(codec.encode(read_clip(tmp_path / "a.mp4", 8.0, 32)[0][None]))
+        seen = codec.decode(codec.encode(read_windows(tmp_path / "a.mp4", 8.0, 32)[0][None]))
         small = (seen.unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).mean((-1, -3)) * 255).round() / 255
         logits = detector(small)[0, CHUNK - 1 :: CHUNK]
     found = torch.tensor([row["logit"] for row in results()["rows"] if row["kind"] == "moment"])
@@ -175,7 +175,7 @@ def test_compression_turns_no_verdict(tmp_path):
             pixels = (clip.movedim(1, -1) * 255).round().byte()
             large = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
             write_video(tmp_path / "a.mp4", large, 8.0, crf=28 if row % 2 else None, made_by=None)
-            video, _ = read_clip(tmp_path / "a.mp4", 8.0, 32)
+            video, _ = read_windows(tmp_path / "a.mp4", 8.0, 32)
             told.append((examiner.examine(video)[0], examiner.examine(clip)[0]))
         assert [file["verdict"] for file, _ in told] == [clip["verdict"] for _, clip in told]
         logits[kind] = torch.tensor([file["logit"] for file, _ in told])

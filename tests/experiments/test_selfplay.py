@@ -11,7 +11,7 @@ from reelgym.checkpoint import has_checkpoint
 from reelgym.experiments import cli, jobs, selfplay
 from reelgym.experiments.league.dataset import SEEN, UNSEEN, Budget, ClipDataset
 from reelgym.experiments.league.rows import all_rows
-from reelgym.experiments.league.tables import LABELS, report, sentences
+from reelgym.experiments.league.tables import VARIANT_LABELS, report, sentences
 from reelgym.experiments.readme import filled
 from reelgym.models.tiny import load_tiny
 
@@ -34,7 +34,7 @@ SMALL = Budget(
 
 @pytest.fixture
 def small(weights, tmp_path, monkeypatch):
-    monkeypatch.setitem(selfplay.PRESETS, "quick", replace(selfplay.PRESETS["quick"], size=SMALL))
+    monkeypatch.setitem(selfplay.SELFPLAY_PRESETS, "quick", replace(selfplay.SELFPLAY_PRESETS["quick"], size=SMALL))
     monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "one state of the code")
     ClipDataset.load.cache_clear()
     return ["selfplay", "--workers", "1", "--stack", str(weights), "--out", str(tmp_path / "run")]
@@ -51,7 +51,7 @@ def test_end_to_end_and_again(small, tmp_path, monkeypatch, capsys):
     assert [row["arm"] for row in rows["game"]] == ["league", "newest"] and len(rows["across"]) == 4
     names = {row["generator"] for row in written["rows"] if row["kind"] == "payoff" and row["arm"] == "league"}
     assert {"scripted", "generator-0"} < names and any("x2" in name for name in names)
-    assert all((out / name).stat().st_size > 500 for name in selfplay.PICTURES)
+    assert all((out / name).stat().st_size > 500 for name in selfplay.SELFPLAY_PICTURES)
     assert load_tiny("rival", out / "detectors" / "league-0").width == 8
     assert not (out / "leagues").exists(), "finished leagues leave no checkpoint"
     page = filled("<!-- measured: run/results.json -->\n<!-- end -->", tmp_path)
@@ -176,4 +176,4 @@ def test_tables_by_hand():
     said = sentences(rows)
     assert "0.700, inside [.6, .95]" in said[0] and "75% are contested" in said[1]
     assert any("the league is worse than newest against newest (-0.200" in line for line in said)
-    assert LABELS["newest"] in report(rows)
+    assert VARIANT_LABELS["newest"] in report(rows)

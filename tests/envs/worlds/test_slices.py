@@ -129,7 +129,7 @@ def test_a_clips_beginning_does_not_depend_on_how_many_are_drawn(name):
 
 
 def test_a_slice_that_cannot_be_is_told(monkeypatch):
-    monkeypatch.setattr(slices, "TRIES", 1)
+    monkeypatch.setattr(slices, "_TRIES", 1)
     with pytest.raises(ValueError, match="no clip of slice 'collision' was found in 1 tries"):
         slice_scene("collision", slice_scripts("collision", 4, split="train", seed=0), 4, 3, seed=0)
 
