@@ -21,6 +21,7 @@ from ..models.tiny import TINY_FPS, load_encoder, load_manifest
 from ..models.videoreward import VideoReward
 from ..models.videoreward.pixels import FACTOR, PixelConfig, fitted_clip, sample_frames
 from ..models.videoreward.prompt import read_template
+from ..plugins import resolve
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY
 from ..video import read_video
@@ -108,9 +109,11 @@ class TinyScorer:
 
     @classmethod
     def load(cls, config: Config, device: torch.device) -> TinyScorer:
-        """The stack's reward, or the one in a folder of its own."""
+        """The stack's reward, the one in a folder of its own, or a user's by import path."""
         stack = Stack.load(config.stack, device)
-        if config.reward is not None:
+        if config.reward is not None and ":" in str(config.reward):
+            stack = stack.with_parts(reward=resolve(str(config.reward)))
+        elif config.reward is not None:
             stack = stack.with_weights(reward=config.reward)
         reward, place = stack.reward, stack.places.get("reward")
         encoder = stack.encoder if place is None else load_encoder("reward", place)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from reelgym import plugins
 from reelgym.agents.finetune_recipes import RECIPES
@@ -15,6 +16,7 @@ from reelgym.experiments import cli
 from reelgym.experiments.presets import PRESETS
 from reelgym.plugins import PluginError, find, resolve
 from reelgym.training.recipe import Recipe, find_recipe
+from reelgym.video import write_video
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--every", "1", "--validation", "2", "--device", "cpu", "--no-guard", "--updates", "1"]
@@ -79,6 +81,14 @@ def test_a_recipe_and_a_reward_of_ones_own_train_a_student(package, stack, capsy
     again = [word for word in door if word not in ("--reward", "mine.rewards:redness")]
     assert cli.main(["finetune", *again, "--out", "runs/finetune", "--updates", "2"]) == 1
     assert "another cache, reward or world" in capsys.readouterr().err
+
+
+def test_a_reward_of_ones_own_scores_a_file(package, stack):
+    write_video("clip.mp4", torch.full((6, 32, 32, 3), 128, dtype=torch.uint8), 8, made_by=None)
+    asked = ["--prompt", "a red circle moves left", "--stack", str(stack), "--reward", "mine.rewards:redness"]
+    assert cli.main(["score", "clip.mp4", *asked]) == 0
+    rows = json.loads(Path("runs/score/results.json").read_text())["rows"]
+    assert 0.4 < rows[0]["redness"] < 0.6 and rows[0]["kind"] == "clip"
 
 
 def test_it_takes_part_in_a_comparison_in_spawned_workers(package, weights, capsys, monkeypatch):
