@@ -213,7 +213,7 @@ def _short_clip(config: Config, device: torch.device) -> None:
     stack, prompts = Stack.load(config.stack, device), chunk_prompts(config.prompt, config.chunks or CHUNKS)
     with one_thread(), torch.no_grad():
         if config.agent is not None:
-            video, passes = steered_by(config.agent, prompts, config.seed, stack.folder, device)
+            video, passes = steered_by(config.agent, prompts, config.seed, stack)
             who = f"the student, steered ({passes:g} passes a chunk)"
         else:
             if len(prompts) != CHUNKS:

@@ -12,7 +12,7 @@ import torch
 from ..agents.recipes import STEER, recipe_of
 from ..agents.saved import Agent, agent_manifest, library_of, load_agent, save_agent
 from ..envs import stream_steer
-from ..envs.stack import STACKS
+from ..envs.stack import STACKS, Stack
 from .console import progress
 from .jobs import one_thread
 
@@ -72,7 +72,7 @@ def mean_return(env: Any, agent: Agent | None, seed: int = 1) -> float:
     return float(total.mean())
 
 
-def steered_by(folder: Path, prompts: list[str], seed: int, weights: Path, device: torch.device) -> tuple[Any, float]:
+def steered_by(folder: Path, prompts: list[str], seed: int, stack: Stack) -> tuple[Any, float]:
     """The clip [F, 3, H, W] that an agent's steering of prompts (one a chunk) gives, and its network passes a chunk.
 
     ValueError for an agent of another environment than StreamSteer.
@@ -84,7 +84,7 @@ def steered_by(folder: Path, prompts: list[str], seed: int, weights: Path, devic
         raise ValueError(f"{folder}: this agent acts in {env}; one that acts in {STEER} can steer a clip")
     if made["chunks"] != len(prompts):
         raise ValueError(f"{folder}: this agent steers clips of {made['chunks']} chunks, not of {len(prompts)}")
-    vector = stream_steer.make(weights, chunks=len(prompts), device=device, autoreset_mode="Disabled")
+    vector = stream_steer.make(stack, chunks=len(prompts), device=stack.device, autoreset_mode="Disabled")
     agent = load_agent(folder, vector)
     observation, _ = vector.reset(options={"scripts": [prompts], "keys": stream_keys(seed, 1)})
     chunks, passes = [], 0.0
