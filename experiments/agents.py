@@ -18,7 +18,7 @@ from .study import Results, Study, run_study
 from .tables import Row
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-_PICTURES = tuple(f"{env.split('/')[1]}.svg" for env in (STEER, DETECT))
+PICTURES = tuple(f"{env.split('/')[1]}.svg" for env in (STEER, DETECT))
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,5 @@ STUDY = Study("agents", work, jobs, rows, lambda found: report(found["rows"]), s
 def run(config: Config) -> None:
     """Train, examine, report."""
     done = run_study(STUDY, config)
-    for env, name in zip((STEER, DETECT), _PICTURES, strict=True):
+    for env, name in zip((STEER, DETECT), PICTURES, strict=True):
         (done.out / name).write_text(agent_curves_svg(done.rows, env) + "\n")

@@ -28,7 +28,7 @@ from .study import Results, Study, finished, job_folder, run_study
 from .tables import Row
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-SELFPLAY_PICTURES = ("selfplay-payoffs.svg", "selfplay-auc.svg", "selfplay-clips.webp")
+PICTURES = ("selfplay-payoffs.svg", "selfplay-auc.svg", "selfplay-clips.webp")
 _PARTS = ("codec", "teacher", "student", "reward", "rival")
 """Of a stack that can play."""
 QUICK = Budget(
@@ -141,9 +141,9 @@ def run(config: Config) -> None:
             save_tiny(done.out / "detectors" / f"{arm}-{seed}", detector, told)
     media = {arm: done.results[f"{arm}-{seeds[0]}"][0]["media"] for arm in preset.arms}
     charts = [f"{payoffs_svg(done.rows)}\n".encode(), f"{auc_svg(done.rows)}\n".encode(), clips_webp(media)]
-    for name, data in zip(SELFPLAY_PICTURES, charts, strict=True):
+    for name, data in zip(PICTURES, charts, strict=True):
         (done.out / name).write_bytes(data)
-    print(f"pictures: {', '.join(str(done.out / name) for name in SELFPLAY_PICTURES)}")
+    print(f"pictures: {', '.join(str(done.out / name) for name in PICTURES)}")
 
 
 def _across(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> list[Row]:

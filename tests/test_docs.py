@@ -62,6 +62,13 @@ def test_tables_are_views_of_their_files():
         assert readme.filled(text) == text, f"{name} is stale: run python -m reelgym.experiments.readme"
 
 
+def test_every_picture_belongs_to_a_command_whose_results_a_page_shows():
+    shown = {path for text in PAGES.values() for _, _, path, _ in BLOCK.findall(text) if path.endswith("results.json")}
+    owners = [readme.owner(json.loads((ROOT / path).read_text())) for path in shown]
+    owned = {name for owner in owners for name in getattr(owner, "PICTURES", ())}
+    assert owned == {file.name for file in (ROOT / readme.IMAGES).iterdir() if file.is_file()}
+
+
 def test_a_table_without_results_says_so():
     for text in PAGES.values():
         for _, kind, path, _ in BLOCK.findall(text):

@@ -61,7 +61,7 @@ SOURCES = sorted(
     for path in [*ROOT.glob("*.py"), *(p for layer in (*LAYERS, "video") for p in (ROOT / layer).rglob("*.py"))]
     if path.name != "__init__.py"
 )
-SHARED = {"Config", "run", "main", "COLUMNS", "STUDY", "work", "jobs", "rows", "report", "settings"}
+SHARED = {"Config", "run", "main", "COLUMNS", "STUDY", "work", "jobs", "rows", "report", "settings", "PICTURES"}
 """What modules of one kind all have: commands, studies, tables."""
 SHARED |= {"make", "make_single", "learn", "restored", "Call", "AUTORESET"}
 """Environments, and the two libraries whose agents learn in them."""

@@ -31,7 +31,7 @@ from ..stats import mean_interval, paired_difference
 from ..systems import encode_clauses
 from ..tables import Column, Row, interval, number, rows_of, sections
 
-_PICTURES = ("cache-policies.webp", "cache-policies.svg")
+PICTURES = ("cache-policies.webp", "cache-policies.svg")
 _FRAMES = 3
 REACHED = 0.8
 """Text alignment at which a chunk is said to show its prompt."""
@@ -236,14 +236,14 @@ def draw(rows: Sequence[Row], videos: dict[str, Tensor], out: Path) -> None:
     clips = {name: (video.cpu().movedim(2, -1) * 255).round().to(torch.uint8).numpy() for name, video in videos.items()}
     count = len(next(iter(clips.values())))
     sheet = contact_sheet([[clip[row] for clip in clips.values()] for row in range(count)], list(clips), scale=3)
-    (out / _PICTURES[0]).write_bytes(animation(sheet, 8, quality=60, made_by=_MADE_BY))
+    (out / PICTURES[0]).write_bytes(animation(sheet, 8, quality=60, made_by=_MADE_BY))
     found = rows_of({"rows": list(rows)}, "window")
     lines = [
         Line(name, tuple((row["chunk"], row["total"]) for row in found if row["policy"] == name), place)
         for place, name in enumerate(POLICIES)
     ]
     chart = line_chart(lines, "oracle total of 4 chunks, along the stream", "chunk")
-    (out / _PICTURES[1]).write_text(stacked_svg([chart], POLICIES))
+    (out / PICTURES[1]).write_text(stacked_svg([chart], POLICIES))
 
 
 def report(rows: list[dict[str, Any]]) -> str:

@@ -35,7 +35,7 @@ from ..plots import film_strip, png
 from ..pretrain.reward_measure import LEAST_CHANGE, visibly_changed
 from ..tables import Column, Row, markdown_table, number
 
-_PICTURES = ("probe.png",)
+PICTURES = ("probe.png",)
 _HALF = SIDE // 2
 FIRST, SECOND, BOTH = slice(0, _HALF), slice(_HALF, SIDE), slice(0, SIDE)
 REGIONS: dict[str, tuple[slice, slice]] = {
@@ -132,8 +132,8 @@ def run(config: Config) -> None:
         rows = probe(stack.reward, video, prompts, config.seed, "all") + probe(vq, video, prompts, config.seed, "VQ")
         picture = png(figure(stack.reward, video, prompts))
     publish(["reelgym", "audit", "probe"], config, [config.seed], rows, report(rows), stack.device)
-    (config.out / _PICTURES[0]).write_bytes(picture)
-    print(f"figure: {config.out / _PICTURES[0]}")
+    (config.out / PICTURES[0]).write_bytes(picture)
+    print(f"figure: {config.out / PICTURES[0]}")
 
 
 def real_clips(count: int, split: str, seed: int, grammar: str = "plain") -> WorldClips:

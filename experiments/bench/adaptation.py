@@ -31,7 +31,7 @@ from .adaptation_runs import (
 from .adaptation_tables import COLUMNS, adaptation_curves_svg, adaptation_rows, report
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-_PICTURES = ("bench-adaptation.svg",)
+PICTURES = ("bench-adaptation.svg",)
 UPDATE, LOOK = 0.0033, 0.0007
 """Seconds that a clip takes in an update, and in a look, on one idle core."""
 RL_UPDATE, LOADED = 1.0, 3.0
@@ -61,8 +61,8 @@ def run(config: Config) -> None:
     check(config)
     estimate("bench adaptation", adaptation_core_seconds(config), config)
     done = run_study(STUDY, config)
-    (done.out / _PICTURES[0]).write_text(adaptation_curves_svg(done.rows) + "\n")
-    print(f"curves: {done.out / _PICTURES[0]}")
+    (done.out / PICTURES[0]).write_text(adaptation_curves_svg(done.rows) + "\n")
+    print(f"curves: {done.out / PICTURES[0]}")
 
 
 def phases(config: Config) -> list[list[Job]]:

@@ -27,7 +27,7 @@ STUDENT_PACE, TEACHER_PACE = 12.0, 1.6
 """Clips a second that are made, judged and scored on one idle core."""
 DRAWS = 2000
 """Of scripts, until one is found for the looks that shares none with the exam."""
-_PICTURES = ("bench-rl.svg",)
+PICTURES = ("bench-rl.svg",)
 NEVER = 2.0
 """A target that no oracle total reaches."""
 
@@ -62,8 +62,8 @@ def run(config: Config) -> None:
     _check(config)
     estimate("bench rl", core_seconds(config), config)
     done = run_study(STUDY, config)
-    (done.out / _PICTURES[0]).write_text(rl_curves_svg(done.rows) + "\n")
-    print(f"curves: {done.out / _PICTURES[0]}")
+    (done.out / PICTURES[0]).write_text(rl_curves_svg(done.rows) + "\n")
+    print(f"curves: {done.out / PICTURES[0]}")
 
 
 def first_jobs(config: Config) -> list[Job]:
