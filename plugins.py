@@ -43,7 +43,7 @@ def resolve(path: str) -> Any:
 
 
 def installed(group: str) -> dict[str, str]:
-    """What installed packages offer in a group of GROUPS: import paths by name."""
+    """What installed packages offer in one of _GROUPS: import paths by name."""
     return {point.name: point.value for point in entry_points(group=f"reelgym.{group}")}
 
 

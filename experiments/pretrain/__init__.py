@@ -1,1 +1,1 @@
-"""How the shipped weights are made: one file per part (codec, teacher, student, reward) over one resumable loop."""
+"""How the shipped weights are made: codec, teacher, student, rewards, detectors, over one resumable loop."""
