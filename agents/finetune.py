@@ -14,7 +14,7 @@ import torch
 from gymnasium.error import InvalidAction
 from torch import Tensor
 
-from ..envs.prompt_source import Draw
+from ..envs.prompt_source import PromptSampler
 from ..envs.stack import Stack
 from ..envs.stream_gen import StreamGenVectorEnv
 from ..envs.streaming import StreamingEnv
@@ -121,7 +121,7 @@ class FineTune:
         config: FineTuneConfig,
         generator: Generator,
         env: StreamingEnv,
-        prompts: Draw,
+        prompts: PromptSampler,
         accelerator: Accelerator | None = None,
     ) -> None:
         if env.num_envs != config.prompts * config.group:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..envs.prompt_source import Draw, Texts
+from ..envs.prompt_source import PromptSampler, Texts
 from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, chunks
@@ -128,7 +128,7 @@ class Distill:
         config: DistillConfig,
         generator: Generator,
         teacher: CausalWan,
-        prompts: Draw,
+        prompts: PromptSampler,
         null: Tensor,
         *,
         codec: Codec | None = None,

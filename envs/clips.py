@@ -20,7 +20,7 @@ from ..models.prompts import PromptBatch
 from ..rewards.stream_reward import NoGradientError, RewardWeights, Scores, StreamReward
 from ..rewards.windows import Clock, prompt_columns
 from .draw import View, overlay, to_pixels
-from .prompt_source import Draw, Texts
+from .prompt_source import PromptSampler, Texts
 
 LIMIT = 64.0
 """Bound of latents and prompts in the spaces; nothing is clipped to it."""
@@ -96,7 +96,9 @@ class Clips:
     chunks [batch, F, 3, H, W], which the world gives and the agent does not make. clock: how a clip is cut.
     """
 
-    def __init__(self, codec: Codec, reward: Reward, prompts: Draw, clock: Clock, device: torch.device) -> None:
+    def __init__(
+        self, codec: Codec, reward: Reward, prompts: PromptSampler, clock: Clock, device: torch.device
+    ) -> None:
         self.codec, self.reward, self.prompts, self.clock, self.device = codec, reward, prompts, clock, device
         self.axes: tuple[str, ...] = tuple(getattr(reward, "axes", ("reward",)))
         grid = codec.grid(1)

@@ -15,7 +15,7 @@ import torch
 from ..models.codec import Codec
 from ..rewards.windows import Clock
 from .clips import Reward
-from .prompt_source import Draw, slice_prompts
+from .prompt_source import PromptSampler, slice_prompts
 from .single import SingleEnv
 from .stack import Stack
 from .vector import TensorVectorEnv
@@ -51,7 +51,7 @@ def clip_parts(
     *,
     codec: Codec | None = None,
     reward: Reward | None = None,
-    prompts: Draw | None = None,
+    prompts: PromptSampler | None = None,
     clock: Clock | None = None,
     grammar: str | None = None,
     slice: str | None = None,

@@ -18,7 +18,7 @@ Texts = tuple[tuple[str, ...], ...]
 """B rows of one prompt per chunk."""
 
 
-class Draw(Protocol):
+class PromptSampler(Protocol):
     """What trainers and environments ask for: `draw(batch, step)`, a pure function of its arguments."""
 
     def __call__(self, batch: int, step: int) -> tuple[Tensor, Texts]:
@@ -40,7 +40,7 @@ class ScriptPrompts:
     _known: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, batch: int, step: int) -> tuple[Tensor, Texts]:
-        """See Draw."""
+        """See PromptSampler."""
         return self.encode(self.sample(batch, step))
 
     def encode(self, scripts: Sequence[str | Sequence[str]]) -> tuple[Tensor, Texts]:

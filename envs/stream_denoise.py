@@ -23,7 +23,7 @@ from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .draw import View, to_pixels
 from .making import Source, clip_parts, opened, single
-from .prompt_source import Draw
+from .prompt_source import PromptSampler
 from .rows import Rows
 from .vector import TensorVectorEnv
 
@@ -75,7 +75,7 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
         num_envs: int,
         codec: Codec,
         reward: Reward,
-        prompts: Draw,
+        prompts: PromptSampler,
         *,
         clock: Clock = TINY,
         sigmas: Sequence[float] = SIGMAS,

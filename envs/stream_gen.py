@@ -16,7 +16,7 @@ from ..rewards.windows import TINY, Clock
 from .clips import Clips, ClipState, Reward
 from .draw import View
 from .making import Source, clip_parts, opened, single
-from .prompt_source import Draw
+from .prompt_source import PromptSampler
 from .vector import TensorVectorEnv
 
 
@@ -49,7 +49,7 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         num_envs: int,
         codec: Codec,
         reward: Reward,
-        prompts: Draw,
+        prompts: PromptSampler,
         *,
         clock: Clock = TINY,
         device: torch.device | str = "cpu",

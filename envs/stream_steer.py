@@ -24,7 +24,7 @@ from ..rewards.windows import TINY, Clock
 from .clips import LIMIT, Clips, ClipState, Reward
 from .draw import View
 from .making import Source, clip_parts, opened, single
-from .prompt_source import Draw
+from .prompt_source import PromptSampler
 from .vector import TensorVectorEnv
 
 
@@ -101,7 +101,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         num_envs: int,
         codec: Codec,
         reward: Reward,
-        prompts: Draw,
+        prompts: PromptSampler,
         generator: Generator,
         *,
         clock: Clock = TINY,

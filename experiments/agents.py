@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..agents.recipes import AGENT_RECIPES, AGENTS, DETECT, STEER
-from .evaluate import Exam
+from .evaluate import EvalConfig
 from .jobs import Job
 from .learning.runs import FIXED_POLICIES, AgentBudget, AgentTask, work
 from .learning.tables import COLUMNS, agent_curves_svg, agent_rows, report
@@ -30,7 +30,7 @@ class AgentPreset:
     single: tuple[str, ...] = ("tianshou-ppo", "planner")
 
 
-_PAIR = Exam(prompts=2, clips=1, long_prompts=0)
+_PAIR = EvalConfig(prompts=2, clips=1, long_prompts=0)
 SMOKE = AgentBudget(_PAIR, replace(_PAIR, split="validation"), clips=64, steps=256, points=1)
 AGENT_PRESETS = {"standard": AgentPreset(), "smoke": AgentPreset(SMOKE, 1)}
 

@@ -22,7 +22,7 @@ from ..noise import Domain, fold, stream_keys
 from ..plugins import find, resolve
 from ..rewards.stream_reward import Scores, StreamReward
 from ..rewards.windows import clip_prompts
-from .systems import Chunks, System, encode_clauses
+from .systems import Chunks, VideoModel, encode_clauses
 
 AXES = ("VQ", "MQ", "TA", "physics", "total")
 """Folded into an exam's noise, so that no training has met it."""
@@ -31,7 +31,7 @@ LONG = 4
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalConfig:
     """What is asked of every system."""
 
     prompts: int = 24
@@ -90,7 +90,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Grades:
+class EvalResult:
     """What a system earned, in the order of the exam's scripts.
 
     scores: per axis of AXES the mean over its K clips [P].   diversity: [P], in the oracle's own unit.
@@ -108,7 +108,9 @@ class Grades:
 
 
 @torch.no_grad()
-def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str = "cpu", long: bool = True) -> Grades:
+def evaluate(
+    system: VideoModel, exam: EvalConfig, seed: int, *, device: torch.device | str = "cpu", long: bool = True
+) -> EvalResult:
     """Let a system sit the exam with the noise of `seed`; `long` False leaves the long streams out."""
     keys = fold(stream_keys(seed, 2, device), Domain.EXAM)
     short = exam.clauses()
@@ -125,10 +127,10 @@ def examine(system: System, exam: Exam, seed: int, *, device: torch.device | str
         judged = judge_long(streams, rows, exam.frames_per_chunk)
         late, drift = judged.tail, judged.drift
     means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in scores.items()}
-    return Grades(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups, streams)
+    return EvalResult(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups, streams)
 
 
-def oracle_scores(video: Tensor, rows: Chunks, exam: Exam) -> dict[str, Tensor]:
+def oracle_scores(video: Tensor, rows: Chunks, exam: EvalConfig) -> dict[str, Tensor]:
     """Per axis [B] what the world's judge thinks of clips [B, F, 3, H, W]; ValueError for one without a total."""
     world = exam.own_world
     if world is None:
@@ -141,7 +143,7 @@ def oracle_scores(video: Tensor, rows: Chunks, exam: Exam) -> dict[str, Tensor]:
     return {**dict.fromkeys(AXES, scores["total"]), **scores}
 
 
-def exam_prompts(stack: Stack, exam: Exam, rows: Sequence[int]) -> PromptBatch:
+def exam_prompts(stack: Stack, exam: EvalConfig, rows: Sequence[int]) -> PromptBatch:
     """The prompts of an exam's clips at `rows`, as rewards of whole clips take them."""
     clauses = exam.clauses()
     chosen = [clauses[row] for row in rows]
@@ -150,7 +152,7 @@ def exam_prompts(stack: Stack, exam: Exam, rows: Sequence[int]) -> PromptBatch:
 
 
 @torch.no_grad()
-def reward_scores(stack: Stack, reward: StreamReward, exam: Exam, grades: Grades) -> Scores:
+def reward_scores(stack: Stack, reward: StreamReward, exam: EvalConfig, grades: EvalResult) -> Scores:
     """What a reward thinks of an exam's clips, P * K of them: the return in the environment, and each axis."""
     scorer, video = reward.windowed(stack.clock, stack.codec), grades.video.flatten(0, 1)
     parts = [
@@ -169,7 +171,7 @@ def _keys_of(root: Tensor, count: int) -> Tensor:
     return fold(root.expand(count), torch.arange(count, device=root.device))
 
 
-def _make(system: System, rows: Chunks, keys: Tensor, batch: int) -> tuple[Tensor, float]:
+def _make(system: VideoModel, rows: Chunks, keys: Tensor, batch: int) -> tuple[Tensor, float]:
     started = _now(keys)
     video = torch.cat([system(rows[at], keys[at]) for at in _batches(len(rows), batch)])
     return video, _now(keys) - started

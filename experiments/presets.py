@@ -9,7 +9,7 @@ from ..agents.finetune_recipes import FINETUNE
 from ..distill.recipes import CONTINUED, DISTILL
 from ..training.recipe import Recipe
 from ..training.sequence import Sequence, Stage
-from .evaluate import Exam
+from .evaluate import EvalConfig
 from .systems import REFERENCES
 
 METHODS = {
@@ -57,9 +57,9 @@ class Preset:
     """Updates of each method within those seconds; a method that is not here is left out."""
     seeds: int
     """Runs of each method."""
-    exam: Exam
+    exam: EvalConfig
     """Test prompts, looked at once."""
-    validation: Exam
+    validation: EvalConfig
     """Prompts of the learning curves and of the search."""
     teacher_prompts: int = 16
     """Prompts that the slow teacher is examined on, the first of the exam's."""
@@ -92,8 +92,8 @@ PRESETS = {
         seconds=20,
         updates={"continued": 32, "dmd": 5, "stream-r1": 4, "policy": 11, "forward": 11, "reward": 20},
         seeds=2,
-        exam=Exam(prompts=24, clips=2, long_prompts=6, slice_prompts=4, scripts_seed=1),
-        validation=Exam(prompts=8, clips=1, long_prompts=0, split="validation"),
+        exam=EvalConfig(prompts=24, clips=2, long_prompts=6, slice_prompts=4, scripts_seed=1),
+        validation=EvalConfig(prompts=8, clips=1, long_prompts=0, split="validation"),
         points=3,
         pool=256,
     ),
@@ -101,8 +101,8 @@ PRESETS = {
         seconds=40,
         updates={"continued": 72, "dmd": 12, "stream-r1": 9, "policy": 26, "forward": 26, "reward": 42, "raven": 13},
         seeds=10,
-        exam=Exam(prompts=48, clips=2, long_prompts=12, slice_prompts=4),
-        validation=Exam(prompts=16, clips=1, long_prompts=0, split="validation"),
+        exam=EvalConfig(prompts=48, clips=2, long_prompts=12, slice_prompts=4),
+        validation=EvalConfig(prompts=16, clips=1, long_prompts=0, split="validation"),
         search=(1 / 3, 1.0, 3.0),
         search_share=0.4,
         points=4,
@@ -113,8 +113,8 @@ PRESETS = {
         seconds=0,
         updates=dict.fromkeys(ALONE, 1),
         seeds=1,
-        exam=Exam(prompts=2, clips=2, long_prompts=1, slice_prompts=1),
-        validation=Exam(prompts=1, clips=1, long_prompts=0, split="validation"),
+        exam=EvalConfig(prompts=2, clips=2, long_prompts=1, slice_prompts=1),
+        validation=EvalConfig(prompts=1, clips=1, long_prompts=0, split="validation"),
         points=1,
         shown=1,
         teacher_prompts=1,

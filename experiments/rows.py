@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluate import AXES, Exam, texts_of
+from .evaluate import AXES, EvalConfig, texts_of
 from .presets import METHODS, label_of
 from .stats import iqm, mean_interval, paired_difference, probability_of_improvement, sign_test
 from .systems import REFERENCES
@@ -110,7 +110,7 @@ def curve_rows(name: str, result: Mapping[str, Any]) -> list[Row]:
     return [{**start, "share": round(point["update"] / last, 4), **point} for point in result["curve"]]
 
 
-def clip_rows(exam: Exam, shown: int) -> list[Row]:
+def clip_rows(exam: EvalConfig, shown: int) -> list[Row]:
     """Which prompts the report's pictures belong to."""
     prompts = exam.texts()[:shown]
     streams = [] if exam.world else texts_of(exam.long_scripts()[: (shown + 1) // 2])

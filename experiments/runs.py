@@ -15,10 +15,10 @@ from ..noise import SeedDomain
 from ..training.learner import NonFiniteError
 from ..training.loop import fit
 from ..training.sequence import Stage
-from .evaluate import Exam, Grades, exam_prompts, examine, reward_scores
+from .evaluate import EvalConfig, EvalResult, evaluate, exam_prompts, reward_scores
 from .jobs import Result
 from .slices import examine_slices
-from .systems import System, as_system, reference
+from .systems import VideoModel, as_system, reference
 
 VALIDATION_NOISE = int(SeedDomain.VALIDATION)
 
@@ -31,9 +31,9 @@ class Task:
     """A key of REFERENCES or METHODS."""
     seed: int
     """Of the training and of the exam's noise."""
-    exam: Exam | None
+    exam: EvalConfig | None
     """None where only the validation counts (a search for a learning rate)."""
-    validation: Exam
+    validation: EvalConfig
     """What the learning curve is measured on."""
     plan: Stage | None = None
     """Recipe and updates; None for REFERENCES."""
@@ -79,7 +79,7 @@ def work(task: Task) -> Result:
     result["learning_rate"] = task.plan.recipe.learning_rate
     if task.exam is not None:
         system = as_system(stack, student)
-        grades = examine(system, task.exam, task.seed, device=stack.device)
+        grades = evaluate(system, task.exam, task.seed, device=stack.device)
         result |= grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
         groups = {"weights": student.model.state_dict(), **_media(grades, task)}
     return groups, result
@@ -89,14 +89,14 @@ def _measured(stack: Stack, task: Task) -> Result:
     if task.exam is None:
         raise ValueError(f"{task.row} is measured, not trained: give its task an exam")
     system = reference(stack, task.row)
-    grades = examine(system, task.exam, task.seed, device=stack.device, long=task.row != "teacher")
+    grades = evaluate(system, task.exam, task.seed, device=stack.device, long=task.row != "teacher")
     groups = _media(grades, task)
     if task.row == "start" and task.shown:
         groups["media"] |= _maps(stack, task.exam, grades, task.shown)
     return groups, grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
 
 
-def _sliced(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, Any]:
+def _sliced(stack: Stack, system: VideoModel, exam: EvalConfig, seed: int) -> dict[str, Any]:
     found = examine_slices(system, exam, seed, device=stack.device)
     slices = {name: {axis: _numbers(score) for axis, score in scores.items()} for name, scores in found.items()}
     return {"slices": slices} if slices else {}
@@ -106,12 +106,12 @@ def _sliced(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, An
 def _validate(stack: Stack, task: Task, student: Generator) -> dict[str, float]:
     """The oracle's total and the trained reward on the same clips of the validation prompts."""
     exam = task.validation
-    grades = examine(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False)
+    grades = evaluate(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False)
     reward = reward_scores(stack, stack.reward, exam, grades).reward
     return {"oracle": float(grades.scores["total"].mean()), "reward": float(reward.mean())}
 
 
-def _maps(stack: Stack, exam: Exam, grades: Grades, shown: int) -> dict[str, Tensor]:
+def _maps(stack: Stack, exam: EvalConfig, grades: EvalResult, shown: int) -> dict[str, Tensor]:
     """What Stream-R1 would weigh the first clips with."""
     video = grades.video[:shown, 0]
     prompts = exam_prompts(stack, exam, range(0, shown * exam.clips, exam.clips))
@@ -120,14 +120,14 @@ def _maps(stack: Stack, exam: Exam, grades: Grades, shown: int) -> dict[str, Ten
     return {"map/frames": _bytes(video), "map/weights": weights.cpu()}
 
 
-def _media(grades: Grades, task: Task) -> dict[str, dict[str, Tensor]]:
+def _media(grades: EvalResult, task: Task) -> dict[str, dict[str, Tensor]]:
     clips = {f"clips/{task.row}": _bytes(grades.video[: task.shown, 0])}
     if len(grades.long_video):
         clips[f"long/{task.row}"] = _bytes(grades.long_video[: (task.shown + 1) // 2])
     return {"media": clips} if task.shown else {}
 
 
-def grades_json(grades: Grades) -> dict[str, Any]:
+def grades_json(grades: EvalResult) -> dict[str, Any]:
     """Grades as JSON holds them: per prompt, without pictures."""
     scores = {axis: _numbers(score) for axis, score in grades.scores.items()}
     parts = {name: _numbers(getattr(grades, name)) for name in ("diversity", "late", "drift")}

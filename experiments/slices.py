@@ -13,19 +13,19 @@ from ..envs.worlds.oracle import judge
 from ..envs.worlds.render import render
 from ..envs.worlds.slices import SLICES, heard, slice_scene, slice_scripts
 from ..noise import Domain, fold, stream_keys
-from .evaluate import AXES, Exam
-from .systems import Chunks, Continues
+from .evaluate import AXES, EvalConfig
+from .systems import Chunks, SupportsContinuation
 
 
 @torch.no_grad()
 def examine_slices(
-    system: object, exam: Exam, seed: int, *, device: torch.device | str = "cpu"
+    system: object, exam: EvalConfig, seed: int, *, device: torch.device | str = "cpu"
 ) -> dict[str, dict[str, Tensor]]:
     """Per slice and axis of AXES the scores [Q]; nothing for a system that cannot carry on, or where none are asked.
 
     The world gives the first chunk; the oracle looks at all frames and counts those after it.
     """
-    if not exam.slice_prompts or exam.world or not isinstance(system, Continues):
+    if not exam.slice_prompts or exam.world or not isinstance(system, SupportsContinuation):
         return {}
     papers = {name: _paper(name, exam, seed) for name in SLICES}
     found = {}
@@ -40,7 +40,7 @@ def examine_slices(
     return {name: found[name] for name in SLICES}
 
 
-def _paper(name: str, exam: Exam, seed: int) -> tuple[list[tuple[Clause, ...]], Tensor]:
+def _paper(name: str, exam: EvalConfig, seed: int) -> tuple[list[tuple[Clause, ...]], Tensor]:
     """True clauses and true clips of one slice; the scripts are the exam's, where the clips begin is the seed's."""
     chunks = exam.chunks * SLICES[name].length
     scripts = slice_scripts(name, exam.slice_prompts, split=exam.split, seed=exam.scripts_seed, distinct=True)
@@ -48,7 +48,7 @@ def _paper(name: str, exam: Exam, seed: int) -> tuple[list[tuple[Clause, ...]], 
     return [chunk_clauses(script, chunks) for script in scripts], render(scene)
 
 
-def _carried_on(system: Continues, truth: Tensor, clauses: Chunks, exam: Exam, keys: Tensor) -> Tensor:
+def _carried_on(system: SupportsContinuation, truth: Tensor, clauses: Chunks, exam: EvalConfig, keys: Tensor) -> Tensor:
     said = [tuple(heard(clause, GRAMMARS[exam.grammar]) for clause in row) for row in clauses]
     parts = [slice(first, first + exam.batch) for first in range(0, len(truth), exam.batch)]
-    return torch.cat([system.carry_on(truth[at], exam.frames_per_chunk, said[at], keys[at]) for at in parts])
+    return torch.cat([system.continue_from(truth[at], exam.frames_per_chunk, said[at], keys[at]) for at in parts])

@@ -27,7 +27,7 @@ Chunks = Sequence[Sequence[Clause]]
 """B rows of one clause per chunk (a world of one's own gives prompts, strings, in their place)."""
 
 
-class System(Protocol):
+class VideoModel(Protocol):
     """Whatever makes videos for scripts."""
 
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ class System(Protocol):
 
 
 @runtime_checkable
-class Continues(Protocol):
+class SupportsContinuation(Protocol):
     """A system that can carry on what the world began."""
 
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+    def continue_from(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
         """Videos of B rows of clauses that begin as the world's own video [B, F, 3, H, W] does.
 
         A generator looks at the first `given` frames alone; the world and its codec give all of them back.
@@ -65,23 +65,23 @@ class GroundTruth:
         )
         return torch.cat([render(scene) for scene in scenes]).to(keys.device)
 
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
-        """See Continues."""
+    def continue_from(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+        """See SupportsContinuation."""
         return video
 
 
 @dataclass(frozen=True)
-class Coded:
+class Reconstruction:
     """Another system's videos through the codec and back: what no generator of its latents can beat for sharpness."""
 
     codec: Codec
-    system: System
+    system: VideoModel
 
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
         return self.codec.decode(self.codec.encode(self.system(clauses, keys)))
 
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
-        """See Continues."""
+    def continue_from(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+        """See SupportsContinuation."""
         return self.codec.decode(self.codec.encode(video))
 
 
@@ -94,8 +94,8 @@ class Student:
     def __call__(self, clauses: Chunks, keys: Tensor) -> Tensor:
         return self._streamed(clauses, keys, None)
 
-    def carry_on(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
-        """See Continues."""
+    def continue_from(self, video: Tensor, given: int, clauses: Chunks, keys: Tensor) -> Tensor:
+        """See SupportsContinuation."""
         return self._streamed(clauses, keys, self.pipeline.codec.encode(video[:, :given]))
 
     def _streamed(self, clauses: Chunks, keys: Tensor, given: Tensor | None) -> Tensor:
@@ -130,12 +130,12 @@ REFERENCES = {
 """What is measured beside trained students, and is not trained."""
 
 
-def reference(stack: Stack, name: str) -> System:
+def reference(stack: Stack, name: str) -> VideoModel:
     """One of REFERENCES."""
     world = GroundTruth(stack.clock.frames_per_chunk, stack.world)
-    systems: dict[str, Callable[[], System]] = {
+    systems: dict[str, Callable[[], VideoModel]] = {
         "truth": lambda: world,
-        "codec": lambda: Coded(stack.codec, world),
+        "codec": lambda: Reconstruction(stack.codec, world),
         "teacher": lambda: Teacher(stack.teacher, stack.pipeline),
         "start": lambda: Student(stack.pipeline),
     }

@@ -18,7 +18,7 @@ from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
 from ..training.recipe import Recipe
 from .console import progress
-from .evaluate import Exam, examine
+from .evaluate import EvalConfig, evaluate
 from .jobs import one_thread
 from .options import CacheOptions, StackOptions
 from .results import command_line, write_results
@@ -124,10 +124,10 @@ def as_config(recipe: Any) -> dict[str, Any]:
 
 def _judged(stack: Stack, student: Generator, options: TrainOptions) -> dict[str, float]:
     """Means of the oracle over validation prompts, which trains nothing and stops nothing."""
-    exam = Exam(
+    exam = EvalConfig(
         options.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar, world=options.world
     )
-    scores = examine(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False).scores
+    scores = evaluate(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False).scores
     return {"oracle": float(scores["total"].mean())} | {
         f"oracle/{axis}": float(scores[axis].mean()) for axis in ("VQ", "MQ", "TA")
     }

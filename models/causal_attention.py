@@ -17,7 +17,7 @@ from .cache import KVCache
 
 THETA = 10000.0
 """Base of Wan's rotary frequencies."""
-Turn = tuple[Tensor, Tensor, Tensor]
+RotaryTable = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Recall:
     """
 
     cache: KVCache
-    turn: Turn
+    turn: RotaryTable
     dtype: torch.dtype
     rooms: tuple[tuple[Tensor, Tensor], ...] | None = None
 
@@ -69,7 +69,7 @@ class CallContext:
       gradient checkpointing may run a layer twice.
     """
 
-    turn: Turn
+    turn: RotaryTable
     past: Recall | None = None
     bias: Tensor | None = None
     new: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -144,7 +144,7 @@ class CrossAttention(_Attention):
         return attn.to_out[1](attn.to_out[0](self.attend(query, key, value, None).view(hidden.shape)))
 
 
-def rotated(x: Tensor, turn: Turn) -> Tensor:
+def rotated(x: Tensor, turn: RotaryTable) -> Tensor:
     """x [B, S, heads, dim], each pair of neighbouring channels rotated by the angle of turn.
 
     The cosine and sine products are rounded apart, as diffusers does: results are bitwise the same.
@@ -159,7 +159,9 @@ def rotated(x: Tensor, turn: Turn) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def rotary_turn(frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device, theta: float = THETA) -> Turn:
+def rotary_turn(
+    frames: tuple[int, ...], h: int, w: int, dim: int, device: torch.device, theta: float = THETA
+) -> RotaryTable:
     """Wan's rotary factors of every token of the given frames; S = len(frames) * h * w.
 
     Returns the cosine for each channel, float [S, 1, dim], i times the sine for each pair, complex [S, 1, dim/2], and

@@ -19,8 +19,8 @@ from .causal_attention import (
     CrossAttention,
     Recall,
     Rope,
+    RotaryTable,
     SelfAttention,
-    Turn,
     causal_bias,
     past_bias,
     rotary_turn,
@@ -206,7 +206,7 @@ class CausalWan(nn.Module):
         turn = self._turn(tuple(range(len(cache.frames))) if relative else cache.frames, x)
         return Recall(cache, turn, self.dtype)
 
-    def _turn(self, frames: tuple[int, ...], x: Tensor) -> Turn:
+    def _turn(self, frames: tuple[int, ...], x: Tensor) -> RotaryTable:
         h, w = x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
         return rotary_turn(frames, h, w, self.transformer.config.attention_head_dim, x.device, self.rope_theta)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError
-from ..envs.prompt_source import Draw
+from ..envs.prompt_source import PromptSampler
 from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, StreamState, Transition, generate_chunk, prediction, read_chunk
@@ -70,7 +70,7 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
-class Look:
+class EvalPoint:
     """What one look saw. update: how many were done. heldout: the held-out reward of each prompt [P], mean over its
     clips. values: means over all clips of reward, heldout, the measures, diversity and kl."""
 
@@ -123,14 +123,14 @@ class Guard:
         clock: Clock,
         reward: StreamReward,
         heldout: StreamReward,
-        prompts: Draw,
+        prompts: PromptSampler,
     ) -> None:
         self.config, self.generator, self.codec, self.clock = config, generator, codec, clock
         self.reward, self.heldout = (model.windowed(clock, codec) for model in (reward, heldout))
         self.prompts = prompts
         self.reference = copy.deepcopy(generator.model).requires_grad_(False)
-        self.start: Look | None = None
-        self.best: Look | None = None
+        self.start: EvalPoint | None = None
+        self.best: EvalPoint | None = None
         self.weights: dict[str, Tensor] = {}
         self.strikes = 0
         self.stopped, self.why = False, ""
@@ -168,7 +168,7 @@ class Guard:
         groups: Groups = {"best": self.weights, "reference": dict(self.reference.state_dict()), "looks": {}}
         meta: dict[str, Any] = {"config": asdict(self.config), "counts": asdict(self.counts), "looks": {}}
         for name in ("start", "best"):
-            look: Look | None = getattr(self, name)
+            look: EvalPoint | None = getattr(self, name)
             if look is not None:
                 groups["looks"][name] = look.heldout
                 meta["looks"][name] = {"update": look.update, "values": look.values}
@@ -183,13 +183,13 @@ class Guard:
         self.weights = {name: value.to(device) for name, value in groups["best"].items()}
         self.reference.load_state_dict(groups["reference"])
         for name, told in meta["looks"].items():
-            setattr(self, name, Look(told["update"], groups["looks"][name].to(device), told["values"]))
+            setattr(self, name, EvalPoint(told["update"], groups["looks"][name].to(device), told["values"]))
         for name, value in meta["flags"].items():
             setattr(self, name, value)
         self.counts = ComputeUsage(**meta["counts"])
 
     @torch.no_grad()
-    def _see(self, update: int) -> Look:
+    def _see(self, update: int) -> EvalPoint:
         config = self.config
         embeds, texts = self.prompts(config.prompts, Domain.GUARD + config.seed)
         device = next(self.reference.parameters()).device
@@ -206,7 +206,7 @@ class Guard:
         found |= {name: measure(video) for name, measure in MEASURES.items()}
         found |= {"diversity": pixel_diversity(video.unflatten(0, (-1, config.clips))), "kl": kl}
         values = {name: float(value.mean()) for name, value in found.items()}
-        return Look(update, heldout.unflatten(0, (-1, config.clips)).mean(1), values)
+        return EvalPoint(update, heldout.unflatten(0, (-1, config.clips)).mean(1), values)
 
     def _generate(self, embeds: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Latents of clips for embeds [P * K, n, L, D], and the KL to the start at every chunk [n]: at one stochastic
@@ -240,7 +240,7 @@ class Guard:
         self.counts.reward_calls += len(video) * self.clock.chunks
         return model(video, prompts).reward
 
-    def _judge(self, now: Look) -> None:
+    def _judge(self, now: EvalPoint) -> None:
         if self.start is None or self.best is None:
             self.start = now
             return self._keep(now)
@@ -256,7 +256,7 @@ class Guard:
             self.stopped = True
             self._roll_back()
 
-    def _keep(self, now: Look) -> None:
+    def _keep(self, now: EvalPoint) -> None:
         self.best, self.strikes = now, 0
         self.weights = {name: value.detach().clone() for name, value in self.generator.model.state_dict().items()}
 
@@ -272,7 +272,7 @@ def guard_of(stack: Stack, config: GuardConfig, student: Generator) -> Guard:
     return Guard(config, student, stack.codec, stack.clock, stack.reward, stack.heldout, prompts)
 
 
-def charge(now: Look, best: Look, below: bool, broken: list[str]) -> str:
+def charge(now: EvalPoint, best: EvalPoint, below: bool, broken: list[str]) -> str:
     """What a look has against the weights, in a sentence."""
     parts = []
     if below:

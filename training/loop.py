@@ -37,7 +37,7 @@ class Trainer(Protocol):
         ...
 
 
-class Watch(Protocol):
+class Callback(Protocol):
     """Who watches a training from outside and may end it: guard.Guard."""
 
     stopped: bool
@@ -78,7 +78,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
     accelerator: Accelerator | None = None,
-    guard: Watch | None = None,
+    guard: Callback | None = None,
     bar: tqdm | None = None,
 ) -> None:
     """Train until `updates` updates are done, going on from `checkpoint` where there is one.
@@ -134,7 +134,7 @@ def _advance(bar: tqdm, measured: Mapping[str, float]) -> None:
     bar.update()
 
 
-def _state(trainer: Trainer, guard: Watch | None) -> State:
+def _state(trainer: Trainer, guard: Callback | None) -> State:
     groups, meta = trainer.state()
     if guard is None:
         return groups, meta
@@ -142,7 +142,7 @@ def _state(trainer: Trainer, guard: Watch | None) -> State:
     return groups | {f"{GUARD}{name}": group for name, group in watched.items()}, meta | {"guard": told}
 
 
-def _resume(trainer: Trainer, guard: Watch | None, checkpoint: Path) -> None:
+def _resume(trainer: Trainer, guard: Callback | None, checkpoint: Path) -> None:
     """Inverse of `_state`; CheckpointError where only one of checkpoint and call has a guard."""
     groups, meta = load_checkpoint(checkpoint)
     if ("guard" in meta) != (guard is not None):

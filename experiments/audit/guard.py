@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...training.guard import GuardConfig
-from ..evaluate import Exam
+from ..evaluate import EvalConfig
 from ..jobs import Job
 from ..options import StudyOptions
 from ..stats import exam_scores, mean_interval, paired_difference
@@ -68,8 +68,8 @@ def attempts(config: Config, results: Results) -> list[Job]:
     if any((config.updates or CASES[case].updates) % config.every for case in config.cases):
         raise ValueError(f"a run ends with a look: its updates are whole multiples of --every, {config.every}")
     seeds, grammar = seeds_of(config), config.spec.load().grammar
-    exam = Exam(prompts=config.prompts, clips=2, long_prompts=0, grammar=grammar)
-    validation = Exam(prompts=config.validation, clips=1, long_prompts=0, split="validation", grammar=grammar)
+    exam = EvalConfig(prompts=config.prompts, clips=2, long_prompts=0, grammar=grammar)
+    validation = EvalConfig(prompts=config.validation, clips=1, long_prompts=0, split="validation", grammar=grammar)
     made: dict[str, Any] = {"exam": exam, "validation": validation, "stack": config.spec}
     guard = GuardConfig(every=config.every, prompts=config.watched)
     jobs = [Job(_name("start", "", s), Attempt("start", "all", s, 0, 0.0, guard, **made), 0.5) for s in seeds]

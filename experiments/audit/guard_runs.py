@@ -15,7 +15,7 @@ from ...models.generator import Generator
 from ...rewards.stream_reward import RewardSettings, StreamReward
 from ...training.guard import GuardConfig, guard_of
 from ...training.loop import fit
-from ..evaluate import Exam, examine, reward_scores
+from ..evaluate import EvalConfig, evaluate, reward_scores
 from ..jobs import Result
 from ..runs import VALIDATION_NOISE
 from ..systems import as_system
@@ -56,8 +56,8 @@ class Attempt:
     updates: int
     rate: float
     guard: GuardConfig
-    exam: Exam
-    validation: Exam
+    exam: EvalConfig
+    validation: EvalConfig
     stack: StackSpec
 
 
@@ -81,7 +81,7 @@ def work(attempt: Attempt) -> Result:
             curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **looked})
 
     def judged() -> dict[str, float]:
-        found = examine(as_system(stack, student), attempt.validation, VALIDATION_NOISE, long=False)
+        found = evaluate(as_system(stack, student), attempt.validation, VALIDATION_NOISE, long=False)
         return {"oracle": float(found.scores["total"].mean())}
 
     def looked() -> dict[str, float]:
@@ -102,7 +102,7 @@ def work(attempt: Attempt) -> Result:
 
 def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
     """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
-    grades = examine(as_system(stack, student), attempt.exam, attempt.seed, long=False)
+    grades = evaluate(as_system(stack, student), attempt.exam, attempt.seed, long=False)
     exam, settings = attempt.exam, RewardSettings(axes=HACKED_AXES)
     rewards = (StreamReward(model, settings) for model in (stack.reward.model, stack.heldout.model))
     scores = (reward_scores(stack, reward, exam, grades).scores for reward in rewards)

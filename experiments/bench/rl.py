@@ -11,7 +11,7 @@ from typing import Any
 
 from ...training.recipe import Recipe
 from ..console import estimate
-from ..evaluate import Exam
+from ..evaluate import EvalConfig
 from ..evaluation.search import DIVERGED, SEARCH_SEED, tries_of, winner
 from ..jobs import Job
 from ..options import StudyOptions
@@ -70,7 +70,7 @@ def first_jobs(config: Config) -> list[Job]:
     """Start, teacher and the search; costs in seconds of one idle core."""
     look, exam = _exams(config)
     spec, seeds, half = config.spec, tuple(seeds_of(config)), max(1, config.chunks // 2)
-    validation = replace(look, split="validation", scripts_seed=Exam.scripts_seed)
+    validation = replace(look, split="validation", scripts_seed=EvalConfig.scripts_seed)
     a_look = _clips(config, 1, 0) / STUDENT_PACE
     sat = {"start": (seeds, STUDENT_PACE), "teacher": (seeds[:1], TEACHER_PACE)}
     references = [
@@ -147,7 +147,7 @@ def core_seconds(config: Config) -> float:
 def _cost(config: Config, name: str) -> float:
     setting = setting_of(name)
     chunks = min(config.chunks, setting.arrives)
-    update = getattr(setting.recipe, "prompts", 1) * getattr(setting.recipe, "group", 16) * Exam.chunks
+    update = getattr(setting.recipe, "prompts", 1) * getattr(setting.recipe, "group", 16) * EvalConfig.chunks
     looks = len({-(-step // update) for step in eval_schedule(config.chunks) if step <= chunks})
     return chunks / setting.pace + _clips(config, looks, 1) / STUDENT_PACE
 
@@ -176,14 +176,14 @@ def _end(result: Mapping[str, Any]) -> float:
 
 
 @lru_cache(maxsize=4)
-def _exams(config: Config) -> tuple[Exam, Exam]:
+def _exams(config: Config) -> tuple[EvalConfig, EvalConfig]:
     """Of a look, and the last one."""
     own: dict[str, Any] = {"long_prompts": 0, "grammar": config.spec.load().grammar, "world": config.world}
-    exam = Exam(config.exam_prompts, CLIPS, scripts_seed=0, **own)
-    return apart(Exam(config.prompts, CLIPS, scripts_seed=2, batch=48, **own), exam), exam
+    exam = EvalConfig(config.exam_prompts, CLIPS, scripts_seed=0, **own)
+    return apart(EvalConfig(config.prompts, CLIPS, scripts_seed=2, batch=48, **own), exam), exam
 
 
-def apart(look: Exam, exam: Exam) -> Exam:
+def apart(look: EvalConfig, exam: EvalConfig) -> EvalConfig:
     """`look` with the first draw of scripts, from its own on, that shares none with the exam."""
     taken = set(exam.texts())
     draws = (replace(look, scripts_seed=look.scripts_seed + more) for more in range(DRAWS))

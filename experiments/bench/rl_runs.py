@@ -12,9 +12,9 @@ from ...envs.stack import Stack, StackSpec
 from ...noise import SeedDomain
 from ...training.learner import NonFiniteError
 from ...training.recipe import Recipe, find_recipe
-from ..evaluate import Exam, examine, reward_scores
+from ..evaluate import EvalConfig, evaluate, reward_scores
 from ..jobs import Result
-from ..systems import System, as_system, reference
+from ..systems import VideoModel, as_system, reference
 
 """Of every look: the same for all runs, so that they are paired."""
 FIRST_LOOK = 64
@@ -72,8 +72,8 @@ class ReferenceTask:
 
     row: str
     seeds: tuple[int, ...]
-    look: Exam
-    exam: Exam
+    look: EvalConfig
+    exam: EvalConfig
     stack: StackSpec = StackSpec()
 
 
@@ -88,8 +88,8 @@ class RunTask:
     """Mean oracle total of a look that counts as arrived."""
     chunks: int
     """Generated at most."""
-    look: Exam
-    exam: Exam | None
+    look: EvalConfig
+    exam: EvalConfig | None
     """None where a learning rate is tried: then there is one look, at the end."""
     stack: StackSpec = StackSpec()
 
@@ -133,9 +133,9 @@ def _trained(task: RunTask, stack: Stack) -> dict[str, Any]:
     return {"looks": looks, **exam, **spent}
 
 
-def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
+def looked(stack: Stack, system: VideoModel, exam: EvalConfig) -> dict[str, float | None]:
     """Means over the clips of a look: the oracle, and rewards: the one that is trained on and the held-out one."""
-    grades = examine(system, exam, SeedDomain.POINTS, device=stack.device, long=False)
+    grades = evaluate(system, exam, SeedDomain.POINTS, device=stack.device, long=False)
     axes = {"oracle": "total", "vq": "VQ", "mq": "MQ", "ta": "TA"}
     found: dict[str, float | None] = {name: float(grades.scores[axis].mean()) for name, axis in axes.items()}
     rewards = {"reward": stack.reward, "heldout": stack.heldout if stack.has("heldout") else None}
@@ -146,6 +146,6 @@ def looked(stack: Stack, system: System, exam: Exam) -> dict[str, float | None]:
     }
 
 
-def _sat(stack: Stack, system: System, exam: Exam, seed: int) -> dict[str, list[float]]:
-    grades = examine(system, exam, seed, device=stack.device, long=False)
+def _sat(stack: Stack, system: VideoModel, exam: EvalConfig, seed: int) -> dict[str, list[float]]:
+    grades = evaluate(system, exam, seed, device=stack.device, long=False)
     return {"total": grades.scores["total"].tolist(), "diversity": grades.diversity.tolist()}

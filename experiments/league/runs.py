@@ -24,7 +24,7 @@ from ...models.detector import ClipDetector
 from ...models.scorers import D3, ReStraV
 from ...noise import SeedDomain
 from ...training.loop import fit
-from ..evaluate import Exam, examine
+from ..evaluate import EvalConfig, evaluate
 from ..jobs import Job, Result
 from ..pretrain.footage import Footage, film
 from ..runs import grades_json
@@ -139,10 +139,10 @@ def league(task: SelfPlayTask) -> Result:
         for number in range(task.budget.panel)
     ]
     newest = {side: played.newest(side) for side in SIDES}
-    exam = Exam(task.budget.prompts, 2, long_prompts=0, grammar=stack.grammar)
+    exam = EvalConfig(task.budget.prompts, 2, long_prompts=0, grammar=stack.grammar)
     generators, media = {}, {}
     for end, name in (("start", "generator-0"), ("end", newest["generator"])):
-        grades = examine(as_system(stack, played.generator_named(name)), exam, task.seed, long=False)
+        grades = evaluate(as_system(stack, played.generator_named(name)), exam, task.seed, long=False)
         generators[end] = generator_report(played, name, panel, filmed) | grades_json(grades)
         some = (grades.video[:_SHOWN, 0].clamp(0, 1) * 255).round().to(torch.uint8)
         media[end] = some.movedim(-3, -1).contiguous()

@@ -21,7 +21,7 @@ from ...envs.stack import StackSpec
 from ...envs.stream_detect import FAKE, REAL
 from ...envs.worlds.fakes import FAKES
 from ...noise import SeedDomain
-from ..evaluate import Exam
+from ..evaluate import EvalConfig
 from ..jobs import Result
 from . import detecting, steering
 from .detecting import Act
@@ -36,9 +36,11 @@ _WIDTH = 64
 class AgentBudget:
     """How much of everything."""
 
-    exam: Exam = field(default_factory=lambda: Exam(prompts=64, clips=2, long_prompts=0))
+    exam: EvalConfig = field(default_factory=lambda: EvalConfig(prompts=64, clips=2, long_prompts=0))
     """Test prompts of StreamSteer."""
-    validation: Exam = field(default_factory=lambda: Exam(prompts=24, clips=1, long_prompts=0, split="validation"))
+    validation: EvalConfig = field(
+        default_factory=lambda: EvalConfig(prompts=24, clips=1, long_prompts=0, split="validation")
+    )
     """Prompts of its learning curve."""
     clips: int = 1024
     """Of StreamDetect's test bank; a quarter as many are in the one for its learning curve."""

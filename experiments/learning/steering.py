@@ -13,14 +13,14 @@ from torch import Tensor
 from ...envs.stream_steer import StreamSteerVectorEnv
 from ...envs.worlds.oracle import judge
 from ...noise import Domain, fold, stream_keys
-from ..evaluate import AXES, Exam, texts_of
+from ..evaluate import AXES, EvalConfig, texts_of
 from .detecting import Act
 
 HALVING = 4
 """Rounds of the search for a fixed setting; each keeps a quarter of its candidates."""
 
 
-def evaluated_steering(env: StreamSteerVectorEnv, act: Act, exam: Exam, seed: int) -> dict[str, list[float]]:
+def evaluated_steering(env: StreamSteerVectorEnv, act: Act, exam: EvalConfig, seed: int) -> dict[str, list[float]]:
     """Per prompt of the exam the mean over its clips: reward (of a clip, price paid), quality (before), passes (network
     passes of a chunk), and the oracle's axes. env: of P * K rows, DISABLED autoreset. The noise follows from seed."""
     scripts = [text for text in texts_of(exam.scripts()) for _ in range(exam.clips)]

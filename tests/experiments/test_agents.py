@@ -11,11 +11,11 @@ from reelgym.agents.recipes import AGENT_RECIPES, DETECT, STEER
 from reelgym.envs import stream_detect, stream_steer
 from reelgym.experiments import agents
 from reelgym.experiments.cli import main
-from reelgym.experiments.evaluate import Exam
+from reelgym.experiments.evaluate import EvalConfig
 from reelgym.experiments.learning import detecting, runs, steering, tables
 from reelgym.noise import stream_keys
 
-EXAM = Exam(prompts=2, clips=2, long_prompts=0)
+EXAM = EvalConfig(prompts=2, clips=2, long_prompts=0)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_an_exam_of_detection(stack):
 
 def test_agents_runs_and_goes_on(stack, few, tmp_path, monkeypatch, capsys):
     tiny = {"prompts": 2, "clips": 1, "long_prompts": 0}
-    exams = {"exam": Exam(**tiny), "validation": Exam(**tiny, split="validation")}
+    exams = {"exam": EvalConfig(**tiny), "validation": EvalConfig(**tiny, split="validation")}
     preset = agents.AgentPreset(runs.AgentBudget(**exams, clips=16, steps=16, points=1), seeds=2)
     monkeypatch.setitem(agents.AGENT_PRESETS, "smoke", preset)
     config = agents.Config(preset="smoke", out=tmp_path / "out", workers=1, stack=stack)

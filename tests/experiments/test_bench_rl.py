@@ -11,7 +11,7 @@ from reelgym.experiments.bench import rl, rl_tables
 from reelgym.experiments.bench.rl import Config, apart, core_seconds, target_of, winning_recipes
 from reelgym.experiments.bench.rl_runs import RL_SETTINGS, eval_schedule, setting_of
 from reelgym.experiments.bench.rl_tables import ratio_rows, report, rl_times
-from reelgym.experiments.evaluate import Exam
+from reelgym.experiments.evaluate import EvalConfig
 from reelgym.experiments.readme import filled
 
 
@@ -51,7 +51,7 @@ def test_a_run_stops_where_it_arrives_or_diverges(weights, tmp_path, monkeypatch
     from reelgym.experiments.bench import rl_runs
     from reelgym.training.learner import NonFiniteError
 
-    exam = Exam(prompts=2, clips=2, long_prompts=0)
+    exam = EvalConfig(prompts=2, clips=2, long_prompts=0)
     recipe = replace(RL_SETTINGS["reward"].recipe, prompts=16)
     task = rl_runs.RunTask(recipe, 0, -1.0, 256, exam, exam, StackSpec(str(weights)))
     found = rl_runs.work(task)[1]
@@ -151,8 +151,8 @@ def test_the_curve_of_a_run_that_stopped_stays():
 
 
 def test_looks_and_exam_share_no_prompt(monkeypatch):
-    exam = Exam(prompts=32, long_prompts=0)
-    look = apart(Exam(prompts=24, long_prompts=0, scripts_seed=2), exam)
+    exam = EvalConfig(prompts=32, long_prompts=0)
+    look = apart(EvalConfig(prompts=24, long_prompts=0, scripts_seed=2), exam)
     assert not set(look.texts()) & set(exam.texts())
     monkeypatch.setattr(rl, "DRAWS", 3)
     with pytest.raises(ValueError, match="too many to lie apart"):

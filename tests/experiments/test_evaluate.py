@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses
-from reelgym.experiments.evaluate import Exam, examine, texts_of
-from reelgym.experiments.systems import Coded, GroundTruth, Student, Teacher, encode_clauses
+from reelgym.experiments.evaluate import EvalConfig, evaluate, texts_of
+from reelgym.experiments.systems import GroundTruth, Reconstruction, Student, Teacher, encode_clauses
 from reelgym.models.generator import Generator, stream
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.sampler import TeacherSampling
@@ -11,7 +11,7 @@ from reelgym.models.streaming import StreamingGenerator
 from reelgym.models.wan import CausalWan
 from reelgym.noise import normal, stream_keys
 
-EXAM = Exam(prompts=3, clips=2, long_prompts=2, batch=4)
+EXAM = EvalConfig(prompts=3, clips=2, long_prompts=2, batch=4)
 
 
 class HalfSize(torch.nn.Module):
@@ -45,8 +45,8 @@ def student(model, encoder):
 
 
 def test_the_world_passes_and_a_coarse_codec_does_not():
-    truth = examine(GroundTruth(3), EXAM, seed=0)
-    coarse = examine(Coded(HalfSize(), GroundTruth(3)), EXAM, seed=0)
+    truth = evaluate(GroundTruth(3), EXAM, seed=0)
+    coarse = evaluate(Reconstruction(HalfSize(), GroundTruth(3)), EXAM, seed=0)
     assert truth.scores["total"].mean() > 0.97 and truth.late.mean() > 0.95
     assert coarse.scores["total"].mean() < truth.scores["total"].mean() - 0.1
     assert truth.video.shape == (3, 2, 12, 3, 32, 32) and truth.long_video.shape == (2, 48, 3, 32, 32)
@@ -64,8 +64,8 @@ def test_rows_do_not_depend_on_their_batch(student):
 
 
 def test_seeds_change_the_noise_and_not_the_prompts(student):
-    exam = Exam(prompts=2, clips=2, long_prompts=0)
-    first, again, other = (examine(student, exam, seed=seed) for seed in (0, 0, 1))
+    exam = EvalConfig(prompts=2, clips=2, long_prompts=0)
+    first, again, other = (evaluate(student, exam, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.video, again.video) and not torch.equal(first.video, other.video)
     assert first.late.numel() == 0 and first.fps > 0
 
@@ -100,6 +100,6 @@ def test_the_teacher_starts_from_the_student_s_noise(student):
 
 
 def test_exams_of_different_splits_share_no_script():
-    scripts = {split: set(texts_of(Exam(prompts=20, split=split).scripts())) for split in ("validation", "test")}
+    scripts = {split: set(texts_of(EvalConfig(prompts=20, split=split).scripts())) for split in ("validation", "test")}
     assert not scripts["validation"] & scripts["test"]
-    assert texts_of(Exam(prompts=5).scripts()) == texts_of(Exam(prompts=20).scripts())[:5]
+    assert texts_of(EvalConfig(prompts=5).scripts()) == texts_of(EvalConfig(prompts=20).scripts())[:5]

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from reelgym.envs.worlds.slices import SLICES
-from reelgym.experiments.evaluate import AXES, Exam
+from reelgym.experiments.evaluate import AXES, EvalConfig
 from reelgym.experiments.rows import slice_rows
 from reelgym.experiments.slices import examine_slices
-from reelgym.experiments.systems import REFERENCES, Coded, GroundTruth, Student
+from reelgym.experiments.systems import REFERENCES, GroundTruth, Reconstruction, Student
 from reelgym.models.generator import Generator
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.streaming import StreamingGenerator
 
-EXAM = Exam(slice_prompts=2, batch=8)
+EXAM = EvalConfig(slice_prompts=2, batch=8)
 
 
 class HalfSize(torch.nn.Module):
@@ -33,13 +33,15 @@ class Watched:
 
     asked: list
 
-    def carry_on(self, video, given, clauses, keys):
+    def continue_from(self, video, given, clauses, keys):
         self.asked.append((video, given, clauses, keys))
         return video
 
 
 def test_the_truth_passes_and_a_coarse_codec_does_not():
-    truth, coarse = (examine_slices(system, EXAM, 0) for system in (GroundTruth(3), Coded(HalfSize(), GroundTruth(3))))
+    truth, coarse = (
+        examine_slices(system, EXAM, 0) for system in (GroundTruth(3), Reconstruction(HalfSize(), GroundTruth(3)))
+    )
     assert list(truth) == list(coarse) == list(SLICES)
     for name in SLICES:
         assert list(truth[name]) == list(AXES) and truth[name]["total"].shape == (2,)
@@ -63,7 +65,7 @@ def test_what_is_asked_is_heard_the_same_for_every_seed_and_in_batches():
 
 def test_what_is_given_does_not_count():
     class Spoils(Watched):
-        def carry_on(self, video, given, clauses, keys):
+        def continue_from(self, video, given, clauses, keys):
             return torch.cat((video[:, :given] * 0.5 + 0.3, video[:, given:]), 1)
 
     honest, spoilt = (examine_slices(system, EXAM, 0)["cut"]["TA"] for system in (Watched([]), Spoils([])))
@@ -85,11 +87,13 @@ def test_a_student_sees_the_given_chunk_alone():
         StreamingGenerator(Generator(model, (1.0, 0.5), (3, 8, 8), 3), HalfSize(), encoder, 8.0, (16, 16))
     )
     rows, keys, video = [parse("a red circle rests") * 4], torch.tensor([5]), torch.rand(1, 12, 3, 32, 32)
-    made = student.carry_on(video, 3, rows, keys)
-    late = student.carry_on(torch.cat((video[:, :3], 1 - video[:, 3:]), 1), 3, rows, keys)
-    early = student.carry_on(torch.cat((1 - video[:, :3], video[:, 3:]), 1), 3, rows, keys)
+    made = student.continue_from(video, 3, rows, keys)
+    late = student.continue_from(torch.cat((video[:, :3], 1 - video[:, 3:]), 1), 3, rows, keys)
+    early = student.continue_from(torch.cat((1 - video[:, :3], video[:, 3:]), 1), 3, rows, keys)
     assert made.shape == video.shape and torch.equal(made, late)
-    assert torch.equal(made[:, :3], Coded(HalfSize(), GroundTruth(3)).carry_on(video, 3, rows, keys)[:, :3])
+    assert torch.equal(
+        made[:, :3], Reconstruction(HalfSize(), GroundTruth(3)).continue_from(video, 3, rows, keys)[:, :3]
+    )
     assert not torch.allclose(made[:, 3:], early[:, 3:])
 
 

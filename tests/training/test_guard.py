@@ -13,7 +13,7 @@ from reelgym.checkpoint import CheckpointError
 from reelgym.models.generator import generate_chunk, stream
 from reelgym.models.sampler import step_sigmas
 from reelgym.rewards.stream_reward import StreamReward
-from reelgym.training.guard import Guard, GuardConfig, Look, broken_bounds, charge, fallen, pixel_diversity
+from reelgym.training.guard import EvalPoint, Guard, GuardConfig, broken_bounds, charge, fallen, pixel_diversity
 from reelgym.training.learner import LearnerConfig, NonFiniteError
 from reelgym.training.loop import fit
 
@@ -253,7 +253,7 @@ def test_clips_that_cannot_be_shown_are_a_strike(make):
 
 def test_the_charge_says_what_happened():
     values = {"reward": 1.0, "heldout": 0.5}
-    best, now = Look(4, torch.zeros(2), values), Look(8, torch.zeros(2), {**values, "reward": 0.5})
+    best, now = EvalPoint(4, torch.zeros(2), values), EvalPoint(8, torch.zeros(2), {**values, "reward": 0.5})
     said = charge(now, best, True, ["motion fell to 0.50 of the start's"])
     assert said == (
         "by update 8 both rewards fell after update 4 (trained 1.000 to 0.500, held out 0.500 to 0.500) "
