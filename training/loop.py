@@ -146,7 +146,10 @@ def _resume(trainer: Trainer, guard: Callback | None, checkpoint: Path) -> None:
     """Inverse of `_state`; CheckpointError where only one of checkpoint and call has a guard."""
     groups, meta = load_checkpoint(checkpoint)
     if ("guard" in meta) != (guard is not None):
-        raise CheckpointError(f"{checkpoint}: the checkpoint and this call differ in whether there is a guard")
+        raise CheckpointError(
+            f"{checkpoint}: the checkpoint and this call differ in whether there is a guard: call as before, or give "
+            "another --out"
+        )
     if guard is not None:
         watched = {name.removeprefix(GUARD): group for name, group in groups.items() if name.startswith(GUARD)}
         guard.load_state(watched, meta["guard"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -45,12 +46,20 @@ class Recipe(Protocol):
         ...
 
 
+def required(function: Any) -> list[str]:
+    """Names of the arguments that a function cannot do without."""
+    parameters = inspect.signature(function).parameters.values()
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in parameters if one.default is one.empty and one.kind not in free]
+
+
 def find_recipe(name: str, builtin: Mapping[str, Any]) -> Recipe:
     """The recipe of a name in `builtin`, of an installed package, or of an import path: a Recipe, or a function without
     arguments that returns one. PluginError for anything else."""
     found = find("recipes", name, builtin)
-    made = found() if callable(found) and (isinstance(found, type) or not isinstance(found, Recipe)) else found
-    if not isinstance(made, Recipe):
+    makes = callable(found) and (isinstance(found, type) or not isinstance(found, Recipe))
+    made = found() if makes and not required(found) else found
+    if not isinstance(made, Recipe) or isinstance(made, type):
         wanted = [
             word for word in ("trainer", "with_seed", "with_learning_rate", "with_batch") if not hasattr(made, word)
         ]

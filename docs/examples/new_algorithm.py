@@ -21,7 +21,7 @@ class Args:
 def main(args: Args) -> list[float]:
     """Train; returns, for every update, what a continuation earned on average, summed over chunks."""
     streams = args.prompts * args.group
-    envs = gymnasium.make_vec("reelgym/StreamGen-v0", streams, preset=args.stack, autoreset_mode="Disabled")
+    envs = gymnasium.make_vec("reelgym/StreamGen-v0", streams, stack=args.stack, autoreset_mode="Disabled")
     generator = Stack.load(args.stack).student()
     optimizer = torch.optim.AdamW(generator.model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     torch.manual_seed(0)

@@ -39,7 +39,7 @@ class Args:
 def main(args: Args) -> list[float]:
     """Train; returns the mean return of every update."""
     envs = gymnasium.make_vec(
-        "reelgym/StreamGen-v0", num_envs=args.prompts * args.group, preset=str(args.stack), autoreset_mode="Disabled"
+        "reelgym/StreamGen-v0", num_envs=args.prompts * args.group, stack=args.stack, autoreset_mode="Disabled"
     )
     model = load_tiny("student", args.stack / "student")
     generator = build_generator(model, load_tiny("codec", args.stack / "codec"))

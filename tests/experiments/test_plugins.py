@@ -137,6 +137,8 @@ def test_what_leads_nowhere_is_told(package):
             resolve(path)
     with pytest.raises(PluginError, match="is no recipe, it lacks trainer"):
         find_recipe("mine.rewards:number", RECIPES)
+    with pytest.raises(PluginError, match="redness is no recipe"):
+        find_recipe("mine.rewards:redness", RECIPES)
     (package / "mine" / "broken.py").write_text("import not_there")
     with pytest.raises(ModuleNotFoundError, match="not_there"):
         resolve("mine.broken:x")
