@@ -52,7 +52,7 @@ def test_bench_streaming_end_to_end(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     assert all(head in out for head in ("Chunk 6 against chunk 3", "Against full recomputation", "Time to the first"))
     found = {row["policy"]: row for row in rows_in(tmp_path, "position")}
-    assert list(found) == list(streaming.POLICIES)
+    assert list(found) == list(streaming.STREAM_POLICIES)
     assert found["window"]["late_mib"] == pytest.approx(found["window"]["early_mib"] * 9 / 6)
     assert found["keep everything"]["late_mib"] == pytest.approx(found["keep everything"]["early_mib"] * 15 / 6)
     assert all(row["ratio"] == pytest.approx(row["late_ms"] / row["early_ms"]) for row in found.values())

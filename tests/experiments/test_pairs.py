@@ -178,7 +178,7 @@ def test_what_is_not_judged_teaches_nothing():
     videos = tuple(torch.randint(256, (8, 3, 16, 16)).byte() for _ in range(2))
     judged = torch.tensor([[True, False, False]])
     pairs = data.Pairs(videos, torch.tensor([[0, 1]]), PROMPTS[:1], torch.tensor([[1, 0, 0]]), judged)
-    trainer.pair_loss(model, encoder, pairs, torch.tensor([0]), torch.tensor([[0.0, 0.99]])).backward()
+    trainer._pair_loss(model, encoder, pairs, torch.tensor([0]), torch.tensor([[0.0, 0.99]])).backward()
     assert model.heads[0][-1].weight.grad.abs().sum() > 0 and model.heads[1][-1].weight.grad.abs().sum() == 0
     assert model.words.weight.grad.abs().sum() == 0
 

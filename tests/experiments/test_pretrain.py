@@ -134,11 +134,11 @@ def test_word_loss_ignores_what_is_unknown():
 def test_pair_loss_prefers_the_better_clip():
     worth = torch.tensor([[1.0, 0.5, 0.2], [0.4, 0.5, 0.9]])
     good, bad = worth * 8, worth.flip(0) * 8
-    assert rewards.pair_loss(good, worth) < rewards.pair_loss(bad, worth)
+    assert rewards._pair_loss(good, worth) < rewards._pair_loss(bad, worth)
 
 
 def flawed_clips(clean):
-    seen = [name for name in FAKES if name not in rewards.UNSEEN.values()]
+    seen = [name for name in FAKES if name not in rewards.UNSEEN_FLAWS.values()]
     encoder = word_encoder("plain")
     return flawed.FlawedClips(encoder, clips=16, grammar="plain", split="train", seed=20, clean=clean, fakes=seen)
 

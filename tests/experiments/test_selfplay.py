@@ -51,7 +51,7 @@ def test_end_to_end_and_again(small, tmp_path, monkeypatch, capsys):
     assert [row["arm"] for row in rows["game"]] == ["league", "newest"] and len(rows["across"]) == 4
     names = {row["generator"] for row in written["rows"] if row["kind"] == "payoff" and row["arm"] == "league"}
     assert {"scripted", "generator-0"} < names and any("x2" in name for name in names)
-    assert all((out / name).stat().st_size > 500 for name in selfplay.SELFPLAY_PICTURES)
+    assert all((out / name).stat().st_size > 500 for name in selfplay.PICTURES)
     assert load_tiny("rival", out / "detectors" / "league-0").width == 8
     assert not (out / "leagues").exists(), "finished leagues leave no checkpoint"
     page = filled("<!-- measured: run/results.json -->\n<!-- end -->", tmp_path)
