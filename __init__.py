@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .envs.registration import register_envs
 
 if TYPE_CHECKING:
-    from .agents.credit import Credit
+    from .agents.advantage import AdvantageEstimator
     from .agents.finetune import FineTune, FineTuneConfig
     from .agents.finetune_recipes import FINETUNE
     from .agents.forward_process import ForwardProcess
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CallableReward",
-    "Credit",
+    "AdvantageEstimator",
     "Distill",
     "DistillConfig",
     "EnsembleReward",
@@ -81,7 +81,7 @@ _HOMES = {
     "training.learner": ("LearnerConfig",),
     "training.guard": ("Guard", "GuardConfig"),
     "agents.rollout": ("GeneratorPolicy",),
-    "agents.credit": ("Credit",),
+    "agents.advantage": ("AdvantageEstimator",),
     "agents.finetune": ("FineTune", "FineTuneConfig"),
     "agents.finetune_recipes": ("FINETUNE",),
     "agents.policy_gradient": ("PolicyGradient",),

@@ -28,7 +28,7 @@ class Needs:
     whole_clips: bool = False
     """Clips that are played to the end, each by itself: prefix "own"."""
     advantages: bool = True
-    """What chunks are credited with. Without, nothing is credited and there is no critic."""
+    """What chunks earned against others. Without, none are estimated and there is no critic."""
     reward_gradient: bool = False
     """A StreamReward. Where no advantages are needed, the environment then scores nothing: the direction does, and says
     what it found (`TrainingBatch.returns`)."""
@@ -126,16 +126,16 @@ def clipped_weight(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return ratio.masked_fill(cut, 0.0)
 
 
-def contrast_direction(x0: Tensor, old_x0: Tensor, clean: Tensor, goodness: Tensor, beta: float) -> Tensor:
+def nft_direction(x0: Tensor, old_x0: Tensor, clean: Tensor, reward_weight: Tensor, beta: float) -> Tensor:
     """DiffusionNFT's gradient (2509.16117) at x0, predicted like old_x0 from the clean chunk noised afresh.
 
     Loss: r |x+ - clean|^2 / w+ + (1 - r) |x- - clean|^2 / w-, with x+ = b x0 + (1 - b) old, x- = (1 + b) old - b x0,
-    w = mean|x - clean| per stream, held fixed, and goodness r [B] in [0, 1]: half way it teaches nothing on-policy.
-    Divided by 2 b: on-policy (2 r - 1) (x0 - clean) / w, towards what was good and away from what was bad.
+    w = mean|x - clean| per stream, held fixed, and reward_weight r [B] in [0, 1]: half way it teaches nothing
+    on-policy. Divided by 2 b: on-policy (2 r - 1) (x0 - clean) / w, towards what was good and away from what was bad.
     """
     good = beta * x0 + (1 - beta) * old_x0 - clean
     bad = (1 + beta) * old_x0 - beta * x0 - clean
-    r = rows(goodness)
+    r = rows(reward_weight)
     return r * good / _size(good) - (1 - r) * bad / _size(bad)
 
 

@@ -27,7 +27,7 @@ from ..training.loop import own_draw
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
-from .credit import Credit, advantages, bootstrapped, one_of
+from .advantage import AdvantageEstimator, advantages, lambda_returns, one_of
 from .direction import Direction, TrainingSample
 from .forward_process import ForwardProcess
 from .kl_penalty import KLPenalty, Samples
@@ -43,8 +43,8 @@ class FineTuneConfig:
 
     direction: Direction = field(default_factory=ForwardProcess)
     """Where predictions are pushed; one of ours, or one of your own."""
-    credit: Credit = field(default_factory=Credit)
-    """What a chunk answers for; a reward gradient asks for none."""
+    advantage: AdvantageEstimator = field(default_factory=AdvantageEstimator)
+    """Which rewards a chunk answers for; a reward gradient asks for none."""
     prefix: Prefix = "local"
     """What the clips of a group share (`rollout`): "own" nothing; "local" at every chunk all that came before it;
     "full" an opening of random length."""
@@ -52,17 +52,17 @@ class FineTuneConfig:
     """Denoising steps of a chunk, from the first, that continuations of a prefix share too; prefix "local" alone."""
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=5e-5))
     critic: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-3))
-    """Of the critic, where credit wants one."""
+    """Of the critic, where the advantage wants one."""
     prompts: int = 2
     """Prompts an update."""
     group: int = 8
     """Clips of each prompt."""
     epochs: int = 1
-    """Updates of the weights on one rollout; the policy gradient wants `clip` for more than one."""
-    reference: float = 0.0
-    """Weight of the pull towards the starting generator; 0 leaves it out."""
-    reference_every: int = 4
-    """The pull is taken on one stream in so many, in turn, and weighed up to match; it costs passes of its own."""
+    """Updates of the weights on one rollout; the policy gradient wants `clip_coef` for more than one."""
+    kl_coef: float = 0.0
+    """Weight of the KL penalty, towards the starting generator; 0 leaves it out."""
+    kl_every: int = 4
+    """The penalty is taken on one stream in so many, in turn, and weighed up to match; it costs passes of its own."""
     seed: int = 0
 
     @property
@@ -89,25 +89,27 @@ class FineTuneConfig:
         return replace(self, prompts=clips, group=min(2, self.group))
 
     def __post_init__(self) -> None:
-        if min(self.prompts, self.group, self.epochs, self.reference_every) < 1:
-            raise ValueError(f"prompts, group, epochs and reference_every are at least 1: {self}")
+        if min(self.prompts, self.group, self.epochs, self.kl_every) < 1:
+            raise ValueError(f"prompts, group, epochs and kl_every are at least 1: {self}")
         one_of("prefix", self.prefix, Prefix)
-        if self.reference < 0:
-            raise ValueError(f"reference is not below 0: {self.reference}")
+        if self.kl_coef < 0:
+            raise ValueError(f"kl_coef is not below 0: {self.kl_coef}")
         needs = self.direction.needs
         if needs.advantages:
-            self.credit.check(self.prompts, self.group)
-        elif self.credit.perplexity or self.credit.placebo:
+            self.advantage.check(self.prompts, self.group)
+        elif self.advantage.perplexity or self.advantage.shuffle_advantages:
             name = type(self.direction).__name__
-            raise ValueError(f"{name} asks for no credit: leave out perplexity and placebo")
+            raise ValueError(f"{name} asks for no advantages: leave out perplexity and shuffle_advantages")
         if (needs.whole_clips and self.prefix != "own") or (needs.graph and self.epochs > 1):
             rule = " and ".join(["prefix='own'"] * needs.whole_clips + ["epochs=1"] * needs.graph)
             raise ValueError(f"{type(self.direction).__name__} takes {rule}: see its `needs`")
         self.direction.check(self)
         if self.shared_steps and self.prefix != "local":
             raise ValueError(f"shared_steps={self.shared_steps}: only prefix='local' shares denoising steps")
-        if self.prefix != "own" and self.credit.reach == "clip":
-            raise ValueError(f"with prefix={self.prefix!r} a chunk does not answer for the whole clip: reach='togo'")
+        if self.prefix != "own" and self.advantage.returns == "episode":
+            raise ValueError(
+                f"with prefix={self.prefix!r} a chunk does not answer for the whole clip: returns='reward_to_go'"
+            )
 
 
 class FineTune:
@@ -128,25 +130,25 @@ class FineTune:
             given = f"{env.num_envs} streams were given"
             raise ValueError(f"{config.prompts} prompts x {config.group} clips need as many streams: {given}")
         needs = config.direction.needs
-        if (needs.reward_gradient or config.credit.perplexity) and not isinstance(env.reward, StreamReward):
+        if (needs.reward_gradient or config.advantage.perplexity) and not isinstance(env.reward, StreamReward):
             raise TypeError(f"gradients and perplexity need a StreamReward, not {type(env.reward).__name__}")
         self.config, self.generator, self.env, self.prompts = config, generator, env, prompts
         if not 0 <= config.shared_steps < len(generator.sigmas):
             raise ValueError(f"shared_steps lies in 0 .. {len(generator.sigmas) - 1}, not {config.shared_steps}")
         self.actor = config.direction.actor(generator, config.shared_steps)
         self.need = {"scores"} if needs.advantages or not needs.reward_gradient else set[str]()
-        if config.credit.perplexity:
+        if config.advantage.perplexity:
             self.need.add("perplexity")
         self.learner = Learner(generator.model, config.learner, accelerator)
-        self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.reference else None
+        self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.kl_coef else None
         self.critic: Learner[Critic] | None = None
-        if config.credit.critic and needs.advantages:
+        if config.advantage.critic and needs.advantages:
             observation, _ = env.reset(seed=config.seed)
             self.critic = Learner(critic_for(observation, env.clock.chunks + 1), config.critic, accelerator)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
-        """Play, give credit, and follow the direction `epochs` times.
+        """Play, estimate advantages, and follow the direction `epochs` times.
 
         NonFiniteError where the generator makes latents or pixels that nobody can take any more, or too many gradients
         in a row are not finite.
@@ -162,7 +164,7 @@ class FineTune:
     def _update(self) -> dict[str, float]:
         started, config, chunks = time.monotonic(), self.config, self.env.clock.chunks
         played, keys = self._play()
-        advantage, measured = self._credit(played)
+        advantage, measured = self._estimate(played)
         batch = config.direction.training_samples(played, keys, self.actor, self.env)
         rewards = played.rewards
         if batch.returns is not None:
@@ -183,7 +185,7 @@ class FineTune:
             "charts/episodic_return": float(rewards.mean()) * chunks,
             "charts/reward_std_within_group": float(spread),
         }
-        return told | {"evicted": float(self.actor.evicted_in(chunks)), **measured}
+        return told | {"cache_evicted_frames": float(self.actor.evicted_in(chunks)), **measured}
 
     def _play(self) -> tuple[Rollout, Tensor]:
         config = self.config
@@ -198,21 +200,21 @@ class FineTune:
         self.counts.reward_calls += played.scored
         return played, keys
 
-    def _credit(self, played: Rollout) -> tuple[Tensor, dict[str, float]]:
+    def _estimate(self, played: Rollout) -> tuple[Tensor, dict[str, float]]:
         """Advantage [B, steps]; the critic, where there is one, judges before it learns."""
-        config, credit, rewards = self.config, self.config.credit, played.rewards
+        config, estimator, rewards = self.config, self.config.advantage, played.rewards
         if not config.direction.needs.advantages:
             return torch.zeros_like(rewards), {}
         before, after = self._values(played)
-        if credit.reach == "clip":
+        if estimator.returns == "episode":
             returns = rewards.sum(1, keepdim=True).expand_as(rewards)
         else:
-            decay = 0.0 if config.prefix == "local" else credit.decay if credit.bootstrap else 1.0
-            returns = bootstrapped(rewards, after if credit.bootstrap else torch.zeros_like(rewards), decay)
+            gae_lambda = 0.0 if config.prefix == "local" else estimator.gae_lambda if estimator.bootstrap else 1.0
+            returns = lambda_returns(rewards, after if estimator.bootstrap else torch.zeros_like(rewards), gae_lambda)
         measured = self._teach_critic(before, returns) if self.critic is not None else {}
-        advantage = advantages(returns, credit, config.group, before.detach())
+        advantage = advantages(returns, estimator, config.group, before.detach())
         elsewhere = config.group if config.prompts > 1 else 1
-        return advantage.roll(elsewhere, 0) if credit.placebo else advantage, measured
+        return advantage.roll(elsewhere, 0) if estimator.shuffle_advantages else advantage, measured
 
     def _values(self, played: Rollout) -> tuple[Tensor, Tensor]:
         """The critic's value before every step, with its gradient, and after it [B, steps]; nothing follows the last
@@ -238,7 +240,7 @@ class FineTune:
         if self.reference is None:
             return None
         count = self.env.num_envs
-        every = min(self.config.reference_every, count)
+        every = min(self.config.kl_every, count)
         rows = torch.arange(self.counts.updates % every, count, every, device=self.env.device)
         penalty = KLPenalty.of(replace(self.actor, model=self.reference), played, samples, rows)
         self.counts.reference_calls += penalty.calls
@@ -261,8 +263,8 @@ class FineTune:
             olds[place] = old = now if old is None else old
             gradient, measured = direction.loss_gradient(sample, now, old, advantage[:, number], step.weight)
             if penalty is not None:
-                pull, measured["reference_distance"] = penalty.gradient(place, sample, now)
-                gradient = gradient + self.config.reference * pull
+                pull, measured["losses/kl_penalty"] = penalty.gradient(place, sample, now)
+                gradient = gradient + self.config.kl_coef * pull
             minibatches = len(samples) // len(played.steps)
             self.learner.backward(surrogate(x0, gradient) * share(played, number) / minibatches)
             logged = {name: logged.get(name, 0) + value / len(samples) for name, value in measured.items()}

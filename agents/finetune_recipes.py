@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..training.learner import LearnerConfig
-from .credit import Credit
+from .advantage import AdvantageEstimator
 from .finetune import FineTuneConfig
 from .forward_process import ForwardProcess
 from .policy_gradient import PolicyGradient
 from .reward_gradient import RewardGradient
 
-WHOLE = Credit(reach="clip", spread="group")
+EPISODE = AdvantageEstimator(returns="episode", normalize_std="group")
 """One score for all chunks of a clip, as published."""
 
 
@@ -19,16 +19,22 @@ def rate(learning_rate: float) -> LearnerConfig:
 
 
 FINETUNE: dict[str, FineTuneConfig] = {
-    "reward": FineTuneConfig(RewardGradient(), prefix="own", prompts=4, group=1, reference=1.0, learner=rate(1.5e-4)),
-    "forward": FineTuneConfig(ForwardProcess(), reference=1.0, learner=rate(1e-4)),
-    "policy": FineTuneConfig(PolicyGradient(among=(-1,)), reference=1.0, learner=rate(1e-4)),
-    "raven": FineTuneConfig(PolicyGradient(steps=3), WHOLE, prefix="own", reference=0.05, learner=rate(5e-5)),
+    "reward": FineTuneConfig(RewardGradient(), prefix="own", prompts=4, group=1, kl_coef=1.0, learner=rate(1.5e-4)),
+    "forward": FineTuneConfig(ForwardProcess(), kl_coef=1.0, learner=rate(1e-4)),
+    "policy": FineTuneConfig(PolicyGradient(train_timesteps=(-1,)), kl_coef=1.0, learner=rate(1e-4)),
+    "raven": FineTuneConfig(
+        PolicyGradient(timesteps_per_update=3), EPISODE, prefix="own", kl_coef=0.05, learner=rate(5e-5)
+    ),
     "flow-grpo": FineTuneConfig(
-        PolicyGradient(steps=3, sde=0.7, rescale=False), WHOLE, prefix="own", reference=0.05, learner=rate(5e-5)
+        PolicyGradient(timesteps_per_update=3, noise_level=0.7, rescale=False),
+        EPISODE,
+        prefix="own",
+        kl_coef=0.05,
+        learner=rate(5e-5),
     ),
     "ddpo": FineTuneConfig(
-        PolicyGradient(steps=3, rescale=False, clip=1e-4),
-        Credit(reach="clip", baseline="batch"),
+        PolicyGradient(timesteps_per_update=3, rescale=False, clip_coef=1e-4),
+        AdvantageEstimator(returns="episode", baseline="batch"),
         prefix="own",
         prompts=16,
         group=1,
@@ -37,7 +43,7 @@ FINETUNE: dict[str, FineTuneConfig] = {
     ),
 }
 """reward, forward and policy are ours: a reward gradient, and two that see nothing of the reward but its value, with
-credit by chunk from forked prefixes; they push the last step alone (policy: the last stochastic one). raven (the RL
+advantages by chunk from forked prefixes; they push the last step alone (policy: the last stochastic one). raven (the RL
 half of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) push all stochastic steps, give a clip one score and
 share no prefix. All but reward play 16 clips an update."""
 ALIASES = {"refl": "reward", "nft": "forward", "grpo": "policy", "cm-grpo": "raven"}

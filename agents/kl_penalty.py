@@ -1,4 +1,4 @@
-"""The pull of a training towards the generator that it began with: a KL, taken on some of the streams."""
+"""The KL penalty, which holds a training to the generator that it began with, taken on some of the streams."""
 
 from __future__ import annotations
 

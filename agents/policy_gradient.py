@@ -18,47 +18,48 @@ from .rollout import DenoisingStep, Rollout, gather_steps
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """S denoising steps, 0 to S - 2 stochastic. On-policy, a method without `clip` needs no ratio."""
+    """S denoising steps, 0 to S - 2 stochastic. On-policy, a method without `clip_coef` needs no ratio."""
 
     needs: ClassVar[Needs] = Needs()
     kind: Literal["policy"] = "policy"
-    steps: int = 1
-    """Denoising steps of each chunk, drawn at random from `among`, that an update looks at; each costs a backward."""
-    among: tuple[int, ...] = ()
+    timesteps_per_update: int = 1
+    """Denoising steps of each chunk, drawn at random from `train_timesteps`, that an update looks at; each costs a
+    backward."""
+    train_timesteps: tuple[int, ...] = ()
     """Stochastic denoising steps to draw from, -1 the last of them; empty: all."""
     rescale: bool = True
     """Even out the size of the gradient over denoising steps."""
-    clip: float = 0.0
+    clip_coef: float = 0.0
     """PPO clipping of the ratio; its log-probability is a mean over elements, so 1e-4 is usual. 0: no ratio."""
-    sde: float = 0.0
+    noise_level: float = 0.0
     """Noise of Flow-GRPO's SDE, by which rollouts are sampled then; 0: consistency sampling."""
 
     def __post_init__(self) -> None:
-        if self.clip < 0 or self.sde < 0:
-            raise ValueError(f"clip and sde are not below 0: {self}")
+        if self.clip_coef < 0 or self.noise_level < 0:
+            raise ValueError(f"clip_coef and noise_level are not below 0: {self}")
 
     def actor(self, generator: Generator, shared_steps: int = 0) -> Generator:
-        """The generator that plays the rollouts; ValueError where `among` or `steps` do not fit it."""
+        """The generator that plays the rollouts; ValueError where the timesteps do not fit it."""
         drawn = self._drawn(generator, shared_steps)
-        if not 1 <= self.steps <= len(drawn):
-            raise ValueError(f"steps must lie in 1 .. {len(drawn)}, not {self.steps}")
-        return replace(generator, kernel=FlowSDE(self.sde)) if self.sde else generator
+        if not 1 <= self.timesteps_per_update <= len(drawn):
+            raise ValueError(f"timesteps_per_update must lie in 1 .. {len(drawn)}, not {self.timesteps_per_update}")
+        return replace(generator, kernel=FlowSDE(self.noise_level)) if self.noise_level else generator
 
     def check(self, config: Any) -> None:
         """ValueError where the policy that acted is left behind without clipping."""
-        if config.epochs > 1 and not self.clip:
-            raise ValueError("several epochs leave the policy that acted behind: set the policy gradient's clip")
+        if config.epochs > 1 and not self.clip_coef:
+            raise ValueError("several epochs leave the policy that acted behind: set the policy gradient's clip_coef")
 
     def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
-        """`steps` minibatches; no denoising step twice for a chunk."""
-        among = torch.tensor(self._drawn(actor, played.shared_steps), device=keys.device)
-        first = (uniform(fold(keys, 1), 0, 0, (len(played.steps),)) * len(among)).long()
+        """`timesteps_per_update` minibatches; no denoising step twice for a chunk."""
+        allowed = torch.tensor(self._drawn(actor, played.shared_steps), device=keys.device)
+        first = (uniform(fold(keys, 1), 0, 0, (len(played.steps),)) * len(allowed)).long()
         minibatches = [
             [
-                self._sample(gather_steps(step.transitions, among[(first[:, place] + offset) % len(among)]))
+                self._sample(gather_steps(step.transitions, allowed[(first[:, place] + offset) % len(allowed)]))
                 for place, step in enumerate(played.steps)
             ]
-            for offset in range(self.steps)
+            for offset in range(self.timesteps_per_update)
         ]
         return TrainingBatch(minibatches)
 
@@ -66,11 +67,13 @@ class PolicyGradient:
         """The steps to draw from; those whose noise a group shares teach nothing, and are none."""
         steps = range(max(0, shared_steps - 1), len(generator.sigmas) - 1)
         last = len(generator.sigmas) - 1
-        named = [step + last if step < 0 else step for step in self.among]
+        named = [step + last if step < 0 else step for step in self.train_timesteps]
         if any(step not in steps for step in named):
-            raise ValueError(f"among={self.among}: the stochastic steps of a stream are {steps.start} .. {last - 1}")
+            raise ValueError(
+                f"train_timesteps={self.train_timesteps}: those of a stream are {steps.start} .. {last - 1}"
+            )
         if len(set(named)) < len(named):
-            raise ValueError(f"among={self.among} names a step twice")
+            raise ValueError(f"train_timesteps={self.train_timesteps} names a step twice")
         return named or list(steps)
 
     def _sample(self, step: DenoisingStep) -> TrainingSample:
@@ -83,7 +86,7 @@ class PolicyGradient:
         """See Direction; weight enters the ratio as well."""
         step: DenoisingStep = sample.target
         ratio = log_ratio(step.kernel, step.x_next, step.x, x0, old_x0, weight).exp()
-        scale = clipped_weight(ratio, advantage, self.clip) if self.clip else torch.ones_like(ratio)
+        scale = clipped_weight(ratio, advantage, self.clip_coef) if self.clip_coef else torch.ones_like(ratio)
         direction = policy_direction(step.kernel, step.x_next, step.x, x0, scale * advantage, self.rescale)
         return weight * direction, {
             "losses/approx_kl": (ratio - 1 - ratio.log()).mean(),

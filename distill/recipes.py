@@ -17,8 +17,8 @@ def distillation(rate: float, weighted: bool) -> DistillConfig:
     The critic begins as the teacher and must first learn what the student makes, in little time.
     """
     return DistillConfig(
-        generator=LearnerConfig(learning_rate=rate, betas=SLOW_DECAY, clip=10.0),
-        critic=LearnerConfig(learning_rate=5 * rate, betas=SLOW_DECAY, clip=10.0),
+        generator=LearnerConfig(learning_rate=rate, betas=SLOW_DECAY, max_grad_norm=10.0),
+        critic=LearnerConfig(learning_rate=5 * rate, betas=SLOW_DECAY, max_grad_norm=10.0),
         critic_updates=6,
         critic_rollouts=1,
         reliability=weighted,

@@ -41,10 +41,10 @@ class DistillConfig:
     """A recipe (training.recipe.Recipe); recipes.py has those of DMD and Stream-R1."""
 
     generator: LearnerConfig = field(
-        default_factory=lambda: LearnerConfig(learning_rate=1e-4, betas=(0.0, 0.999), clip=10.0, ema=0.99)
+        default_factory=lambda: LearnerConfig(learning_rate=1e-4, betas=(0.0, 0.999), max_grad_norm=10.0, ema=0.99)
     )
     critic: LearnerConfig = field(
-        default_factory=lambda: LearnerConfig(learning_rate=2e-4, betas=(0.0, 0.999), clip=10.0)
+        default_factory=lambda: LearnerConfig(learning_rate=2e-4, betas=(0.0, 0.999), max_grad_norm=10.0)
     )
     batch: int = 16
     """Clips an update."""
@@ -165,7 +165,7 @@ class Distill:
         weight, scored = self._weight(x0.detach(), embeds, texts)
         measured |= scored | self.learner.step(surrogate(x0, direction, weight))
         measured["direction"] = float(direction.abs().mean())
-        measured["evicted"] = float(self.generator.evicted_in(embeds.shape[1]))
+        measured["cache_evicted_frames"] = float(self.generator.evicted_in(embeds.shape[1]))
         calls = config.batch * embeds.shape[1]
         self.counts.teacher_calls += calls * (1 if config.guidance == 1 else 2)
         self.counts.critic_calls += calls

@@ -34,7 +34,7 @@ class LearnerConfig:
     """Decay of the mean and of the square of the gradient."""
     weight_decay: float = 0.0
     """Decoupled decay of the weights."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest gradient norm; larger ones are scaled down to it."""
     ema: float = 0.0
     """Decay of the averaged weights; 0 keeps none."""
@@ -48,8 +48,8 @@ class LearnerConfig:
     """Average over the newest weights alone at first: after k updates the decay is at most (1 + k) / (10 + k)."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.clip <= 0 or not 0 <= self.ema < 1:
-            raise ValueError(f"learning_rate and clip must be positive and ema in [0, 1): {self}")
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0 or not 0 <= self.ema < 1:
+            raise ValueError(f"learning_rate and max_grad_norm must be positive and ema in [0, 1): {self}")
 
     def lr_multiplier(self, update: int) -> float:
         """The step sizes of an update (0 the first), as a share of their peaks."""
@@ -105,7 +105,7 @@ class Learner(Generic[Trained]):
     def apply(self) -> dict[str, float]:
         """One optimiser step on the gradients gathered. Returns `grad_norm` before clipping, and `skipped` (0 or 1)."""
         self._average_over_processes()
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         finite = math.isfinite(norm)
         if finite:
             self._move()

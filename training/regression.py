@@ -36,7 +36,7 @@ class Schedule:
     """Peak rate of Muon, which then trains the matrices of the transformer's blocks; the same schedule."""
     ema: float = 0.998
     """Decay of the averaged weights, which are what is shipped."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest gradient norm."""
     seed: int = 0
     """Everything drawn at update k is a function of (seed, k)."""
@@ -56,7 +56,7 @@ class Schedule:
             self.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.01,
-            clip=self.clip,
+            max_grad_norm=self.max_grad_norm,
             ema=self.ema,
             planned=self.steps,
             muon_lr=self.muon_lr,

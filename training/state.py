@@ -33,7 +33,7 @@ def unpack(
     config: Any, counts: ComputeUsage, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
-    if other := differences(config_settings(config), plain(meta.get("config", {}))):
+    if other := differences(config_settings(config), _renamed(plain(meta.get("config", {})))):
         raise CheckpointError(
             f"the checkpoint was written with another config; they differ in {', '.join(other)}: go on with that one, "
             "or give another --out"
@@ -67,6 +67,33 @@ def config_settings(config: Any) -> dict[str, Any]:
     return (
         found if kind.__module__.split(".")[0] == OWN else {"class": f"{kind.__module__}.{kind.__qualname__}", **found}
     )
+
+
+_FORMER: dict[str, dict[str, str]] = {
+    "betas": {"clip": "max_grad_norm"},
+    "checkpoint_every": {"clip": "max_grad_norm"},
+    "alike": {"among": "train_timesteps", "passes": "minibatches"},
+    "sde": {"steps": "timesteps_per_update", "among": "train_timesteps", "clip": "clip_coef", "sde": "noise_level"},
+    "reach": {
+        "reach": "returns", "spread": "normalize_std", "decay": "gae_lambda", "placebo": "shuffle_advantages",
+        "clip": "episode", "togo": "reward_to_go",
+    },
+    "reference_every": {"reference": "kl_coef", "reference_every": "kl_every", "credit": "advantage"},
+}  # fmt: skip
+"""Names that settings had in older checkpoints, by one that tells whose settings they are."""
+
+
+def _renamed(value: Any) -> Any:
+    """A config of an older checkpoint under the names of today."""
+    if isinstance(value, list):
+        return [_renamed(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    names = {old: new for mark, known in _FORMER.items() if mark in value for old, new in known.items()}
+    found = {names.get(key, key): _renamed(part) for key, part in value.items()}
+    if "reach" in value:
+        found["returns"] = names[found["returns"]]
+    return found
 
 
 def _settings(value: Any) -> Any:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...agents.credit import Credit
+from ...agents.advantage import AdvantageEstimator
 from ...agents.finetune import FineTuneConfig
 from ...agents.finetune_recipes import FINETUNE
 from ...agents.forward_process import ForwardProcess
@@ -41,18 +41,24 @@ CREDIT_SETTINGS: dict[str, tuple[str, FineTuneConfig]] = {
     "reward": ("reward gradient", FINETUNE["reward"]),
     "forward": ("forward process", _OURS),
     "unlike": ("- a group's chunks noised each by itself", replace(_OURS, direction=ForwardProcess(alike=False))),
-    "passes": ("- noised three times", replace(_OURS, direction=ForwardProcess(passes=3))),
-    "levels": ("- at all levels of the sampler", replace(_OURS, direction=ForwardProcess(among=()))),
-    "spread": ("- divided by each group's spread", replace(_OURS, credit=Credit(spread="group"))),
-    "critic": ("- a critic for what follows", replace(_OURS, credit=Credit(bootstrap=True))),
-    "perplexity": ("- elements weighed by perplexity", replace(_OURS, credit=Credit(perplexity=True))),
+    "passes": ("- noised three times", replace(_OURS, direction=ForwardProcess(minibatches=3))),
+    "levels": ("- at all levels of the sampler", replace(_OURS, direction=ForwardProcess(train_timesteps=()))),
+    "spread": ("- divided by each group's spread", replace(_OURS, advantage=AdvantageEstimator(normalize_std="group"))),
+    "critic": ("- a critic for what follows", replace(_OURS, advantage=AdvantageEstimator(bootstrap=True))),
+    "perplexity": ("- elements weighed by perplexity", replace(_OURS, advantage=AdvantageEstimator(perplexity=True))),
     "small": ("- groups of 4", replace(_OURS, prompts=4, group=4)),
     "large": ("- groups of 16", replace(_OURS, prompts=1, group=16)),
     "shared": ("- two denoising steps shared too", replace(_OURS, shared_steps=2)),
     "full": ("- a shared opening, then to the end", replace(_OURS, prefix="full")),
     "own": ("- nothing shared, returns to go", replace(_OURS, prefix="own")),
-    "clip": ("- nothing shared, one score for the clip", replace(_OURS, prefix="own", credit=Credit(reach="clip"))),
-    "placebo": ("- placebo: rewards of other prompts' clips", replace(_OURS, credit=Credit(placebo=True))),
+    "clip": (
+        "- nothing shared, one score for the clip",
+        replace(_OURS, prefix="own", advantage=AdvantageEstimator(returns="episode")),
+    ),
+    "placebo": (
+        "- placebo: rewards of other prompts' clips",
+        replace(_OURS, advantage=AdvantageEstimator(shuffle_advantages=True)),
+    ),
     "policy": ("policy gradient", FINETUNE["policy"]),
     "policy-own": ("- nothing shared, returns to go", replace(FINETUNE["policy"], prefix="own")),
     "raven": ("whole-video groups (RAVEN)", FINETUNE["raven"]),
@@ -121,7 +127,7 @@ def _jobs_of(config: Config, results: Results) -> list[Job]:
     truth = Job("truth", _Task(TRUTH, config.truth, config.spec))
     shared = (config.chunks, config.spec, str(job_folder(config) / truth.name))
     settings = [
-        Job(f"{name}-{seed}", _Task(replace(CREDIT_SETTINGS[name][1], reference=0.0, seed=seed), *shared))
+        Job(f"{name}-{seed}", _Task(replace(CREDIT_SETTINGS[name][1], kl_coef=0.0, seed=seed), *shared))
         for seed in seeds_of(config)
         for name in config.settings
     ]

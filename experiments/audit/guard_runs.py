@@ -35,7 +35,7 @@ class HackingCase:
     axes: tuple[str, ...] = ()
 
 
-UNREGULARIZED = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), reference=0.0)
+UNREGULARIZED = replace(FINETUNE["reward"], direction=RewardGradient(noise=0.0, shift=0), kl_coef=0.0)
 _SINGLE = {"motion": ("motion quality", "MQ"), "quality": ("visual quality", "VQ"), "text": ("text alignment", "TA")}
 LABEL = "reward gradient of {} ({}) alone, nothing held back"
 CASES: dict[str, HackingCase] = {

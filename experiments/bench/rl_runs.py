@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...agents.credit import Credit
+from ...agents.advantage import AdvantageEstimator
 from ...agents.finetune_recipes import FINETUNE
 from ...envs.stack import Stack, StackSpec
 from ...noise import SeedDomain
@@ -45,11 +45,13 @@ RL_SETTINGS = {
     "flow-grpo": Setting("Flow-GRPO SDE", FINETUNE["flow-grpo"], 28),
     "ddpo": Setting("DDPO", FINETUNE["ddpo"], 20),
     "forward-own": _forward("own prefix", prefix="own"),
-    "forward-clip": _forward("whole-clip score", prefix="own", credit=Credit(reach="clip")),
+    "forward-clip": _forward("whole-clip score", prefix="own", advantage=AdvantageEstimator(returns="episode")),
     "forward-full": _forward("full continuations", 39, prefix="full"),
-    "forward-critic": _forward("critic for what follows", 43, credit=Credit(bootstrap=True)),
-    "forward-perplexity": _forward("perplexity", 19, credit=Credit(perplexity=True)),
-    "forward-placebo": _forward("placebo (other clips' rewards)", credit=Credit(placebo=True)),
+    "forward-critic": _forward("critic for what follows", 43, advantage=AdvantageEstimator(bootstrap=True)),
+    "forward-perplexity": _forward("perplexity", 19, advantage=AdvantageEstimator(perplexity=True)),
+    "forward-placebo": _forward(
+        "placebo (other clips' rewards)", advantage=AdvantageEstimator(shuffle_advantages=True)
+    ),
     "policy-own": Setting("policy, own prefix", replace(FINETUNE["policy"], prefix="own")),
 }
 """What can be run. Ours share prefixes and credit the window; each "forward, ..." changes that in one way."""

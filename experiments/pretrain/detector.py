@@ -61,7 +61,7 @@ class DetectorRecipe:
     def detection(self) -> DetectionConfig:
         """How it learns."""
         length = self.schedule
-        learner = LearnerConfig(length.learning_rate, clip=length.clip, ema=length.ema)
+        learner = LearnerConfig(length.learning_rate, max_grad_norm=length.max_grad_norm, ema=length.ema)
         return DetectionConfig(learner, length.batch, self.camera, self.pool, seed=length.seed)
 
     def learned(self) -> dict[str, int]:

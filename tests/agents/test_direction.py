@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from reelgym.agents.credit import ADVANTAGE_LIMIT
+from reelgym.agents.advantage import ADVANTAGE_LIMIT
 from reelgym.agents.direction import (
     TrainingSample,
     clipped_weight,
-    contrast_direction,
     log_ratio,
+    nft_direction,
     policy_direction,
     reference_direction,
     rows,
@@ -131,7 +131,7 @@ def test_a_policys_push_is_the_gradient_of_ppos_objective(kernel, rescale, weigh
     clipped = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     objective = clipped if clip else log_probs[0].flatten(1).mean(1) * advantage
     (scale_of(kernel, rescale).flatten() * objective if rescale else objective).sum().neg().backward()
-    policy = PolicyGradient(rescale=rescale, clip=clip)
+    policy = PolicyGradient(rescale=rescale, clip_coef=clip)
     ask = policy._sample(DenoisingStep(x, torch.ones(3), x_next, x0, kernel))
     direction, measured = policy.loss_gradient(ask, x0, old, advantage, weight)
     torch.testing.assert_close(direction / x0[0].numel(), leaf.grad, atol=1e-6, rtol=1e-4)
@@ -150,16 +150,16 @@ def test_where_clipping_cuts_off():
 @pytest.mark.parametrize("on_policy", [True, False])
 def test_contrast_direction_is_the_gradient_of_diffusion_nfts_loss(beta, on_policy):
     x0, old, clean = draw(0, 1, 2)
-    old, goodness = x0 if on_policy else old, torch.tensor([0.9, 0.2, 0.5])
+    old, reward_weight = x0 if on_policy else old, torch.tensor([0.9, 0.2, 0.5])
     leaf, loss = x0.clone().requires_grad_(), 0.0
     for share, prediction in (
-        (goodness, beta * leaf + (1 - beta) * old),
-        (1 - goodness, (1 + beta) * old - beta * leaf),
+        (reward_weight, beta * leaf + (1 - beta) * old),
+        (1 - reward_weight, (1 + beta) * old - beta * leaf),
     ):
         width = (prediction - clean).abs().mean((1, 2, 3, 4)).detach()
         loss = loss + (rows(share / width) * (prediction - clean).square()).sum()
     loss.backward()
-    found = contrast_direction(x0, old, clean, goodness, beta)
+    found = nft_direction(x0, old, clean, reward_weight, beta)
     torch.testing.assert_close(found, leaf.grad / (2 * beta), atol=1e-5, rtol=1e-4)
     assert not on_policy or found[2].abs().max() < 1e-6  # half way it teaches nothing
 
@@ -177,7 +177,7 @@ def test_on_policy_the_forward_process_pushes_by_the_advantage():
 
 def test_a_perfect_prediction_is_left_alone():
     x0 = draw(0)[0]
-    assert not contrast_direction(x0, x0, x0, torch.tensor([0.0, 0.5, 1.0]), 1.0).any()
+    assert not nft_direction(x0, x0, x0, torch.tensor([0.0, 0.5, 1.0]), 1.0).any()
 
 
 def test_reward_direction_is_the_gradient_of_the_return(codec, reward, prompts, clock):

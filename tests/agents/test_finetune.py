@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.agents.credit import Credit, advantages, bootstrapped
+from reelgym.agents.advantage import AdvantageEstimator, advantages, lambda_returns
 from reelgym.agents.finetune import FineTune, FineTuneConfig, share
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
@@ -24,7 +24,7 @@ BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning
 POLICY = replace(BASE, direction=PolicyGradient())
 OWN = replace(BASE, prefix="own")
 REWARD = replace(OWN, direction=RewardGradient())
-CRITIC = Credit(baseline="critic", spread="batch", bootstrap=True, decay=0.7)
+CRITIC = AdvantageEstimator(baseline="critic", normalize_std="batch", bootstrap=True, gae_lambda=0.7)
 
 
 @pytest.fixture
@@ -37,14 +37,16 @@ def make(generator, env, prompts):
 
 
 @pytest.mark.parametrize("prefix", ["own", "local", "full"])
-@pytest.mark.parametrize("credit", [Credit(), CRITIC, Credit(bootstrap=True, spread="none")])
+@pytest.mark.parametrize(
+    "credit", [AdvantageEstimator(), CRITIC, AdvantageEstimator(bootstrap=True, normalize_std="none")]
+)
 def test_credit_is_what_the_settings_say(make, prefix, credit):
-    trainer = make(BASE, prefix=prefix, credit=credit)
+    trainer = make(BASE, prefix=prefix, advantage=credit)
     if trainer.critic is not None:
         torch.nn.init.normal_(trainer.critic.module.judge[-1].weight)
         judge = copy.deepcopy(trainer.critic.module)
     played, _ = trainer._play()
-    found, measured = trainer._credit(played)
+    found, measured = trainer._estimate(played)
     rewards, before, after = played.rewards, None, torch.zeros_like(played.rewards)
     if credit.critic:
         before = torch.stack([judge(turn.observation) for turn in played.steps], 1)
@@ -52,7 +54,9 @@ def test_credit_is_what_the_settings_say(make, prefix, credit):
     if prefix == "local":
         returns = rewards + after
     else:
-        returns = bootstrapped(rewards, after, credit.decay) if credit.bootstrap else rewards.flip(1).cumsum(1).flip(1)
+        returns = (
+            lambda_returns(rewards, after, credit.gae_lambda) if credit.bootstrap else rewards.flip(1).cumsum(1).flip(1)
+        )
     torch.testing.assert_close(found, advantages(returns, credit, 3, before).detach())
     assert not found.requires_grad
     if credit.critic:
@@ -65,22 +69,26 @@ def test_credit_is_what_the_settings_say(make, prefix, credit):
 
 
 def test_whole_clip_credit_and_the_placebo(make):
-    trainer, whole = make(OWN), make(OWN, credit=Credit(reach="clip"))
+    trainer, whole = make(OWN), make(OWN, advantage=AdvantageEstimator(returns="episode"))
     played, _ = trainer._play()
     total = played.rewards.sum(1, keepdim=True).expand(-1, 4)
-    torch.testing.assert_close(whole._credit(played)[0], advantages(total, Credit(), 3))
-    placebo, real = make(OWN, credit=Credit(placebo=True))._credit(played)[0], trainer._credit(played)[0]
+    torch.testing.assert_close(whole._estimate(played)[0], advantages(total, AdvantageEstimator(), 3))
+    placebo, real = (
+        make(OWN, advantage=AdvantageEstimator(shuffle_advantages=True))._estimate(played)[0],
+        trainer._estimate(played)[0],
+    )
     assert torch.equal(placebo, torch.cat((real[3:], real[:3])))  # of the other prompt
     placebo, real = (
-        make(OWN, prompts=1, group=6, credit=Credit(placebo=on))._credit(played)[0] for on in (True, False)
+        make(OWN, prompts=1, group=6, advantage=AdvantageEstimator(shuffle_advantages=on))._estimate(played)[0]
+        for on in (True, False)
     )
     assert torch.equal(placebo, torch.cat((real[5:], real[:5])))
 
 
 def test_the_critic_learns_to_predict_returns(make):
-    trainer = make(OWN, credit=CRITIC, critic=LearnerConfig(learning_rate=3e-3))
+    trainer = make(OWN, advantage=CRITIC, critic=LearnerConfig(learning_rate=3e-3))
     played, _ = trainer._play()
-    explained = [trainer._credit(played)[1]["losses/explained_variance"] for _ in range(60)]
+    explained = [trainer._estimate(played)[1]["losses/explained_variance"] for _ in range(60)]
     assert explained[0] < 0.1 and explained[-1] > 0.8
 
 
@@ -113,12 +121,12 @@ LEARNERS = {
     "reward": REWARD,
     "policy": POLICY,
     "policy, full": replace(POLICY, prefix="full"),
-    "policy, epochs": replace(BASE, direction=PolicyGradient(clip=1e-2), epochs=2),
-    "policy, sde": replace(OWN, direction=PolicyGradient(sde=0.7)),
-    "policy, inside a chunk": replace(BASE, direction=PolicyGradient(among=(1, 2)), shared_steps=2),
+    "policy, epochs": replace(BASE, direction=PolicyGradient(clip_coef=1e-2), epochs=2),
+    "policy, sde": replace(OWN, direction=PolicyGradient(noise_level=0.7)),
+    "policy, inside a chunk": replace(BASE, direction=PolicyGradient(train_timesteps=(1, 2)), shared_steps=2),
     "forward": BASE,
     "forward, own": OWN,
-    "forward, bootstrap": replace(BASE, credit=Credit(bootstrap=True)),
+    "forward, bootstrap": replace(BASE, advantage=AdvantageEstimator(bootstrap=True)),
 }
 
 
@@ -129,7 +137,7 @@ def test_training_raises_the_reward(gain, config):
 
 @pytest.mark.parametrize("config", [POLICY, BASE], ids=["policy", "forward"])
 def test_the_placebo_does_not(gain, config):
-    assert gain(replace(config, credit=Credit(placebo=True))) < 1
+    assert gain(replace(config, advantage=AdvantageEstimator(shuffle_advantages=True))) < 1
 
 
 @pytest.mark.parametrize("config", [POLICY, BASE, replace(POLICY, prefix="full"), OWN])
@@ -148,9 +156,11 @@ def test_weights_of_zero_teach_nothing(make, env, monkeypatch, prefix):
         return replace(state, perplexity=torch.zeros(6, 3, 4, 4)), reward
 
     monkeypatch.setattr(env.clips, "judge", weightless)
-    for direction in (PolicyGradient(steps=2, clip=1e-4), ForwardProcess()):
+    for direction in (PolicyGradient(timesteps_per_update=2, clip_coef=1e-4), ForwardProcess()):
         still = LearnerConfig(learning_rate=1e-3, weight_decay=0.0)
-        trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=True), learner=still)
+        trainer = make(
+            BASE, direction=direction, prefix=prefix, advantage=AdvantageEstimator(perplexity=True), learner=still
+        )
         before = torch.nn.utils.parameters_to_vector(trainer.generator.model.parameters()).clone()
         assert trainer.update()["grad_norm"] == 0
         assert torch.equal(torch.nn.utils.parameters_to_vector(trainer.generator.model.parameters()), before)
@@ -181,18 +191,18 @@ def test_a_generator_that_cannot_be_shown_any_more_is_told(make, config):
 
 
 def test_critic_calls_are_what_the_critic_sees(make):
-    trainer, seen = make(BASE, credit=CRITIC), []
+    trainer, seen = make(BASE, advantage=CRITIC), []
     trainer.critic.module.register_forward_hook(lambda module, given, value: seen.append(len(value)))
     trainer.update()
     assert trainer.counts.critic_calls == sum(seen) == 6 * 7
 
 
 RESUMED = {
-    "reward": replace(REWARD, reference=0.1),
-    "policy, own": replace(OWN, direction=PolicyGradient(steps=2), reference=0.1, reference_every=2),
-    "policy, local": replace(BASE, direction=PolicyGradient(clip=1e-4, sde=0.7), epochs=2, shared_steps=1),
-    "policy, full": replace(POLICY, prefix="full", credit=Credit(perplexity=True)),
-    "forward, everything": replace(BASE, credit=CRITIC, epochs=2, reference=0.1),
+    "reward": replace(REWARD, kl_coef=0.1),
+    "policy, own": replace(OWN, direction=PolicyGradient(timesteps_per_update=2), kl_coef=0.1, kl_every=2),
+    "policy, local": replace(BASE, direction=PolicyGradient(clip_coef=1e-4, noise_level=0.7), epochs=2, shared_steps=1),
+    "policy, full": replace(POLICY, prefix="full", advantage=AdvantageEstimator(perplexity=True)),
+    "forward, everything": replace(BASE, advantage=CRITIC, epochs=2, kl_coef=0.1),
 }
 
 
@@ -232,14 +242,14 @@ PLAYED = 24 * 4 + 3 * 2  # calls of a local rollout: four steps a chunk, and rea
     ("config", "calls", "reference", "rewards"),
     [
         (
-            replace(BASE, direction=PolicyGradient(steps=2), reference=1.0, reference_every=2),
+            replace(BASE, direction=PolicyGradient(timesteps_per_update=2), kl_coef=1.0, kl_every=2),
             PLAYED + 48,
             3 * (3 + 2 * 4),
             24,
         ),
-        (replace(BASE, epochs=3, credit=Credit(perplexity=True)), PLAYED + 72, 0, 24),
-        (replace(BASE, direction=ForwardProcess(passes=2), shared_steps=2), PLAYED - 2 * 4 * 4 + 48, 0, 24),
-        (replace(REWARD, reference=1.0, reference_every=60), 24 * 4 + 18, 3 + 4, 24),
+        (replace(BASE, epochs=3, advantage=AdvantageEstimator(perplexity=True)), PLAYED + 72, 0, 24),
+        (replace(BASE, direction=ForwardProcess(minibatches=2), shared_steps=2), PLAYED - 2 * 4 * 4 + 48, 0, 24),
+        (replace(REWARD, kl_coef=1.0, kl_every=60), 24 * 4 + 18, 3 + 4, 24),
     ],
 )
 def test_counts(make, config, calls, reference, rewards):
@@ -256,26 +266,35 @@ def test_counts(make, config, calls, reference, rewards):
         ({"group": 4}, "6 streams were given"),
         ({"group": 0}, "at least 1"),
         ({"epochs": 0}, "at least 1"),
-        ({"reference_every": 0}, "at least 1"),
+        ({"kl_every": 0}, "at least 1"),
         ({"direction": RewardGradient()}, "prefix='own' and epochs=1"),
         ({"direction": RewardGradient(), "prefix": "own", "epochs": 2}, "prefix='own' and epochs=1"),
         ({"group": 1}, "a group of one has nobody to be held against"),
-        ({"group": 1, "credit": Credit(baseline="critic", spread="group")}, "a group of one"),
-        ({"group": 1, "prompts": 1, "credit": Credit(baseline="batch")}, "is its own batch"),
-        ({"credit": Credit(reach="clip")}, "does not answer for the whole clip"),
+        ({"group": 1, "advantage": AdvantageEstimator(baseline="critic", normalize_std="group")}, "a group of one"),
+        ({"group": 1, "prompts": 1, "advantage": AdvantageEstimator(baseline="batch")}, "is its own batch"),
+        ({"advantage": AdvantageEstimator(returns="episode")}, "does not answer for the whole clip"),
         ({"prefix": "own", "shared_steps": 1}, "only prefix='local' shares"),
         ({"shared_steps": 4}, "shared_steps lies in 0 .. 3, not 4"),
-        ({"direction": PolicyGradient(steps=4)}, "steps must lie in 1 .. 3, not 4"),
-        ({"direction": PolicyGradient(steps=2, among=(1,))}, "steps must lie in 1 .. 1, not 2"),
-        ({"direction": PolicyGradient(among=(0, 0), steps=2)}, "names a step twice"),
-        ({"direction": PolicyGradient(among=(3,))}, "stochastic steps of a stream are 0 .. 2"),
-        ({"direction": PolicyGradient(among=(0,)), "shared_steps": 2}, "stochastic steps of a stream are 1 .. 2"),
+        ({"direction": PolicyGradient(timesteps_per_update=4)}, "timesteps_per_update must lie in 1 .. 3, not 4"),
+        (
+            {"direction": PolicyGradient(timesteps_per_update=2, train_timesteps=(1,))},
+            "timesteps_per_update must lie in 1 .. 1, not 2",
+        ),
+        ({"direction": PolicyGradient(train_timesteps=(0, 0), timesteps_per_update=2)}, "names a step twice"),
+        ({"direction": PolicyGradient(train_timesteps=(3,))}, "those of a stream are 0 .. 2"),
+        (
+            {"direction": PolicyGradient(train_timesteps=(0,)), "shared_steps": 2},
+            "those of a stream are 1 .. 2",
+        ),
         ({"direction": PolicyGradient(), "epochs": 2}, "set the policy gradient's clip"),
-        ({"direction": RewardGradient(), "prefix": "own", "credit": Credit(placebo=True)}, "asks for no credit"),
+        (
+            {"direction": RewardGradient(), "prefix": "own", "advantage": AdvantageEstimator(shuffle_advantages=True)},
+            "asks for no advantages",
+        ),
         ({"prefix": "locl"}, "prefix='locl': choose from 'own', 'local', 'full'"),
-        ({"reference": -1.0}, "reference is not below 0"),
-        ({"direction": ForwardProcess(among=(4,))}, "steps lie in 0 .. 3"),
-        ({"direction": ForwardProcess(passes=0)}, "passes is at least 1"),
+        ({"kl_coef": -1.0}, "kl_coef is not below 0"),
+        ({"direction": ForwardProcess(train_timesteps=(4,))}, "steps lie in 0 .. 3"),
+        ({"direction": ForwardProcess(minibatches=0)}, "minibatches is at least 1"),
         ({"direction": ForwardProcess(beta=0.0)}, "beta positive"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from reelgym.agents.credit import Credit
+from reelgym.agents.advantage import AdvantageEstimator
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
@@ -24,7 +24,7 @@ BASE = FineTuneConfig(prompts=2, group=3, seed=1, learner=LearnerConfig(learning
 POLICY = replace(BASE, direction=PolicyGradient())
 OWN = replace(BASE, prefix="own")
 REWARD = replace(OWN, direction=RewardGradient())
-ALL_STEPS = PolicyGradient(steps=3)
+ALL_STEPS = PolicyGradient(timesteps_per_update=3)
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def gradient(trainer):
 def updated(trainer, monkeypatch):
     """The gradient of an update, and what was played and credited for it."""
     found = {}
-    play, credit, apply = trainer._play, trainer._credit, trainer.learner.apply
+    play, credit, apply = trainer._play, trainer._estimate, trainer.learner.apply
     monkeypatch.setattr(trainer, "_play", lambda: found.setdefault("played", play()))
-    monkeypatch.setattr(trainer, "_credit", lambda played: found.setdefault("credit", credit(played)))
+    monkeypatch.setattr(trainer, "_estimate", lambda played: found.setdefault("credit", credit(played)))
     monkeypatch.setattr(trainer.learner, "apply", lambda: found.update(gradient=gradient(trainer)) or apply())
     model = copy.deepcopy(trainer.generator.model)
     trainer.update()
@@ -84,28 +84,28 @@ def predicted(trainer, played, turn, x, sigma):
     ("direction", "every", "changes"),
     [
         (ALL_STEPS, 1, {}),
-        (replace(ALL_STEPS, sde=0.7), 3, {"prefix": "own"}),
-        (replace(ALL_STEPS, rescale=False, clip=1e-4), 60, {"prefix": "full"}),
-        (ALL_STEPS, 4, {"shared_steps": 1, "credit": Credit(perplexity=True)}),
+        (replace(ALL_STEPS, noise_level=0.7), 3, {"prefix": "own"}),
+        (replace(ALL_STEPS, rescale=False, clip_coef=1e-4), 60, {"prefix": "full"}),
+        (ALL_STEPS, 4, {"shared_steps": 1, "advantage": AdvantageEstimator(perplexity=True)}),
         (
-            replace(ALL_STEPS, sde=0.7, rescale=False),
+            replace(ALL_STEPS, noise_level=0.7, rescale=False),
             3,
-            {"prefix": "own", "credit": Credit(reach="clip", spread="none")},
+            {"prefix": "own", "advantage": AdvantageEstimator(returns="episode", normalize_std="none")},
         ),
     ],
     ids=["consistency", "sde", "unscaled", "perplexity", "clip"],
 )
 def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, direction, every, changes):
-    trainer = make(BASE, direction=direction, reference=0.5, reference_every=every, **changes)
+    trainer = make(BASE, direction=direction, kl_coef=0.5, kl_every=every, **changes)
     with torch.no_grad():
         for p in trainer.reference.parameters():
             p.add_(0.01)
     found, played, _, advantage = updated(trainer, monkeypatch)
     assert advantage.abs().max() > 0.1
-    assert played.steps[0].transitions[0].kernel == (FlowSDE(0.7) if direction.sde else consistency)(1.0, 6 / 7)
+    assert played.steps[0].transitions[0].kernel == (FlowSDE(0.7) if direction.noise_level else consistency)(1.0, 6 / 7)
     loss = torch.zeros(())
     for number, turn in enumerate(played.steps):
-        weight = perplexity(trainer, played, turn) if trainer.config.credit.perplexity else 1.0
+        weight = perplexity(trainer, played, turn) if trainer.config.advantage.perplexity else 1.0
         for t in turn.transitions[:-1]:
             k, level = t.kernel, torch.full((6,), t.sigma)
             scale = k.std / k.pull if direction.rescale else 1.0
@@ -125,7 +125,7 @@ def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, dir
 @pytest.mark.parametrize("prefix", ["own", "local", "full"])
 def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, prefix):
     beta = 0.5
-    trainer = make(BASE, direction=ForwardProcess(passes=2, among=(), beta=beta), prefix=prefix)
+    trainer = make(BASE, direction=ForwardProcess(minibatches=2, train_timesteps=(), beta=beta), prefix=prefix)
     found, played, keys, advantage = updated(trainer, monkeypatch)
     loss = torch.zeros(())
     batch = trainer.config.direction.training_samples(played, keys, trainer.actor, trainer.env)
@@ -147,7 +147,7 @@ def test_the_gradient_of_an_update_is_that_of_diffusion_nft(make, monkeypatch, p
 
 @pytest.mark.parametrize(("among", "alike"), [((-1,), False), ((0, 2), False), ((), False), ((), True)])
 def test_the_forward_process_noises_chunks_afresh(make, among, alike):
-    trainer = make(BASE, direction=ForwardProcess(passes=8 if alike else 2, among=among, alike=alike))
+    trainer = make(BASE, direction=ForwardProcess(minibatches=8 if alike else 2, train_timesteps=among, alike=alike))
     played, keys = trainer._play()
     passes = trainer.config.direction.training_samples(played, keys, trainer.actor, trainer.env).minibatches
     levels = torch.tensor(trainer.generator.sigmas)[list(among) or [0, 1, 2, 3]]
@@ -185,24 +185,26 @@ def test_the_gradient_of_an_update_is_the_reward_gradient(make, monkeypatch):
 @pytest.mark.parametrize("sde", [0.0, 0.7])
 @pytest.mark.parametrize("prefix", ["own", "local", "full"])
 def test_the_ratio_is_exactly_one_before_the_first_update(make, perplexity, sde, prefix):
-    direction = PolicyGradient(steps=3, clip=1e-4, sde=sde)
-    trainer = make(BASE, direction=direction, prefix=prefix, credit=Credit(perplexity=perplexity), reference=0.1)
+    direction = PolicyGradient(timesteps_per_update=3, clip_coef=1e-4, noise_level=sde)
+    trainer = make(
+        BASE, direction=direction, prefix=prefix, advantage=AdvantageEstimator(perplexity=perplexity), kl_coef=0.1
+    )
     measured = trainer.update()
     assert (
         measured["losses/ratio_max_error"] == 0
         and measured["losses/clipfrac"] == 0
-        and measured["reference_distance"] < 1e-9
+        and measured["losses/kl_penalty"] < 1e-9
     )
 
 
 def test_later_epochs_have_other_ratios_and_are_clipped(make):
-    measured = make(BASE, direction=PolicyGradient(clip=1e-4), epochs=2).update()
+    measured = make(BASE, direction=PolicyGradient(clip_coef=1e-4), epochs=2).update()
     assert (
         measured["losses/ratio_max_error"] > 1e-4
         and measured["losses/approx_kl"] > 0
         and 0 < measured["losses/clipfrac"] < 1
     )
-    loose = make(BASE, direction=PolicyGradient(clip=10.0), epochs=2).update()
+    loose = make(BASE, direction=PolicyGradient(clip_coef=10.0), epochs=2).update()
     assert loose["losses/ratio_max_error"] > 0 and loose["losses/clipfrac"] == 0
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from reelgym.agents.credit import Credit
+from reelgym.agents.advantage import AdvantageEstimator
 from reelgym.agents.direction import Direction, Needs, TrainingBatch, TrainingSample, rows
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.checkpoint import CheckpointError
@@ -82,7 +82,7 @@ def make(generator, env, prompts):
 
 @pytest.mark.parametrize("prefix", ["own", "local"])
 def test_a_direction_of_ones_own_learns_from_advantages(make, prefix):
-    trainer = make(TowardsBest(), prefix=prefix, reference=0.1, credit=Credit(perplexity=True), epochs=2)
+    trainer = make(TowardsBest(), prefix=prefix, kl_coef=0.1, advantage=AdvantageEstimator(perplexity=True), epochs=2)
     measured = trainer.update()
     assert measured["mine"] > 0 and measured["grad_norm"] > 0 and trainer.counts.reward_calls == 24
 
@@ -90,7 +90,7 @@ def test_a_direction_of_ones_own_learns_from_advantages(make, prefix):
 @pytest.mark.parametrize(("direction", "prefix"), [(Redder(), "own"), (Redder(), "local"),
                                                    (WholeRedder(), "own")])  # fmt: skip
 def test_a_direction_without_credit_follows_the_rollouts_graph(make, direction, prefix):
-    trainer = make(direction, prefix=prefix, credit=Credit(bootstrap=True))
+    trainer = make(direction, prefix=prefix, advantage=AdvantageEstimator(bootstrap=True))
 
     def redness():
         chunks = [step.chunk.detach() for step in trainer._play()[0].steps]
@@ -111,7 +111,7 @@ def test_what_a_direction_needs_is_checked(make, codec, prompts, clock):
     for direction, changes, told in (
         (Redder(), {"epochs": 2}, "Redder takes epochs=1"),
         (WholeRedder(), {"prefix": "local"}, "WholeRedder takes prefix='own' and epochs=1"),
-        (Redder(), {"credit": Credit(placebo=True)}, "Redder asks for no credit"),
+        (Redder(), {"advantage": AdvantageEstimator(shuffle_advantages=True)}, "Redder asks for no advantages"),
     ):
         with pytest.raises(ValueError, match=told):
             make(direction, **changes)

@@ -18,7 +18,7 @@ from reelgym.rewards.windows import clip_prompts
 from reelgym.training.learner import LearnerConfig
 from reelgym.training.loop import fit
 
-LEARNER = LearnerConfig(learning_rate=1e-3, betas=(0.0, 0.999), clip=10.0, ema=0.5)
+LEARNER = LearnerConfig(learning_rate=1e-3, betas=(0.0, 0.999), max_grad_norm=10.0, ema=0.5)
 SMALL = {"batch": 3, "critic_updates": 2, "generator": LEARNER, "critic": LEARNER}
 
 DMD, STREAM_R1 = DistillConfig(), DistillConfig(reliability=True, perplexity=True)

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, {str(ROOT)!r})
 from tests.conftest import ColourModel, PaintCodec, WORDS, sample
-from reelgym.agents.credit import Credit
+from reelgym.agents.advantage import AdvantageEstimator
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.training.loop import fit
 from reelgym.training.guard import Guard, GuardConfig
@@ -47,7 +47,7 @@ def train(folder, told):
     )
     generator = Generator(CausalWan(wan.eval(), 3, 8), step_sigmas(4, 2.0), (4, 4, 4), 3)
     learner = LearnerConfig(learning_rate=1e-3, ema=0.5)
-    config = FineTuneConfig(credit=Credit(baseline="critic"), group=3, reference=0.1, learner=learner)
+    config = FineTuneConfig(advantage=AdvantageEstimator(baseline="critic"), group=3, kl_coef=0.1, learner=learner)
     env = StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
     trainer = FineTune(config, generator, env, prompts)
     guard = Guard(GuardConfig(every=3, prompts=2, margin=9.0), generator, codec, clock, reward, reward, prompts)

@@ -41,7 +41,7 @@ def learn(learner, steps):
 
 
 def test_a_step_is_adamw_on_the_clipped_gradient():
-    learner, plain = Learner(module(), LearnerConfig(learning_rate=1e-2, clip=0.1)), module()
+    learner, plain = Learner(module(), LearnerConfig(learning_rate=1e-2, max_grad_norm=0.1)), module()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
     for step in range(3):
         value = loss(plain, step)

@@ -1,19 +1,19 @@
-"""Credit at its edges, and lambda-returns against generalised advantage estimation written out."""
+"""Advantages at their edges, and lambda-returns against generalised advantage estimation written out."""
 
 from itertools import product
 
 import pytest
 import torch
 
-from reelgym.agents.credit import ADVANTAGE_LIMIT, Credit, advantages, bootstrapped
+from reelgym.agents.advantage import ADVANTAGE_LIMIT, AdvantageEstimator, advantages, lambda_returns
 
-GROUPS = Credit(spread="group")
-BATCH = Credit(baseline="batch")
+GROUPS = AdvantageEstimator(normalize_std="group")
+BATCH = AdvantageEstimator(baseline="batch")
 
 
 def test_returns_to_go_leave_out_the_past():
     rewards = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.0]])
-    assert bootstrapped(rewards, torch.zeros_like(rewards), 1.0).tolist() == [[6, 5, 3], [-1, -1, 0]]
+    assert lambda_returns(rewards, torch.zeros_like(rewards), 1.0).tolist() == [[6, 5, 3], [-1, -1, 0]]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.95, 1.0])
@@ -22,14 +22,14 @@ def test_lambda_returns_less_the_value_are_gae(decay):
     after = torch.cat((values[:, 1:], torch.zeros(5, 1)), 1)
     delta = rewards + after - values
     expected = torch.stack([sum(decay ** (j - k) * delta[:, j] for j in range(k, 4)) for k in range(4)], 1)
-    torch.testing.assert_close(bootstrapped(rewards, after, decay) - values, expected)
+    torch.testing.assert_close(lambda_returns(rewards, after, decay) - values, expected)
 
 
 def test_lambda_returns_at_their_ends():
     rewards, after = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(bootstrapped(rewards, after, 0.0), rewards + after)
+    torch.testing.assert_close(lambda_returns(rewards, after, 0.0), rewards + after)
     after[:, -1] = 0
-    torch.testing.assert_close(bootstrapped(rewards, after, 1.0), rewards.flip(1).cumsum(1).flip(1))
+    torch.testing.assert_close(lambda_returns(rewards, after, 1.0), rewards.flip(1).cumsum(1).flip(1))
 
 
 def test_group_advantage_by_hand():
@@ -44,7 +44,7 @@ def test_group_advantage_by_hand():
 def test_every_baseline_and_spread_by_hand(baseline, spread):
     draw = torch.Generator().manual_seed(0)
     returns, before = torch.rand(2, 6, 4, generator=draw)
-    found = advantages(returns, Credit(baseline=baseline, spread=spread), 3, before)
+    found = advantages(returns, AdvantageEstimator(baseline=baseline, normalize_std=spread), 3, before)
     for clip, chunk in product(range(6), range(4)):
         rows = {"batch": range(6), "group": range(clip - clip % 3, clip - clip % 3 + 3)}
 
@@ -95,21 +95,23 @@ def test_wrong_settings_are_told():
     with pytest.raises(ValueError, match="whole groups"):
         advantages(torch.zeros(5, 1), GROUPS, 2)
     with pytest.raises(ValueError, match="critic's values"):
-        advantages(torch.zeros(4, 1), Credit(baseline="critic"), 2)
+        advantages(torch.zeros(4, 1), AdvantageEstimator(baseline="critic"), 2)
     for wrong in ({"bootstrap": True}, {"baseline": "critic"}):
         with pytest.raises(ValueError, match="nothing to predict"):
-            Credit(reach="clip", **wrong)
+            AdvantageEstimator(returns="episode", **wrong)
     for decay in (-0.1, 1.1):
-        with pytest.raises(ValueError, match="decay must lie"):
-            Credit(bootstrap=True, decay=decay)
+        with pytest.raises(ValueError, match="gae_lambda must lie"):
+            AdvantageEstimator(bootstrap=True, gae_lambda=decay)
 
 
 def test_a_critic_is_there_where_it_is_needed():
     assert not GROUPS.critic and not BATCH.critic
-    assert Credit(bootstrap=True).critic and Credit(baseline="critic").critic
+    assert AdvantageEstimator(bootstrap=True).critic and AdvantageEstimator(baseline="critic").critic
 
 
-@pytest.mark.parametrize("wrong", [{"reach": "all"}, {"baseline": "mean"}, {"spread": "std"}, {"decay": 2.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"returns": "all"}, {"baseline": "mean"}, {"normalize_std": "std"}, {"gae_lambda": 2.0}]
+)
 def test_wrong_credit_is_told(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Credit(**wrong)
+        AdvantageEstimator(**wrong)
