@@ -73,7 +73,7 @@ class FineTuneConfig:
     def trainer(self, stack: Stack, generator: Generator) -> FineTune:
         """In StreamGen, with the stack's codec, reward and training prompts."""
         prompts, clips = stack.prompts(), self.prompts * self.group
-        env = StreamGenVectorEnv(clips, stack.codec, stack.reward, prompts, clock=stack.clock, device=stack.device)
+        env = StreamGenVectorEnv(clips, stack.codec, stack.reward, prompts, layout=stack.layout, device=stack.device)
         return FineTune(self, generator, env, prompts)
 
     def with_learning_rate(self, rate: float) -> FineTuneConfig:
@@ -144,7 +144,7 @@ class FineTune:
         self.critic: Learner[Critic] | None = None
         if config.advantage.critic and needs.advantages:
             observation, _ = env.reset(seed=config.seed)
-            self.critic = Learner(critic_for(observation, env.clock.chunks + 1), config.critic, accelerator)
+            self.critic = Learner(critic_for(observation, env.layout.chunks + 1), config.critic, accelerator)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
@@ -162,7 +162,7 @@ class FineTune:
             ) from error
 
     def _update(self) -> dict[str, float]:
-        started, config, chunks = time.monotonic(), self.config, self.env.clock.chunks
+        started, config, chunks = time.monotonic(), self.config, self.env.layout.chunks
         played, keys = self._play()
         advantage, measured = self._estimate(played)
         batch = config.direction.training_samples(played, keys, self.actor, self.env)

@@ -79,7 +79,7 @@ class RewardGradient:
         """One minibatch; its targets are the direction, and clips are scored as they are augmented."""
         latents, prompts = played.latents.detach(), clip_prompts(played.embeds, played.texts)
         assert isinstance(env.reward, StreamReward), "a trainer looks at it when it is made"
-        reward = env.reward.windowed(env.clock, env.codec)
+        reward = env.reward.windowed(env.layout, env.codec)
         found, returns = reward_direction(latents, prompts, reward, env.codec, fold(keys, 1), self.noise, self.shift)
         samples = []
         for step, direction in zip(played.steps, found.chunk(len(played.steps), 1), strict=True):

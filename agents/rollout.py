@@ -173,7 +173,7 @@ def rollout(
     if len(keys) % group:
         raise ValueError(f"{len(keys)} streams are not whole groups of {group}")
     observation, _ = env.reset(options={"scripts": texts, "need": need})
-    begun, chunks = env.state, env.clock.chunks
+    begun, chunks = env.state, env.layout.chunks
     first = int(uniform(keys[:1], Domain.FORK, 0, ()) * chunks) if prefix == "full" else 0
     worker = _RolloutWorker(env, policy, keys, group, shared_steps if prefix == "local" else None)
     state = worker.begin(RolloutState(begun, begun.latents[:, :0], observation), first)

@@ -77,7 +77,7 @@ def policy_arguments(recipe: AgentRecipe, vector: Any) -> dict[str, Any]:
     """`policy_kwargs` of the recipe's policy in this environment."""
     if not recipe.clip_features:
         return dict(recipe.policy)
-    shapes = {"layout": vector.layout, "clip_shape": vector.clip_shape}
+    shapes = {"columns": vector.columns, "clip_shape": vector.clip_shape}
     return {**recipe.policy, "features_extractor_class": ClipFeatures, "features_extractor_kwargs": shapes}
 
 

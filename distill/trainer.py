@@ -24,7 +24,7 @@ from ..models.wan import CausalWan
 from ..noise import Domain, fold, normal, stream_keys, uniform
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
 from ..rewards.stream_reward import StreamReward
-from ..rewards.windows import Clock, clip_prompts
+from ..rewards.windows import ChunkLayout, clip_prompts
 from ..training.learner import Groups, Learner, LearnerConfig
 from ..training.loop import own_draw
 from ..training.state import State, pack, unpack
@@ -71,7 +71,7 @@ class DistillConfig:
 
     def trainer(self, stack: Stack, generator: Generator) -> Distill:
         """With the stack's teacher, training prompts and reward."""
-        helpers: dict[str, Any] = {"codec": stack.codec, "reward": stack.reward, "clock": stack.clock}
+        helpers: dict[str, Any] = {"codec": stack.codec, "reward": stack.reward, "layout": stack.layout}
         weighted = self.reliability or self.perplexity
         return Distill(self, generator, stack.teacher, stack.prompts(), stack.null(), **(helpers if weighted else {}))
 
@@ -119,7 +119,7 @@ class Distill:
     """Trains a generator by distribution matching.
 
     config, generator (its model is trained), teacher: the frozen real score, prompts: draws the prompts of an update,
-    null: the empty prompt's embedding [L, D]. codec, reward and clock serve reliability and perplexity; a plain DMD
+    null: the empty prompt's embedding [L, D]. codec, reward and layout serve reliability and perplexity; a plain DMD
     needs neither of the first two.
     """
 
@@ -133,17 +133,17 @@ class Distill:
         *,
         codec: Codec | None = None,
         reward: StreamReward | None = None,
-        clock: Clock | None = None,
+        layout: ChunkLayout | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         weighted = config.reliability or config.perplexity
-        if weighted and (codec is None or reward is None or clock is None):
-            raise ValueError("reliability and perplexity come from a reward: pass codec, reward and clock")
+        if weighted and (codec is None or reward is None or layout is None):
+            raise ValueError("reliability and perplexity come from a reward: pass codec, reward and layout")
         self.config, self.generator, self.prompts, self.null = config, generator, prompts, null
         critic = copy.deepcopy(teacher).requires_grad_(True)
         self.teacher = teacher.requires_grad_(False)
-        self.codec, self.clock = codec, clock
-        self.reward = reward.windowed(clock, codec) if weighted and reward and codec and clock else None
+        self.codec, self.layout = codec, layout
+        self.reward = reward.windowed(layout, codec) if weighted and reward and codec and layout else None
         self.learner = Learner(generator.model, config.generator, accelerator)
         self.critic = Learner(critic, config.critic, accelerator)
         axes = len(self.reward.axes) if self.reward else 1

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
 from ..rewards.stream_reward import NoGradientError, RewardWeights, Scores, StreamReward
-from ..rewards.windows import Clock, prompt_columns
+from ..rewards.windows import ChunkLayout, prompt_columns
 from .draw import View, overlay, to_pixels
 from .prompt_source import PromptSampler, Texts
 
@@ -93,23 +93,23 @@ class Clips:
 
     codec: see models.codec.Codec. reward: see Reward. prompts: draws embeddings and texts; its `encode`, where it has
     one, serves scripts that are given, and its `opening(batch, step)`, where it has one, is the video of the first
-    chunks [batch, F, 3, H, W], which the world gives and the agent does not make. clock: how a clip is cut.
+    chunks [batch, F, 3, H, W], which the world gives and the agent does not make. layout: of a clip in chunks.
     """
 
     def __init__(
-        self, codec: Codec, reward: Reward, prompts: PromptSampler, clock: Clock, device: torch.device
+        self, codec: Codec, reward: Reward, prompts: PromptSampler, layout: ChunkLayout, device: torch.device
     ) -> None:
-        self.codec, self.reward, self.prompts, self.clock, self.device = codec, reward, prompts, clock, device
+        self.codec, self.reward, self.prompts, self.layout, self.device = codec, reward, prompts, layout, device
         self.axes: tuple[str, ...] = tuple(getattr(reward, "axes", ("reward",)))
         grid = codec.grid(1)
         self.latent = (codec.channels, grid.h, grid.w)
         embeds, _ = prompts(1, 0)
         self.prompt_shape = tuple(embeds.shape[2:])
-        self.chunk = Box(-LIMIT, LIMIT, (clock.frames_per_chunk, *self.latent), np.float32)
+        self.chunk = Box(-LIMIT, LIMIT, (layout.frames_per_chunk, *self.latent), np.float32)
         self.spaces: dict[str, Space[Any]] = {
-            "latents": Box(-LIMIT, LIMIT, (clock.window_frames, *self.latent), np.float32),
+            "latents": Box(-LIMIT, LIMIT, (layout.window_frames, *self.latent), np.float32),
             "prompt": Box(-LIMIT, LIMIT, self.prompt_shape, np.float32),
-            "position": Discrete(clock.chunks + 1),
+            "position": Discrete(layout.chunks + 1),
         }
         with torch.no_grad():
             self.image = tuple(codec.decode(torch.zeros(1, 1, *self.latent, device=device)).shape[-2:])
@@ -127,12 +127,12 @@ class Clips:
             raise TypeError(f"perplexity needs a StreamReward, not {type(self.reward).__name__}")
         step = int(random.integers(2**31))
         embeds, texts = self.prompts(count, step) if scripts is None else self._encoded(scripts)
-        if embeds.shape[:2] != (count, self.clock.chunks):
+        if embeds.shape[:2] != (count, self.layout.chunks):
             came = f"prompts of shape {tuple(embeds.shape)} came"
-            raise ValueError(f"{came} for {count} clips of {self.clock.chunks} chunks")
+            raise ValueError(f"{came} for {count} clips of {self.layout.chunks} chunks")
         embeds = embeds.to(self.device, non_blocking=True)
         state = ClipState(
-            latents=torch.zeros(count, self.clock.window_frames, *self.latent, device=self.device),
+            latents=torch.zeros(count, self.layout.window_frames, *self.latent, device=self.device),
             position=0,
             video=(),
             prompts=prompt_columns(embeds, texts),
@@ -144,7 +144,7 @@ class Clips:
         opening = getattr(self.prompts, "opening", None)
         if opening is not None and scripts is None:
             given = self.codec.encode(opening(count, step).to(self.device, non_blocking=True))
-            for chunk in given.split(self.clock.frames_per_chunk, 1):
+            for chunk in given.split(self.layout.frames_per_chunk, 1):
                 state = self.append(state, chunk)
         return state
 
@@ -155,7 +155,7 @@ class Clips:
             state,
             latents=torch.cat((state.latents[:, chunk.shape[1] :], chunk), 1),
             position=state.position + 1,
-            video=(*state.video, video)[-self.clock.window_chunks :],
+            video=(*state.video, video)[-self.layout.window_chunks :],
             decode=decode,
         )
 
@@ -169,14 +169,14 @@ class Clips:
         if found is None:
             signal: Scores = self.reward(video, prompts, need=SCORES)
         else:
-            signal, newest = found[0], found[0].perplexity[:, -self.clock.frames_per_chunk :]
+            signal, newest = found[0], found[0].perplexity[:, -self.layout.frames_per_chunk :]
             state = replace(state, perplexity=newest / newest.mean(dim=(1, 2, 3), keepdim=True))
         scores = signal.scores if len(self.axes) > 1 else signal.reward[:, None]
-        return replace(state, scores=scores), signal.reward / self.clock.chunks
+        return replace(state, scores=scores), signal.reward / self.layout.chunks
 
     def over(self, state: ClipState) -> bool:
         """Whether the clips are complete."""
-        return state.position == self.clock.chunks
+        return state.position == self.layout.chunks
 
     def observe(self, state: ClipState) -> dict[str, Tensor]:
         """What an agent that makes latents sees, as `spaces` say: window, prompt to come, chunks done."""
@@ -194,7 +194,7 @@ class Clips:
         """What `render` shows of the newest chunk; its perplexity map is computed here, and in no step."""
         count = len(state.latents)
         frames = to_pixels(state.video[-1] if state.video else torch.zeros(count, 0, 3, *self.image))
-        panels = {f"chunk {state.position} of {self.clock.chunks}": frames}
+        panels = {f"chunk {state.position} of {self.layout.chunks}": frames}
         if isinstance(self.reward, StreamReward):
             weights = self.perplexity(state).cpu().numpy()
             pairs = zip(frames, weights, strict=True)
@@ -219,7 +219,7 @@ class Clips:
         """What windows [N, F, 3, H, W] of so many chunks score, with their perplexity on a grid; None where a window is
         too short for the reward. A causal codec's first latent has fewer frames than others."""
         assert isinstance(self.reward, StreamReward)
-        grid = self._window_grid(video.shape[1], chunks * self.clock.frames_per_chunk)
+        grid = self._window_grid(video.shape[1], chunks * self.layout.frames_per_chunk)
         if grid is None or video.shape[1] < self.reward.min_frames:
             return None
         return self.reward.weights(video, prompts, grid), grid

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..models.codec import Codec
-from ..rewards.windows import Clock
+from ..rewards.windows import ChunkLayout
 from .clips import Reward
 from .prompt_source import PromptSampler, slice_prompts
 from .single import SingleEnv
@@ -52,38 +52,38 @@ def clip_parts(
     codec: Codec | None = None,
     reward: Reward | None = None,
     prompts: PromptSampler | None = None,
-    clock: Clock | None = None,
+    layout: ChunkLayout | None = None,
     grammar: str | None = None,
     slice: str | None = None,
     split: str = "train",
     chunks: int | None = None,
     max_episode_steps: int | None = None,
 ) -> dict[str, Any]:
-    """Codec, reward, prompts, clock and device of an environment whose clips are a stack's.
+    """Codec, reward, prompts, layout and device of an environment whose clips are a stack's.
 
     grammar, split: of the prompts; by default the grammar that the stack knows. slice: an edge slice in its stead,
     whose first chunk the world gives. chunks, or max_episode_steps: length of a clip. What is given as codec, reward,
-    prompts or clock is taken as it is. ValueError for an unknown slice or grammar, and for prompts or lengths of two
+    prompts or layout is taken as it is. ValueError for an unknown slice or grammar, and for prompts or lengths of two
     kinds.
     """
-    if clock is not None and (chunks is not None or max_episode_steps is not None):
-        raise ValueError("clock says how long a clip is: leave out chunks and max_episode_steps, or clock")
+    if layout is not None and (chunks is not None or max_episode_steps is not None):
+        raise ValueError("layout says how long a clip is: leave out chunks and max_episode_steps, or layout")
     if grammar is not None and prompts is not None:
         raise ValueError("prompts are drawn by what is given as prompts: leave out grammar, or prompts")
     if slice is not None and (grammar is not None or prompts is not None):
         raise ValueError(f"slice={slice!r} brings its own prompts: leave out grammar and prompts, or slice")
-    if clock is None:
+    if layout is None:
         longer = slice_named(slice).length if slice else 1
-        length = next(n for n in (chunks, max_episode_steps, longer * stack.clock.chunks) if n is not None)
-        clock = replace(stack.clock, chunks=length)
+        length = next(n for n in (chunks, max_episode_steps, longer * stack.layout.chunks) if n is not None)
+        layout = replace(stack.layout, chunks=length)
     if slice is not None:
         words = {"grammar": stack.grammar, "split": split}
-        prompts = slice_prompts(stack.encoder, clock.chunks, clock.frames_per_chunk, slice, **words)
+        prompts = slice_prompts(stack.encoder, layout.chunks, layout.frames_per_chunk, slice, **words)
     return {
         "codec": stack.codec if codec is None else codec,
         "reward": stack.reward if reward is None else reward,
-        "prompts": stack.prompts(split, grammar=grammar, clock=clock) if prompts is None else prompts,
-        "clock": clock,
+        "prompts": stack.prompts(split, grammar=grammar, layout=layout) if prompts is None else prompts,
+        "layout": layout,
         "device": stack.device,
     }
 

@@ -91,7 +91,7 @@ class SelfPlayEnv(ParallelEnv[str, Any, Any]):
         state, frames = self.game.state, self.game.frames
         newest = state.film[:, -frames:] if state.film.shape[1] else state.film
         shown = state.film.shape[1] // frames
-        said = f"chunk {shown} of {self.game.clock.chunks}{WORDS[int(state.verdict[0])]}"
+        said = f"chunk {shown} of {self.game.layout.chunks}{WORDS[int(state.verdict[0])]}"
         told = f"it is {'real' if state.real[0] else 'made'}" if state.over[0] else ""
         view = View(
             {"newest chunk": to_pixels(newest)},

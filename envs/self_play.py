@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
 from ..noise import GameDomain, normal, stream_keys, uniform
-from ..rewards.windows import TINY, Clock
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .clips import Clips, ClipState, Reward
 from .game_rules import GameRules
 from .making import Source, clip_parts, opened
@@ -93,24 +93,29 @@ class SelfPlayGame:
         *,
         truth: Truth | None = None,
         rules: GameRules | None = None,
-        clock: Clock = TINY,
+        layout: ChunkLayout = TINY_LAYOUT,
         device: torch.device | str = "cpu",
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
-        self.num_envs, self.rules, self.clock, self.device = num_envs, rules or GameRules(), clock, torch.device(device)
-        self.clips = Clips(codec, reward, prompts, clock, self.device)
+        self.num_envs, self.rules, self.layout, self.device = (
+            num_envs,
+            rules or GameRules(),
+            layout,
+            torch.device(device),
+        )
+        self.clips = Clips(codec, reward, prompts, layout, self.device)
         self.prompts = prompts
-        self.truth = truth or (WorldTruth(clock, codec, device) if self.rules.share else self._unseen)
+        self.truth = truth or (WorldTruth(layout, codec, device) if self.rules.share else self._unseen)
         height, width = self.clips.image
         pool = self.rules.pool
         if height % pool or width % pool:
             raise ValueError(f"pool {pool} does not divide frames of {height} x {width}")
-        self.frames = clock.frames_per_chunk
+        self.frames = layout.frames_per_chunk
         seen = (self.rules.window * self.frames, 3, height // pool, width // pool)
         self.spaces = {
             GENERATOR: Dict(self.clips.spaces),
-            DETECTOR: Dict({"video": Box(0, 255, seen, np.uint8), "position": Discrete(clock.chunks + 1)}),
+            DETECTOR: Dict({"video": Box(0, 255, seen, np.uint8), "position": Discrete(layout.chunks + 1)}),
         }
         self.actions: dict[str, Any] = {GENERATOR: self.clips.chunk, DETECTOR: Discrete(3)}
         self._state: GameState | None = None
@@ -140,22 +145,24 @@ class SelfPlayGame:
         film = torch.zeros(self.num_envs, 0, 3, *self.clips.image, device=self.device)
         none = torch.zeros(self.num_envs, device=self.device)
         truth = self.truth(drawn, seed).to(self.device, non_blocking=True)
-        if truth.shape != (self.num_envs, self.clock.clip_frames, 3, *self.clips.image):
+        if truth.shape != (self.num_envs, self.layout.clip_frames, 3, *self.clips.image):
             came = f"true clips are {list(truth.shape)}"
-            raise ValueError(f"{came}, the generator's {[self.num_envs, self.clock.clip_frames, 3, *self.clips.image]}")
-        truth = truth.unflatten(1, (self.clock.chunks, self.frames))
+            raise ValueError(
+                f"{came}, the generator's {[self.num_envs, self.layout.clip_frames, 3, *self.clips.image]}"
+            )
+        truth = truth.unflatten(1, (self.layout.chunks, self.frames))
         self._state = GameState(clips, real, truth, lens, film, 0, none.long(), none, keys)
         return self.observe()
 
     def step(self, actions: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
         """One move of both. Returns observations, rewards [N] of each player, and which streams are over, bool [N]."""
         state, rules = self.state, self.rules
-        if state.step > self.clock.chunks:
+        if state.step > self.layout.chunks:
             raise gymnasium.error.ResetNeeded("the game has ended: call reset()")
         chunk, said = self._checked(actions)
-        last = state.step == self.clock.chunks
+        last = state.step == self.layout.chunks
         shown = torch.full_like(said, state.step)
-        came = rules.outcome(state.real, said, shown, state.quality / max(state.step, 1), self.clock.chunks)
+        came = rules.outcome(state.real, said, shown, state.quality / max(state.step, 1), self.layout.chunks)
         rewards = {GENERATOR: came.generator, DETECTOR: came.detector}
         rewards = {player: reward.masked_fill(state.over, 0.0) for player, reward in rewards.items()}
         verdict = torch.where(state.over, state.verdict, came.verdict)
@@ -203,7 +210,7 @@ class SelfPlayGame:
 
     def _unseen(self, scripts: Sequence[str], seed: int) -> Tensor:
         """True clips of a game that shows none."""
-        return torch.zeros(len(scripts), self.clock.clip_frames, 3, *self.clips.image, device=self.device)
+        return torch.zeros(len(scripts), self.layout.clip_frames, 3, *self.clips.image, device=self.device)
 
     def _shown(self, state: GameState, chunk: Tensor) -> GameState:
         """The state after the generator's chunk; on a real stream the true one is filmed."""
@@ -213,7 +220,7 @@ class SelfPlayGame:
         seen = torch.where(state.real[:, None, None, None, None], state.truth[:, number], made)
         grain = normal(state.keys, GameDomain.GRAIN, number, tuple(seen.shape[1:]))
         film = torch.cat((state.film, shoot_through(seen, CAMERAS[self.rules.camera], state.lens, grain)), 1)
-        return replace(state, clips=clips, film=film, quality=state.quality + reward * self.clock.chunks)
+        return replace(state, clips=clips, film=film, quality=state.quality + reward * self.layout.chunks)
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,7 @@ def record(
     game.reset(seed, scripts, num_envs)
     embeds = torch.stack([batch.embeds for batch in game.state.clips.prompts], 1)
     waits, film, quality = torch.full((game.num_envs,), WAIT, device=game.device), [], []
-    chunks = stream(generator, embeds, game.state.keys).split(game.clock.frames_per_chunk, 1)
+    chunks = stream(generator, embeds, game.state.keys).split(game.layout.frames_per_chunk, 1)
     for number, chunk in enumerate(chunks, 1):
         game.step({GENERATOR: chunk, DETECTOR: waits})
         film.append((game.newest() * 255).round().to(torch.uint8))
@@ -258,14 +265,14 @@ class WorldTruth:
     """True clips of ShapeStream's scripts; with a codec they went through it and back, so that what a codec leaves
     behind tells nothing apart."""
 
-    clock: Clock = TINY
+    layout: ChunkLayout = TINY_LAYOUT
     codec: Codec | None = None
     device: torch.device | str = "cpu"
     """Where the codec is."""
 
     def __call__(self, scripts: Sequence[str], seed: int) -> Tensor:
-        clauses = [chunk_clauses(parse(script), self.clock.chunks) for script in scripts]
-        video = render(roll(clauses, self.clock.frames_per_chunk, torch.Generator().manual_seed(seed)))
+        clauses = [chunk_clauses(parse(script), self.layout.chunks) for script in scripts]
+        video = render(roll(clauses, self.layout.frames_per_chunk, torch.Generator().manual_seed(seed)))
         return video if self.codec is None else coded(video.to(self.device, non_blocking=True), self.codec)
 
 

@@ -18,7 +18,7 @@ from ..models.codec import Codec
 from ..models.generator import Generator
 from ..models.tiny import build_generator
 from ..noise import fold, uniform
-from ..rewards.windows import TINY, Clock
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .clips import Reward
 from .draw import View, to_pixels
 from .game_rules import GameRules
@@ -74,7 +74,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
     which each row draws by its own key, and after `lasts` steps another buffer in its place.
 
     Observation [N, K]: one flat Box of the last w chunks as the detector sees them, and how many were shown; see
-    `layout`. Action [N]: 0 wait, 1 it is real, 2 it is made. Reward [N]: the game's, to the detector: 1 for a right
+    `columns`. Action [N]: 0 wait, 1 it is real, 2 it is made. Reward [N]: the game's, to the detector: 1 for a right
     verdict, -1 for a wrong one, less `rules.wait_cost` for waiting once a chunk was seen; the first wait is free, and
     waiting when no chunk is left counts as "real". End: a verdict, or waiting when no chunk is left; terminated, row
     by row. At most n + 1 steps. Nothing is truncated.
@@ -84,7 +84,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
 
     Args:
         num_envs: N.
-        codec, prompts, truth, rules, clock: see SelfPlayGame.
+        codec, prompts, truth, rules, layout: see SelfPlayGame.
         opponent: what makes the clips that are not real.
         clips: M.
         lasts: steps that a buffer serves; None: (n + 1) * M / N, as long as M episodes of full length take. Agents that
@@ -92,7 +92,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
 
     Attributes:
-        layout: which columns of an observation are what. `clip`: the pixels; `position`: one-hot, chunks shown.
+        columns: which columns of an observation are what. `clip`: the pixels; `position`: one-hot, chunks shown.
         clip_shape: (w * f, 3, H / pool, W / pool), what the columns of `clip` unflatten to, oldest frame first, zeros
             before the first chunk.
     """
@@ -108,7 +108,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         *,
         truth: Truth | None = None,
         rules: GameRules | None = None,
-        clock: Clock = TINY,
+        layout: ChunkLayout = TINY_LAYOUT,
         clips: int = 64,
         lasts: int | None = None,
         device: torch.device | str = "cpu",
@@ -118,17 +118,17 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
             raise ValueError(f"clips and lasts are at least 1, not {clips} and {lasts}")
         unscored: Reward = Unscored()
         self.game = SelfPlayGame(
-            num_envs, codec, unscored, prompts, truth=truth, rules=rules, clock=clock, device=torch.device(device)
+            num_envs, codec, unscored, prompts, truth=truth, rules=rules, layout=layout, device=torch.device(device)
         )
         shape = (opponent.frames_per_chunk, *opponent.latent_shape)
         if shape != self.game.clips.chunk.shape:
             raise ValueError(f"the opponent makes chunks {list(shape)}, the game's are {self.game.clips.chunk.shape}")
-        self.opponent, self.rules, self.clock, self.prompts = opponent, self.game.rules, clock, prompts
+        self.opponent, self.rules, self.layout, self.prompts = opponent, self.game.rules, layout, prompts
         self.clips, self.lasts = clips, lasts
         self.clip_shape = tuple(self.game.spaces[DETECTOR]["video"].shape or ())
         size = int(np.prod(self.clip_shape))
-        self.layout = {"clip": slice(0, size), "position": slice(size, size + clock.chunks + 1)}
-        observed = Box(0.0, 1.0, (size + clock.chunks + 1,), np.float32)
+        self.columns = {"clip": slice(0, size), "position": slice(size, size + layout.chunks + 1)}
+        observed = Box(0.0, 1.0, (size + layout.chunks + 1,), np.float32)
         super().__init__(num_envs, observed, Discrete(3), device=device, **others)
 
     def play(self, count: int, seed: int, scripts: list[str] | None = None) -> RecordedClips:
@@ -167,7 +167,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
 
     def _refilled(self, state: EpisodeBufferState) -> EpisodeBufferState:
         """The state with a buffer that is not used up."""
-        moves = self.clock.chunks + 1
+        moves = self.layout.chunks + 1
         lasts = self.lasts or max(1, moves * self.clips // self.num_envs)
         if state.buffer is not None and state.age < lasts:
             return state
@@ -176,7 +176,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
 
     def _transition(self, state: EpisodeBufferState, actions: Tensor) -> tuple[EpisodeBufferState, Tensor, Tensor]:
         unscored = state.episodes.quality[:, 0]
-        came = self.rules.outcome(state.episodes.real, actions, state.seen, unscored, self.clock.chunks)
+        came = self.rules.outcome(state.episodes.real, actions, state.seen, unscored, self.layout.chunks)
         after = replace(state, verdict=torch.where(state.over, state.verdict, came.verdict), age=state.age + 1)
         after = replace(after, seen=state.seen + (~after.over).long())
         return after, came.detector.masked_fill(state.over, 0.0), after.over
@@ -186,14 +186,14 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         rows = torch.arange(len(chunks), device=self.device)[:, None]
         shown = state.episodes.film.flatten(2)[rows, chunks.clamp_min(0)]
         pixels = (shown * (chunks >= 0)[..., None]).flatten(1) / 255
-        position = torch.arange(self.clock.chunks + 1, device=self.device) == state.seen[:, None]
+        position = torch.arange(self.layout.chunks + 1, device=self.device) == state.seen[:, None]
         return torch.cat((pixels, position.float()), 1)
 
     def _view(self, state: EpisodeBufferState) -> View:
-        clip = self._observation(state)[:, self.layout["clip"]].unflatten(1, self.clip_shape)
+        clip = self._observation(state)[:, self.columns["clip"]].unflatten(1, self.clip_shape)
         columns = (state.seen, state.verdict, state.over, state.episodes.real)
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
-        said = [f"chunk {seen} of {self.clock.chunks}{WORDS[verdict]}" for seen, verdict, *_ in rows]
+        said = [f"chunk {seen} of {self.layout.chunks}{WORDS[verdict]}" for seen, verdict, *_ in rows]
         told = [("it is real" if real else "it is made") if over else "" for *_, over, real in rows]
         return View({"newest chunk": to_pixels(clip[:, -self.game.frames :])}, notes=(said, told))
 

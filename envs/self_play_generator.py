@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.codec import Codec
 from ..models.detector import DetectorState
-from ..rewards.windows import TINY, Clock
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .clips import Reward
 from .draw import View
 from .game_rules import GameRules, ThresholdPolicy, checked
@@ -49,7 +49,7 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
 
     Args:
         num_envs: N.
-        codec, reward, prompts, truth, clock: see SelfPlayGame.
+        codec, reward, prompts, truth, layout: see SelfPlayGame.
         opponent: a detector and when it decides.
         rules: see SelfPlayGame; by default no stream is real, since a generator earns nothing there.
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
@@ -68,15 +68,15 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         *,
         truth: Truth | None = None,
         rules: GameRules | None = None,
-        clock: Clock = TINY,
+        layout: ChunkLayout = TINY_LAYOUT,
         device: torch.device | str = "cpu",
         **others: Any,
     ) -> None:
         rules = rules or GameRules(share=0.0)
         self.game = SelfPlayGame(
-            num_envs, codec, reward, prompts, truth=truth, rules=rules, clock=clock, device=torch.device(device)
+            num_envs, codec, reward, prompts, truth=truth, rules=rules, layout=layout, device=torch.device(device)
         )
-        self.opponent, self.clock, self.prompts = opponent, clock, prompts
+        self.opponent, self.layout, self.prompts = opponent, layout, prompts
         super().__init__(num_envs, self.game.spaces[GENERATOR], self.game.actions[GENERATOR], device=device, **others)
         self._try(self.game.spaces[DETECTOR]["video"].shape or ())
 
@@ -86,10 +86,10 @@ class SelfPlayGeneratorVectorEnv(TensorVectorEnv[PlayState]):
         return PlayState(self.game.state, self.opponent.detector.open(self.num_envs, self.device), waits)
 
     def _terminal(self, state: PlayState) -> bool:
-        return state.game.step > self.clock.chunks
+        return state.game.step > self.layout.chunks
 
     def _transition(self, state: PlayState, actions: Tensor) -> tuple[PlayState, Tensor, bool]:
-        game, last = self.game, state.game.step + 1 == self.clock.chunks
+        game, last = self.game, state.game.step + 1 == self.layout.chunks
         game.state = state.game
         _, rewards, _ = game.step({GENERATOR: actions, DETECTOR: state.said})
         logit, memory = self.opponent.detector.watch(game.newest(), state.memory)

@@ -25,7 +25,7 @@ from ..models.wan import CausalWan
 from ..plugins import find
 from ..rewards.compose import as_reward
 from ..rewards.stream_reward import StreamReward
-from ..rewards.windows import TINY, Clock
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .prompt_source import ScriptPrompts, world_prompts
 from .worlds.world import PromptRows, World
 
@@ -43,7 +43,7 @@ Make = Callable[[], Any]
 class Stack:
     """The models that belong together; each is loaded when it is first asked for.
 
-    parts: what makes each part, by name: those of NETWORKS, and "encoder" (of prompts) and "grammar".   clock: how a
+    parts: what makes each part, by name: those of NETWORKS, and "encoder" (of prompts) and "grammar".   layout: how a
     clip is cut.   folder: where it came from.   device: of every part.
     places: the folders of the parts that have one.
 
@@ -54,7 +54,7 @@ class Stack:
     """
 
     parts: Mapping[str, Make]
-    clock: Clock = TINY
+    layout: ChunkLayout = TINY_LAYOUT
     folder: Path = WEIGHTS
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     places: Mapping[str, Path] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Stack:
 
     def with_weights(self, **places: Path) -> Stack:
         """The same stack with these parts read from folders of their own; prompts are read as the student's say."""
-        made = _made({**self.places, **places}, self.folder, self.clock, self.device)
+        made = _made({**self.places, **places}, self.folder, self.layout, self.device)
         stale = {*places, *(("generator", "encoder", "grammar") if "student" in places else ())}
         kept = {name: part for name, part in self.parts.items() if name not in stale}
         return replace(self, parts={**made.parts, **kept}, places=made.places)
@@ -181,9 +181,11 @@ class Stack:
         """A copy of the starting student, to be trained."""
         return replace(self.generator, model=copy.deepcopy(self.generator.model).requires_grad_(True))
 
-    def prompts(self, split: str = "train", *, grammar: str | None = None, clock: Clock | None = None) -> ScriptPrompts:
+    def prompts(
+        self, split: str = "train", *, grammar: str | None = None, layout: ChunkLayout | None = None
+    ) -> ScriptPrompts:
         """Scripts of the world from a split, one prompt per chunk; grammar: of ShapeStream, if not the stack's."""
-        chunks, world = (clock or self.clock).chunks, self.world
+        chunks, world = (layout or self.layout).chunks, self.world
         if world is not None and grammar is None:
             return ScriptPrompts(self.encoder, chunks, partial(_drawn, world, chunks, split))
         return world_prompts(self.encoder, chunks, grammar or self.grammar, split)
@@ -241,17 +243,17 @@ def _from_folder(folder: Path, device: torch.device) -> Stack:
     there = [name for name in NETWORKS if has_checkpoint(folder / name)]
     if not there:
         raise ValueError(f"{folder}: no folder with codec and reward; `reelgym train` makes the parts of a stack")
-    return _made({name: folder / name for name in there}, folder, TINY, device)
+    return _made({name: folder / name for name in there}, folder, TINY_LAYOUT, device)
 
 
-def _made(places: Mapping[str, Path], folder: Path, clock: Clock, device: torch.device) -> Stack:
+def _made(places: Mapping[str, Path], folder: Path, layout: ChunkLayout, device: torch.device) -> Stack:
     parts: dict[str, Make] = {name: cache(partial(_network, name, place, device)) for name, place in places.items()}
     if words := next((name for name in READS if name in places), None):
         parts["encoder"] = cache(partial(load_encoder, words, places[words]))
         parts["grammar"] = cache(partial(_grammar, words, places[words]))
     if {"codec", "student"} <= set(parts):
         parts["generator"] = cache(lambda: build_generator(parts["student"](), parts["codec"]()))
-    return Stack(parts, clock, folder, device, places)
+    return Stack(parts, layout, folder, device, places)
 
 
 def _network(name: Any, place: Path, device: torch.device) -> Any:
@@ -264,10 +266,11 @@ def _grammar(name: Any, place: Path) -> str:
 
 
 def _from_toml(path: Path, device: torch.device) -> Stack:
-    """`base` gives what `[parts]` does not: folders (from here), or `module:name`; `[clock]` cuts the clips."""
+    """`base` gives what `[parts]` does not: folders (from here), or `module:name`; `[layout]` (or `[clock]`, its
+    former name) cuts the clips."""
     said = tomllib.loads(path.read_text())
-    if unknown := set(said) - {"base", "parts", "clock"}:
-        raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}; a stack says base, [parts] and [clock]")
+    if unknown := set(said) - {"base", "parts", "layout", "clock"}:
+        raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}; a stack says base, [parts] and [layout]")
     named = said.get("parts", {})
     if unknown := set(named) - {*NETWORKS}:
         raise ValueError(f"{path}: unknown parts {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
@@ -277,6 +280,8 @@ def _from_toml(path: Path, device: torch.device) -> Stack:
     if missing := [str(place) for place in places.values() if not has_checkpoint(place)]:
         raise ValueError(f"{path}: no weights in {', '.join(missing)}")
     stack = replace(
-        start.with_weights(**places), clock=replace(start.clock, **said.get("clock", {})), folder=path.parent
+        start.with_weights(**places),
+        layout=replace(start.layout, **said.get("layout", said.get("clock", {}))),
+        folder=path.parent,
     )
     return stack.with_parts(**{name: find("rewards", place, {}) for name, place in named.items() if ":" in place})

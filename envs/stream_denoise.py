@@ -19,7 +19,7 @@ from ..models.codec import Codec
 from ..models.sampler import step_sigmas
 from ..models.tiny import SAMPLER_SHIFT, STEPS
 from ..noise import normal
-from ..rewards.windows import TINY, Clock
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .clips import Clips, ClipState, Reward
 from .draw import View, to_pixels
 from .making import Source, clip_parts, opened, single
@@ -62,7 +62,7 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
 
     Args:
         num_envs: N.
-        codec, reward, prompts, clock: as in StreamGenVectorEnv.
+        codec, reward, prompts, layout: as in StreamGenVectorEnv.
         sigmas: levels of the S steps, falling from 1; by default those of the tiny tier's sampler.
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
     """
@@ -77,15 +77,15 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
         reward: Reward,
         prompts: PromptSampler,
         *,
-        clock: Clock = TINY,
+        layout: ChunkLayout = TINY_LAYOUT,
         sigmas: Sequence[float] = SIGMAS,
         device: torch.device | str = "cpu",
         **others: Any,
     ) -> None:
         if not sigmas or sigmas[0] != 1 or any(not 0 < low < high for high, low in pairwise(sigmas)):
             raise ValueError(f"sigmas fall from 1 and stay above 0, not {tuple(sigmas)}")
-        self.clips = Clips(codec, reward, prompts, clock, torch.device(device))
-        self.prompts, self.clock, self.sigmas = prompts, clock, tuple(sigmas)
+        self.clips = Clips(codec, reward, prompts, layout, torch.device(device))
+        self.prompts, self.layout, self.sigmas = prompts, layout, tuple(sigmas)
         observed = Dict(
             {
                 **self.clips.spaces,

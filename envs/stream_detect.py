@@ -63,7 +63,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
     """N streams of a bank of clips, each of which ends when its agent has decided.
 
     State: the clip, the chunks shown so far, and the key that draws the next clip.
-    Observation [N, K]: one flat Box of the last chunks' pixels and how many were shown; see `layout`. Whether the clip
+    Observation [N, K]: one flat Box of the last chunks' pixels and how many were shown; see `columns`. Whether the clip
         is real shows in its pixels alone: the process is partially observed, and each chunk tells more.
     Action [N]: 0 wait, 1 it is real, 2 it is fake.
     Transition: waiting shows the next chunk. A reset draws one clip of the bank at random and shows its first chunk.
@@ -86,7 +86,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
 
     Attributes:
-        layout: which columns of an observation are what. `clip`: the pixels; `position`: one-hot, chunks shown.
+        columns: which columns of an observation are what. `clip`: the pixels; `position`: one-hot, chunks shown.
         clip_shape: (window * f, C, H / pool, W / pool), what the columns of `clip` unflatten to, oldest frame first,
             zeros before the first chunk.
     """
@@ -112,7 +112,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         # in front, the chunks before the first: black
         self.pixels = pad(small.view(len(bank), self.chunks, -1), (0, 0, self.settings.window - 1, 0))
         size = int(np.prod(self.clip_shape))
-        self.layout = {"clip": slice(0, size), "position": slice(size, size + self.chunks)}
+        self.columns = {"clip": slice(0, size), "position": slice(size, size + self.chunks)}
         observed = Box(0.0, 1.0, (size + self.chunks,), np.float32)
         super().__init__(num_envs, observed, Discrete(3), device=device, **others)
 

@@ -12,7 +12,7 @@ from gymnasium.spaces import Dict
 from torch import Tensor
 
 from ..models.codec import Codec
-from ..rewards.windows import TINY, Clock
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .clips import Clips, ClipState, Reward
 from .draw import View
 from .making import Source, clip_parts, opened, single
@@ -37,7 +37,7 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
             `reset(options={"need": ...})` says what an episode's steps ask of the reward: {"scores"} by default;
             nothing, and all earn 0; {"scores", "perplexity"}, and `info["perplexity"]` [N, f, h, w] is what the
             elements of the newest chunk weigh in its window, of mean 1, where the window is long enough.
-        clock: how a clip is cut.
+        layout: of a clip in chunks.
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
     """
 
@@ -51,12 +51,12 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         reward: Reward,
         prompts: PromptSampler,
         *,
-        clock: Clock = TINY,
+        layout: ChunkLayout = TINY_LAYOUT,
         device: torch.device | str = "cpu",
         **others: Any,
     ) -> None:
-        self.clips = Clips(codec, reward, prompts, clock, torch.device(device))
-        self.codec, self.reward, self.prompts, self.clock = codec, reward, prompts, clock
+        self.clips = Clips(codec, reward, prompts, layout, torch.device(device))
+        self.codec, self.reward, self.prompts, self.layout = codec, reward, prompts, layout
         super().__init__(num_envs, Dict(self.clips.spaces), self.clips.chunk, device=device, **others)
 
     def _initial(self, options: dict[str, Any]) -> ClipState:

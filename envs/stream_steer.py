@@ -20,7 +20,7 @@ from ..models.generator import Generator, StreamState, read_clip
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
 from ..models.tiny import build_generator
 from ..noise import normal
-from ..rewards.windows import TINY, Clock
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .clips import LIMIT, Clips, ClipState, Reward
 from .draw import View
 from .making import Source, clip_parts, opened, single
@@ -81,14 +81,14 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         K + 1, steps: the range is cut into S equal parts, for 1 to S predictions.
         K + 2, past: cut into as many parts as there are chunks that the cache may hold, for 1 to all of them read.
 
-    Observation [N, M], one flat Box: `layout` says which columns are what. Reward [N]: that of the window which ends
+    Observation [N, M], one flat Box: `columns` says which columns are what. Reward [N]: that of the window which ends
     with the chunk, less `settings.price` for each pass that the chunk took (the one that writes the cache included);
     both over n. All streams end together after n chunks, terminated. Randomness: which prompts are drawn, and each
     stream's key, from which all its noise follows. `info`: `text`, and `evaluations` [N] of the newest chunk.
 
     Args:
         num_envs: N.
-        codec, reward, prompts, clock: as in StreamGenVectorEnv.
+        codec, reward, prompts, layout: as in StreamGenVectorEnv.
         generator: what is steered; its parameters are not changed.
         settings: what an agent may do and pays.
         others: autoreset_mode, render_mode and check, see TensorVectorEnv.
@@ -104,35 +104,35 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         prompts: PromptSampler,
         generator: Generator,
         *,
-        clock: Clock = TINY,
+        layout: ChunkLayout = TINY_LAYOUT,
         settings: SteerSettings | None = None,
         device: torch.device | str = "cpu",
         **others: Any,
     ) -> None:
         self.settings = settings or SteerSettings()
-        self.clips = Clips(codec, reward, prompts, clock, torch.device(device))
-        self.generator, self.clock = generator, clock
+        self.clips = Clips(codec, reward, prompts, layout, torch.device(device))
+        self.generator, self.layout = generator, layout
         shape = (generator.frames_per_chunk, *generator.latent_shape)
-        if shape != (clock.frames_per_chunk, *self.clips.latent):
-            found = (clock.frames_per_chunk, *self.clips.latent)
-            raise ValueError(f"the generator makes chunks of {shape}, clock and codec of {found}")
+        if shape != (layout.frames_per_chunk, *self.clips.latent):
+            found = (layout.frames_per_chunk, *self.clips.latent)
+            raise ValueError(f"the generator makes chunks of {shape}, layout and codec of {found}")
         self.basis = noise_basis(self.settings.directions, shape).to(device)
         window = generator.model.cache_config.window_frames
-        held = clock.clip_frames if window < 0 else min(window, clock.clip_frames)
-        self.most_past = max(1, held // clock.frames_per_chunk - 1)
+        held = layout.clip_frames if window < 0 else min(window, layout.clip_frames)
+        self.most_past = max(1, held // layout.frames_per_chunk - 1)
         size = self.settings.directions + 3
-        self.layout = self._layout(size)
-        observed = Box(-LIMIT, LIMIT, (max(part.stop for part in self.layout.values()),), np.float32)
+        self.columns = self._columns(size)
+        observed = Box(-LIMIT, LIMIT, (max(part.stop for part in self.columns.values()),), np.float32)
         super().__init__(num_envs, observed, Box(-1.0, 1.0, (size,), np.float32), device=device, **others)
 
-    def _layout(self, size: int) -> dict[str, slice]:
+    def _columns(self, size: int) -> dict[str, slice]:
         """latents: the newest chunk's first and last frame, averaged to pool x pool cells. prompt: of the chunk to
         come, its embedding's mean over words. position: one-hot, chunks done. age: chunks since the prompt
         changed, over n; 0 where it has just changed. scores: of the newest window. action: the newest."""
         sizes = {
             "latents": 2 * self.clips.latent[0] * self.settings.pool**2,
             "prompt": self.clips.prompt_shape[-1],
-            "position": self.clock.chunks + 1,
+            "position": self.layout.chunks + 1,
             "age": 1,
             "scores": len(self.clips.axes),
             "action": size,
@@ -146,7 +146,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         weight = 1 + self.settings.guidance * guidance.clamp(0, 1)
         chosen = Steering(
             1 + _part(steps, len(self.generator.sigmas)),
-            (1 + _part(past, self.most_past)) * self.clock.frames_per_chunk,
+            (1 + _part(past, self.most_past)) * self.layout.frames_per_chunk,
             weight,
         )
         return leads.clamp(-1, 1), chosen
@@ -160,7 +160,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         stream = StreamState.start(self._keys(options))
         if clip.position:  # what the world gives, the generator has to have read
             embeds = torch.stack([prompts.embeds for prompts in clip.prompts], 1)
-            given = clip.latents[:, -clip.position * self.clock.frames_per_chunk :]
+            given = clip.latents[:, -clip.position * self.layout.frames_per_chunk :]
             stream = read_clip(self.generator, stream, given, embeds)
         zeros = age = torch.zeros(self.num_envs, device=self.device)
         for old, new in pairwise(clip.prompts[: clip.position + 1]):
@@ -171,27 +171,27 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
     def _transition(self, state: SteerState, actions: Tensor) -> tuple[SteerState, Tensor, bool]:
         leads, steering = self.steering(actions)
         keys, chunk = state.stream.keys, state.stream.chunk
-        shape = (self.clock.frames_per_chunk, *self.clips.latent)
+        shape = (self.layout.frames_per_chunk, *self.clips.latent)
         noise = torch.stack([normal(keys, chunk, step, shape) for step in range(len(self.generator.sigmas))], 1)
         noise = led_noise(noise, self.basis, leads, self.settings.reach)
         x0, stream = steered_chunk(self.generator, state.stream, state.clip.prompt.embeds, noise, steering)
         clip, quality = self.clips.judge(self.clips.append(state.clip, x0))
         age = _older(state.age, state.clip.prompt.embeds, clip.prompt.embeds)
         evaluations = steering.evaluations.float()
-        reward = quality - self.settings.price * evaluations / self.clock.chunks
+        reward = quality - self.settings.price * evaluations / self.layout.chunks
         return SteerState(clip, stream, age, evaluations, actions.clone()), reward, self.clips.over(clip)
 
     def _observation(self, state: SteerState) -> Tensor:
         clip = state.clip
-        newest = clip.latents[:, -self.clock.frames_per_chunk :]
+        newest = clip.latents[:, -self.layout.frames_per_chunk :]
         ends = torch.stack((newest[:, 0], newest[:, -1]), 1).flatten(1, 2)
-        position = torch.zeros(self.num_envs, self.clock.chunks + 1, device=self.device)
+        position = torch.zeros(self.num_envs, self.layout.chunks + 1, device=self.device)
         position[:, clip.position] = 1
         parts = (
             adaptive_avg_pool2d(ends, self.settings.pool).flatten(1),
             clip.prompt.embeds.mean(1),
             position,
-            state.age[:, None] / self.clock.chunks,
+            state.age[:, None] / self.layout.chunks,
             clip.scores,
             state.action,
         )

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from ..models.codec import Codec
-from ..rewards.windows import Clock
+from ..rewards.windows import ChunkLayout
 from .clips import ClipState, Reward
 
 
 class StreamingEnv(Protocol):
     """Clips of N streams in lockstep, made chunk by chunk by whoever acts: StreamGenVectorEnv, or one of your own.
 
-    clock: how a clip is cut.   codec: of the latents that are the actions.   reward: of windows; a StreamReward where
-    its gradient or its perplexity is wanted.   state: where the streams stand; a state of N rows may be assigned.
+    layout: of a clip in chunks.   codec: of the latents that are the actions.   reward: of windows; a StreamReward
+    where its gradient or its perplexity is wanted.   state: where the streams stand; a state of N rows may be assigned.
     """
 
     num_envs: int
     device: torch.device
-    clock: Clock
+    layout: ChunkLayout
     codec: Codec
     reward: Reward
     state: ClipState

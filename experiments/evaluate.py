@@ -154,7 +154,7 @@ def exam_prompts(stack: Stack, exam: EvalConfig, rows: Sequence[int]) -> PromptB
 @torch.no_grad()
 def reward_scores(stack: Stack, reward: StreamReward, exam: EvalConfig, grades: EvalResult) -> Scores:
     """What a reward thinks of an exam's clips, P * K of them: the return in the environment, and each axis."""
-    scorer, video = reward.windowed(stack.clock, stack.codec), grades.video.flatten(0, 1)
+    scorer, video = reward.windowed(stack.layout, stack.codec), grades.video.flatten(0, 1)
     parts = [
         scorer.score(video[at], exam_prompts(stack, exam, at.tolist()))
         for at in torch.arange(len(video)).split(exam.batch)

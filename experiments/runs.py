@@ -115,7 +115,7 @@ def _maps(stack: Stack, exam: EvalConfig, grades: EvalResult, shown: int) -> dic
     """What Stream-R1 would weigh the first clips with."""
     video = grades.video[:shown, 0]
     prompts = exam_prompts(stack, exam, range(0, shown * exam.clips, exam.clips))
-    scorer = stack.reward.windowed(stack.clock, stack.codec)
+    scorer = stack.reward.windowed(stack.layout, stack.codec)
     weights = scorer.weights(video, prompts, stack.codec.grid(video.shape[1])).perplexity
     return {"map/frames": _bytes(video), "map/weights": weights.cpu()}
 

@@ -23,7 +23,7 @@ from ..models.videoreward.pixels import FACTOR, PixelConfig, fitted_clip, sample
 from ..models.videoreward.prompt import read_template
 from ..plugins import resolve
 from ..rewards.stream_reward import StreamReward
-from ..rewards.windows import TINY
+from ..rewards.windows import TINY_LAYOUT
 from ..video import read_video
 from .jobs import one_thread
 from .scorer import Config, VideoScores, check_length, read_windows, windows
@@ -135,8 +135,8 @@ class TinyScorer:
     def score_windows(self, video: Tensor, prompt: str) -> WindowScores:
         """Score video [F, 3, H, W] in the windows of the environment; a frame's weight is their mean."""
         frames = len(video)
-        length = min(TINY.window_frames, frames)
-        starts = windows(frames, length, TINY.frames_per_chunk)
+        length = min(TINY_LAYOUT.window_frames, frames)
+        starts = windows(frames, length, TINY_LAYOUT.frames_per_chunk)
         texts = chunk_prompts(prompt, frames) if self.script else [prompt] * frames
         prompts = [texts[start + length - 1] for start in starts]
         batch = PromptBatch(tuple(prompts), self.encoder.encode(prompts).to(video.device))

@@ -132,7 +132,7 @@ REFERENCES = {
 
 def reference(stack: Stack, name: str) -> VideoModel:
     """One of REFERENCES."""
-    world = GroundTruth(stack.clock.frames_per_chunk, stack.world)
+    world = GroundTruth(stack.layout.frames_per_chunk, stack.world)
     systems: dict[str, Callable[[], VideoModel]] = {
         "truth": lambda: world,
         "codec": lambda: Reconstruction(stack.codec, world),

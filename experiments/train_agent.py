@@ -49,7 +49,7 @@ def train_agent(name: str, env: str | None, steps: int | None, seed: int, out: P
         after = mean_return(exam, agent)
     made: dict[str, Any] = {"name": name, "seed": seed, "steps": total, "env_kwargs": kwargs}
     if env == STEER:
-        made["chunks"] = vector.clock.chunks
+        made["chunks"] = vector.layout.chunks
     made |= {"quality": {"return": after, "random": before, "seconds": time.perf_counter() - started}}
     save_agent(out / "agent", agent, recipe, env, made)
     print(f"return={after:.4f} random={before:.4f}")

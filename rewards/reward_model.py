@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.codec import Codec
 from ..models.prompts import PromptBatch
-from .windows import Clock, chunk_of_frame
+from .windows import ChunkLayout, chunk_of_frame
 
 
 class RewardModel(Protocol):
@@ -37,9 +37,9 @@ class WindowedModel(nn.Module):
     which is 0 after z-scoring. Prompts are those of `clip_prompts`. Windows of one length are scored in one pass.
     """
 
-    def __init__(self, model: RewardModel, codec: Codec, clock: Clock) -> None:
+    def __init__(self, model: RewardModel, codec: Codec, layout: ChunkLayout) -> None:
         super().__init__()
-        self.model, self.clock = model, clock
+        self.model, self.layout = model, layout
         self.grid_of = codec.grid
         self.axes, self.min_frames = model.axes, model.min_frames
 
@@ -57,12 +57,12 @@ class WindowedModel(nn.Module):
 
     def windows(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """Raw scores [B, n, A] of every window."""
-        chunks = chunk_of_frame(self.grid_of(video.shape[1]), self.clock)
+        chunks = chunk_of_frame(self.grid_of(video.shape[1]), self.layout)
         spans: dict[int, list[tuple[int, int]]] = {}
-        for chunk in range(self.clock.chunks):
-            first, end = chunks.index(self.clock.window(chunk)[0]), len(chunks) - chunks[::-1].index(chunk)
+        for chunk in range(self.layout.chunks):
+            first, end = chunks.index(self.layout.window(chunk)[0]), len(chunks) - chunks[::-1].index(chunk)
             spans.setdefault(end - first, []).append((chunk, first))
-        scores = [self.model.mean.expand(len(video), -1)] * self.clock.chunks
+        scores = [self.model.mean.expand(len(video), -1)] * self.layout.chunks
         for length, members in spans.items():
             if length >= self.min_frames:
                 clips = torch.cat([video[:, first : first + length] for _, first in members])
@@ -72,6 +72,6 @@ class WindowedModel(nn.Module):
         return torch.stack(scores, 1)
 
     def _prompts_of(self, prompts: PromptBatch, chunks: Sequence[int]) -> PromptBatch:
-        step = self.clock.chunks
+        step = self.layout.chunks
         text = tuple(text for chunk in chunks for text in prompts.text[chunk::step])
         return PromptBatch(text, torch.cat([prompts.embeds[chunk::step] for chunk in chunks]))

@@ -14,7 +14,7 @@ from ..models.prompts import PromptBatch
 from .microbatch import Microbatcher
 from .perplexity import SPATIAL_FLOOR, TEMPORAL_FLOOR, fuse, intra_perplexity, to_latents
 from .reward_model import RewardModel, WindowedModel
-from .windows import Clock
+from .windows import ChunkLayout
 
 NEEDS = frozenset({"scores", "saliency", "perplexity", "gradient"})
 _ROUNDING = 1e-3
@@ -127,9 +127,9 @@ class StreamReward:
     def min_frames(self) -> int:
         return self.model.min_frames
 
-    def windowed(self, clock: Clock, codec: Codec) -> StreamReward:
+    def windowed(self, layout: ChunkLayout, codec: Codec) -> StreamReward:
         """This reward for whole clips and their `clip_prompts`; its `.reward` is the environment's return."""
-        return StreamReward(WindowedModel(self.model, codec, clock), self.settings)
+        return StreamReward(WindowedModel(self.model, codec, layout), self.settings)
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Scores:
         """Scores alone, without a backward pass."""

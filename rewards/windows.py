@@ -12,7 +12,7 @@ from ..models.prompts import PromptBatch
 
 
 @dataclass(frozen=True)
-class Clock:
+class ChunkLayout:
     """chunks: n a clip.   frames_per_chunk: latent frames each.   window_chunks: chunks that a reward looks back on."""
 
     chunks: int = 4
@@ -38,7 +38,7 @@ class Clock:
         return range(max(0, chunk + 1 - self.window_chunks), chunk + 1)
 
 
-TINY = Clock()
+TINY_LAYOUT = ChunkLayout()
 
 
 def clip_prompts(embeds: Tensor, texts: Sequence[Sequence[str]]) -> PromptBatch:
@@ -52,6 +52,6 @@ def prompt_columns(embeds: Tensor, texts: Sequence[Sequence[str]]) -> tuple[Prom
     return tuple(PromptBatch(tuple(column), embeds[:, chunk]) for chunk, column in enumerate(columns))
 
 
-def chunk_of_frame(grid: Grid, clock: Clock) -> list[int]:
+def chunk_of_frame(grid: Grid, layout: ChunkLayout) -> list[int]:
     """For each video frame of a clip's grid, the chunk that it belongs to."""
-    return [int(latent) // clock.frames_per_chunk for latent in grid.latent_of_frame.tolist()]
+    return [int(latent) // layout.frames_per_chunk for latent in grid.latent_of_frame.tolist()]

@@ -22,7 +22,7 @@ from reelgym.models.sampler import step_sigmas
 from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, save_tiny
 from reelgym.models.wan import CausalWan
 from reelgym.rewards.stream_reward import StreamReward
-from reelgym.rewards.windows import Clock
+from reelgym.rewards.windows import ChunkLayout
 
 WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "right", ";", "then")
 TEXTS = (
@@ -77,8 +77,8 @@ def sample(count: int, seed: int) -> list[str]:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(chunks=4, frames_per_chunk=3, window_chunks=2)
+def layout() -> ChunkLayout:
+    return ChunkLayout(chunks=4, frames_per_chunk=3, window_chunks=2)
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def reward() -> StreamReward:
 
 
 @pytest.fixture
-def prompts(clock: Clock) -> ScriptPrompts:
-    return ScriptPrompts(WordEncoder(WORDS, 8), clock.chunks, sample)
+def prompts(layout: ChunkLayout) -> ScriptPrompts:
+    return ScriptPrompts(WordEncoder(WORDS, 8), layout.chunks, sample)
 
 
 @pytest.fixture
@@ -123,9 +123,9 @@ def generator(make_wan: Callable[[int], CausalWan]) -> Generator:
 
 
 @pytest.fixture
-def env(codec: PaintCodec, reward: StreamReward, prompts: ScriptPrompts, clock: Clock) -> StreamGenVectorEnv:
+def env(codec: PaintCodec, reward: StreamReward, prompts: ScriptPrompts, layout: ChunkLayout) -> StreamGenVectorEnv:
     """Six streams."""
-    return StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
+    return StreamGenVectorEnv(6, codec, reward, prompts, layout=layout, autoreset_mode="Disabled")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
 from ..rewards.measures import MEASURES
 from ..rewards.stream_reward import PixelError, StreamReward
-from ..rewards.windows import Clock, clip_prompts
+from ..rewards.windows import ChunkLayout, clip_prompts
 from .learner import Groups
 from .state import State
 from .usage import ComputeUsage
@@ -108,7 +108,7 @@ class Guard:
     """Looks at a generator with fixed prompts and noise; `fit(..., guard=...)` calls it.
 
     config. generator: the one in training, as it is at the start; its weights alone are ever put back, not an
-    optimiser's state nor averaged weights. codec, clock: of the clips. reward: what is trained on. heldout: what
+    optimiser's state nor averaged weights. codec, layout: of the clips. reward: what is trained on. heldout: what
     decides, on which nothing may be trained. prompts: best of another split than the training's.
 
     `stopped`: whether the training is to end. `why`: what happened when weights were put back, else empty.
@@ -120,13 +120,13 @@ class Guard:
         config: GuardConfig,
         generator: Generator,
         codec: Codec,
-        clock: Clock,
+        layout: ChunkLayout,
         reward: StreamReward,
         heldout: StreamReward,
         prompts: PromptSampler,
     ) -> None:
-        self.config, self.generator, self.codec, self.clock = config, generator, codec, clock
-        self.reward, self.heldout = (model.windowed(clock, codec) for model in (reward, heldout))
+        self.config, self.generator, self.codec, self.layout = config, generator, codec, layout
+        self.reward, self.heldout = (model.windowed(layout, codec) for model in (reward, heldout))
         self.prompts = prompts
         self.reference = copy.deepcopy(generator.model).requires_grad_(False)
         self.start: EvalPoint | None = None
@@ -237,7 +237,7 @@ class Guard:
         return away.square().mean() / 2
 
     def _score(self, model: StreamReward, video: Tensor, prompts: PromptBatch) -> Tensor:
-        self.counts.reward_calls += len(video) * self.clock.chunks
+        self.counts.reward_calls += len(video) * self.layout.chunks
         return model(video, prompts).reward
 
     def _judge(self, now: EvalPoint) -> None:
@@ -269,7 +269,7 @@ class Guard:
 def guard_of(stack: Stack, config: GuardConfig, student: Generator) -> Guard:
     """A guard of a stack's student, with the stack's two rewards, on validation prompts."""
     prompts = stack.prompts("validation")
-    return Guard(config, student, stack.codec, stack.clock, stack.reward, stack.heldout, prompts)
+    return Guard(config, student, stack.codec, stack.layout, stack.reward, stack.heldout, prompts)
 
 
 def charge(now: EvalPoint, best: EvalPoint, below: bool, broken: list[str]) -> str:

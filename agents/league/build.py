@@ -53,7 +53,7 @@ def league_of(
     clips, a generator that is met and never trained; such a detector is D3 on the rival's features, fitted on as many
     real clips as the largest family has. streams: of a match. rules: by default the game's; in a match all are made.
     """
-    rules, rival, frames = rules or GameRules(), rival_of(stack), stack.clock.frames_per_chunk
+    rules, rival, frames = rules or GameRules(), rival_of(stack), stack.layout.frames_per_chunk
     reward = OpponentReward(stack.reward.model, rules)
     recipe = replace(FINETUNE["reward"], seed=config.seed)
     trainer = recipe.trainer(stack.with_parts(reward=StreamReward(reward)), stack.student())
@@ -66,12 +66,12 @@ def league_of(
         stack.reward,
         stack.prompts("validation"),
         rules=replace(rules, share=0.0),
-        clock=stack.clock,
+        layout=stack.layout,
         device=stack.device,
     )
     some = apply_camera(real[: max(map(len, fakes.values()))].float() / 255, rules, frames, 1, real=True)
     d3 = D3.fit(rival.features, some.film.flatten(1, 2) / 255, D3_ALARMS)
-    whole = NetworkDetector(d3, stack.clock.clip_frames, rival.size)
+    whole = NetworkDetector(d3, stack.layout.clip_frames, rival.size)
     shown = apply_camera(scripted.float() / 255, rules, frames, 0, real=False)
     policies, recordings = {"d3": ThresholdPolicy(whole, PATIENT)}, {"scripted": shown}
     return League(config, trainer, detector, reward, game, clip_maker(stack), policies, recordings)
@@ -89,6 +89,6 @@ def clip_maker(stack: Stack) -> MakeClips:
 
     def make(generator: Generator, count: int, seed: int) -> Tensor:
         scripts = sample_scripts(count, split="train", seed=seed, grammar=GRAMMARS[stack.grammar])
-        return generate(stack.with_parts(generator=generator), scripts, stack.clock.chunks, seed)
+        return generate(stack.with_parts(generator=generator), scripts, stack.layout.chunks, seed)
 
     return make

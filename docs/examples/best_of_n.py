@@ -51,7 +51,7 @@ class BestOfNTrainer:
     def __init__(self, config: BestOfN, stack: Stack, generator: Generator) -> None:
         self.config, self.generator, self.prompts = config, generator, stack.prompts()
         clips = config.prompts * config.n
-        self.env = StreamGenVectorEnv(clips, stack.codec, stack.reward, self.prompts, clock=stack.clock)
+        self.env = StreamGenVectorEnv(clips, stack.codec, stack.reward, self.prompts, layout=stack.layout)
         self.learner = Learner(generator.model, LearnerConfig(learning_rate=config.learning_rate))
         self.counts = ComputeUsage()
 

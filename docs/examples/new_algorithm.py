@@ -30,7 +30,7 @@ def main(args: Args) -> list[float]:
         scripts = [row for row in envs.prompts(args.prompts, update)[1] for _ in range(args.group)]
         seen, _ = envs.reset(options={"scripts": scripts})
         state, total = StreamState.start(stream_keys(update, streams)), 0.0
-        for _ in range(envs.clock.chunks):
+        for _ in range(envs.layout.chunks):
             prompt, prefix = seen["prompt"], state
             chunk, _, state = generate_chunk(generator, prefix, prompt)
             seen, reward, *_ = envs.step(chunk)  # of the window that ends with the chunk

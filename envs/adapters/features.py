@@ -20,13 +20,13 @@ class ClipFeatures(BaseFeaturesExtractor):
     mean and the maximum over its cells. For `policy_kwargs`:
 
         {"features_extractor_class": ClipFeatures,
-         "features_extractor_kwargs": {"layout": envs.layout, "clip_shape": envs.clip_shape}}
+         "features_extractor_kwargs": {"columns": envs.columns, "clip_shape": envs.clip_shape}}
 
     Args:
         observation_space: a flat Box.
-        layout: which columns are what.
+        columns: which columns are what.
         clip_shape: (F, C, h, w), what the columns of the clip unflatten to.
-        part: the clip's name in `layout`.
+        part: the clip's name in `columns`.
         width: channels of the first convolution; the second has twice as many.
         clip_features: numbers that the clip becomes.
     """
@@ -34,19 +34,19 @@ class ClipFeatures(BaseFeaturesExtractor):
     def __init__(
         self,
         observation_space: Box,
-        layout: Mapping[str, slice],
+        columns: Mapping[str, slice],
         clip_shape: Sequence[int],
         part: str = "clip",
         width: int = 16,
         clip_features: int = 64,
     ) -> None:
         frames, channels, height, width_cells = clip_shape
-        columns, (size,) = layout[part], observation_space.shape
-        held = columns.stop - columns.start
+        own, (size,) = columns[part], observation_space.shape
+        held = own.stop - own.start
         if held != frames * channels * height * width_cells:
             raise ValueError(f"{held} columns of {part!r} do not unflatten to a clip of {tuple(clip_shape)}")
         super().__init__(observation_space, clip_features + size - held)
-        self.columns, self.clip_shape = columns, tuple(clip_shape)
+        self.columns, self.clip_shape = own, tuple(clip_shape)
         self.frame = nn.Sequential(
             nn.Conv2d(2 * channels, width, 3, stride=2, padding=1),
             nn.ReLU(),

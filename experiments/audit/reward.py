@@ -28,7 +28,7 @@ from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK
 from ...noise import stream_keys
 from ...rewards.reliability import BalanceConfig, BalanceState, balance
 from ...rewards.stream_reward import Scores, StreamReward
-from ...rewards.windows import Clock, clip_prompts
+from ...rewards.windows import ChunkLayout, clip_prompts
 from ..console import publish
 from ..jobs import one_thread
 from ..options import StackOptions
@@ -140,7 +140,7 @@ def ascent_rows(stack: Stack, clips: WorldClips, config: Config) -> list[Row]:
     """One row for every start and number of steps: reward and oracle before and after ascent on the reward."""
     clauses = clips.clauses[: config.climbers]
     video = clips.frames(torch.arange(len(clauses))).to(stack.device)
-    reward, prompts = stack.reward.windowed(Clock(), stack.codec), chunk_texts(stack, clauses)
+    reward, prompts = stack.reward.windowed(ChunkLayout(), stack.codec), chunk_texts(stack, clauses)
     real = reward(video, prompts).reward
     rows: list[Row] = []
     begun = starts(video, config.seed)
@@ -184,7 +184,7 @@ def bound_rows(scores: Tensor) -> list[Row]:
 
 def score(stack: Stack, video: Tensor, clauses: list[tuple[Clause, ...]]) -> Scores:
     """The environment's return of whole clips, on the CPU."""
-    reward, prompts = stack.reward.windowed(Clock(), stack.codec), chunk_texts(stack, clauses)
+    reward, prompts = stack.reward.windowed(ChunkLayout(), stack.codec), chunk_texts(stack, clauses)
     places = torch.arange(len(prompts.text)).view(len(video), -1)
     parts = [
         reward(video[rows].to(stack.device), prompts.take(places[rows].flatten()))

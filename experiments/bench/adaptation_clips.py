@@ -97,4 +97,4 @@ def sampler_of(stack: Stack, family: str) -> Callable[[Sequence[Script], int], T
     student = stack.student()
     fit(FINETUNE["reward"].trainer(stack, student), updates)
     trained = stack.with_parts(generator=student)
-    return lambda scripts, seed: generate(trained, scripts, stack.clock.chunks, seed)
+    return lambda scripts, seed: generate(trained, scripts, stack.layout.chunks, seed)

@@ -72,7 +72,7 @@ def chunk_row(stack: Stack, envs: int, rounds: int, seed: int, train: bool) -> d
         interleaved_timings(list(works.values()), 1, device)
     seconds = interleaved_timings([works["bare"], works["generator"]], 2 * rounds, device)
     seconds += interleaved_timings(list(works.values())[2:], rounds, device)
-    chunks = envs * stack.clock.chunks
+    chunks = envs * stack.layout.chunks
     speed = {name: chunks / min(one) for name, one in zip(works, seconds, strict=True)}
     row: dict[str, Any] = {"kind": "chunks", "envs": envs, "rounds": rounds, "training": None, **speed}
     row |= {"ratio": speed["generator"] / speed["bare"], "target_ratio": TARGET}
@@ -85,7 +85,7 @@ def _works(stack: Stack, envs: int, seed: int, latents: dict[str, Tensor]) -> di
     embeds, texts = stack.prompts()(envs, seed)
     embeds, keys = embeds.to(device), stream_keys(seed, envs, device)
     pairs: list[tuple[Any, Any]] = [(stack.codec, stack.reward), (NoCodec(stack.codec, device), NoReward())]
-    settings: dict[str, Any] = {"clock": stack.clock, "device": device, "autoreset_mode": "Disabled"}
+    settings: dict[str, Any] = {"layout": stack.layout, "device": device, "autoreset_mode": "Disabled"}
     full, hollow = (StreamGenVectorEnv(envs, *pair, stack.prompts(), **settings) for pair in pairs)
 
     def bare() -> None:
@@ -96,7 +96,7 @@ def _works(stack: Stack, envs: int, seed: int, latents: dict[str, Tensor]) -> di
 
     def step() -> None:
         full.reset(options={"scripts": texts})
-        for chunk in latents["bare"].split(full.clock.frames_per_chunk, 1):
+        for chunk in latents["bare"].split(full.layout.frames_per_chunk, 1):
             full.step(chunk)
 
     def inference() -> None:

@@ -79,7 +79,7 @@ class SelfPlayTask:
 
     def filmed(self) -> Recordings:
         """What nobody learns from."""
-        return self.clips.filmed(RULES, self.stack.load().clock.frames_per_chunk)
+        return self.clips.filmed(RULES, self.stack.load().layout.frames_per_chunk)
 
     @property
     def config(self) -> LeagueConfig:
@@ -118,13 +118,13 @@ def scorers(task: SelfPlayTask) -> Result:
     """D3 and ReStraV fitted on the rival's features. JSON: `detector_report` of each, and of the rival as "start"."""
     stack = task.stack.load()
     clips = task.clips.train("real", *SEEN, most=task.budget.fakes)
-    frames = stack.clock.frames_per_chunk
+    frames = stack.layout.frames_per_chunk
     shots = [apply_camera(video.float() / 255, RULES, frames, 1, real=False) for video in clips.values()]
     real, *made = (shot.film.flatten(1, 2) / 255 for shot in shots)
     rival = rival_of(stack)
     restrav = ReStraV.fit(rival.features, real, torch.cat(made)[: len(real)])
     fitted = {"d3": D3.fit(rival.features, real), "restrav": restrav}
-    whole = {name: NetworkDetector(one, stack.clock.clip_frames, rival.size) for name, one in fitted.items()}
+    whole = {name: NetworkDetector(one, stack.layout.clip_frames, rival.size) for name, one in fitted.items()}
     players = {name: ThresholdPolicy(detector) for name, detector in whole.items()} | {"start": ThresholdPolicy(rival)}
     filmed = task.filmed()
     return {}, {name: detector_report(player, filmed, RULES) for name, player in players.items()}

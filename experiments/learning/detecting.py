@@ -52,5 +52,5 @@ def _round(env: StreamDetectVectorEnv, act: Act, clips: Tensor) -> dict[str, Ten
 
 def rule(env: StreamDetectVectorEnv, moment: int, verdict: int) -> Act:
     """Wait until `moment` chunks beyond the first were shown, then always say the same."""
-    position = env.layout["position"]
+    position = env.columns["position"]
     return lambda seen: torch.where(seen[:, position].argmax(1) >= moment, verdict, WAIT)

@@ -27,10 +27,10 @@ def evaluated_steering(env: StreamSteerVectorEnv, act: Act, exam: EvalConfig, se
     observation, _ = env.reset(options={"scripts": scripts, "keys": exam_keys(seed, len(scripts))})
     reward, passes = torch.zeros(len(scripts)), torch.zeros(len(scripts))
     frames = []
-    for _ in range(env.clock.chunks):
+    for _ in range(env.layout.chunks):
         observation, gained, *_ = env.step(act(observation))
         reward += gained.cpu()
-        passes += env.state.evaluations.cpu() / env.clock.chunks
+        passes += env.state.evaluations.cpu() / env.layout.chunks
         frames.append(env.state.clip.video[-1].cpu())
     found = judge(torch.cat(frames, 1), exam.clauses(), exam.frames_per_chunk)
     columns = {"reward": reward, "quality": reward + env.settings.price * passes, "passes": passes}
@@ -58,7 +58,7 @@ def setting(env: StreamSteerVectorEnv, steps: int, guidance: float = 0.0, past: 
 def by_hand(env: StreamSteerVectorEnv) -> Act:
     """All steps for the first chunk of a prompt, half as many for those that follow: a rule written after a look at
     validation prompts; it learns nothing and sees no more than an agent."""
-    levels, age = len(env.generator.sigmas), env.layout["age"]
+    levels, age = len(env.generator.sigmas), env.columns["age"]
     new, old = setting(env, levels), setting(env, max(1, levels // 2))
     return lambda seen: torch.where(seen[:, age] == 0, new, old)
 
@@ -84,9 +84,9 @@ def best_fixed(env: StreamSteerVectorEnv, steps: int, seed: int) -> Tensor:
     alive = torch.arange(len(candidates))
     env.reset(seed=seed)
     for _ in range(HALVING):
-        for _ in range(max(1, steps // (HALVING * env.num_envs * env.clock.chunks))):
+        for _ in range(max(1, steps // (HALVING * env.num_envs * env.layout.chunks))):
             rows = alive[torch.arange(env.num_envs) % len(alive)]
-            for _ in range(env.clock.chunks):
+            for _ in range(env.layout.chunks):
                 _, reward, *_ = env.step(candidates[rows])
                 total.index_add_(0, rows, reward.cpu())
             count.index_add_(0, rows, torch.ones(len(rows)))
@@ -104,7 +104,7 @@ def planned(env: StreamSteerVectorEnv, candidates: Tensor, after: Tensor) -> Act
         branch = env.fork(torch.arange(rows).repeat_interleave(tries))
         total = torch.zeros(rows * tries)
         actions: Any = candidates.repeat(rows, 1)
-        for _ in range(env.clock.chunks - env.state.clip.position):
+        for _ in range(env.layout.chunks - env.state.clip.position):
             _, reward, *_ = branch.step(actions)
             total += reward.cpu()
             actions = after.expand(rows * tries, -1)

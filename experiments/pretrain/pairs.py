@@ -11,13 +11,13 @@ from torch import Tensor
 from ...checkpoint import sha256_file
 from ...models.prompts import WordEncoder
 from ...models.reward_net import REWARD_AXES, TinyReward, bradley_terry_with_ties
-from ...rewards.windows import TINY
+from ...rewards.windows import TINY_LAYOUT
 from ...training.regression import Schedule
 from .loop import Made, pretrain
 from .pairs_accuracy import agreement, table
 from .pairs_data import PAIR_GROUPS, Pairs, Split, encoder_of_prompts, load_pairs, read_table, split_pairs
 
-WINDOW = TINY.window_frames
+WINDOW = TINY_LAYOUT.window_frames
 """Frames that are scored at once."""
 MOST_WINDOWS = 8
 """Windows whose mean a video's score is, at most."""
@@ -115,7 +115,7 @@ def score_windows(model: TinyReward, windows: Sequence[Tensor], embeds: Tensor) 
 def window_starts(frames: int) -> list[int]:
     """First frames of evenly spaced windows that cover a video: a chunk apart, or wider where that were too many."""
     last = max(0, frames - WINDOW)
-    count = min(MOST_WINDOWS, -(-last // TINY.frames_per_chunk) + 1)
+    count = min(MOST_WINDOWS, -(-last // TINY_LAYOUT.frames_per_chunk) + 1)
     return [round(place * last / max(1, count - 1)) for place in range(count)]
 
 

@@ -13,7 +13,7 @@ from ...models.reward_net import TinyReward
 from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK
 from ...noise import stream_keys
 from ...rewards.reward_model import WindowedModel
-from ...rewards.windows import Clock, clip_prompts
+from ...rewards.windows import ChunkLayout, clip_prompts
 
 UNSEEN_FLAWS = {"VQ": "ghosting", "MQ": "energy_gain", "TA": "swap"}
 """Families of fakes, one for each axis, that are left out of the reward's training."""
@@ -55,7 +55,7 @@ def oracle_agreement(
     clauses, encoder = [row for row in clips.clauses for _ in range(group)], word_encoder(grammar)
     texts = [[str(clause) for clause in row] for row in clauses]
     embeds = torch.stack([encoder.encode(row) for row in texts])
-    model = WindowedModel(reward, stack.codec, Clock(CHUNKS, FRAMES_PER_CHUNK))
+    model = WindowedModel(reward, stack.codec, ChunkLayout(CHUNKS, FRAMES_PER_CHUNK))
     keys = stream_keys(17, len(clauses))
     returns, totals = [], []
     for rows in torch.arange(len(clauses)).split(64):

@@ -13,11 +13,11 @@ from reelgym.envs.stream_steer import SteerSettings, StreamSteerVectorEnv
 
 
 @pytest.fixture
-def steer(codec, reward, prompts, generator, clock):
+def steer(codec, reward, prompts, generator, layout):
     def build(recipe, **others):
         mode = library_of(recipe).AUTORESET
         return StreamSteerVectorEnv(
-            recipe.streams, codec, reward, prompts, generator, clock=clock, autoreset_mode=mode, **others
+            recipe.streams, codec, reward, prompts, generator, layout=layout, autoreset_mode=mode, **others
         )
 
     return build

@@ -180,9 +180,9 @@ def test_a_perfect_prediction_is_left_alone():
     assert not nft_direction(x0, x0, x0, torch.tensor([0.0, 0.5, 1.0]), 1.0).any()
 
 
-def test_reward_direction_is_the_gradient_of_the_return(codec, reward, prompts, clock):
+def test_reward_direction_is_the_gradient_of_the_return(codec, reward, prompts, layout):
     latents, (embeds, texts) = torch.randn(2, 12, 4, 4, 4), prompts(2, 0)
-    scorer, keys = reward.windowed(clock, codec), stream_keys(0, 2)
+    scorer, keys = reward.windowed(layout, codec), stream_keys(0, 2)
     direction, returns = reward_direction(latents, clip_prompts(embeds, texts), scorer, codec, keys, 0.0, 0)
     leaf, total = latents.clone().requires_grad_(), 0.0
     for j in range(4):

@@ -93,7 +93,7 @@ def test_the_critic_learns_to_predict_returns(make):
 
 
 @pytest.fixture
-def gain(make, codec, prompts, clock):
+def gain(make, codec, prompts, layout):
     """How much redder clips of the same noise are after a training whose reward is redness, from about 0 to at most 9.
 
     Twelve updates of a tiny generator on one of the shared fixtures' rewards would show little but chance.
@@ -102,7 +102,7 @@ def gain(make, codec, prompts, clock):
     def redness(video, prompts):
         return 10 * (video[:, :, 0] - video[:, :, 2]).mean((1, 2, 3))
 
-    env = StreamGenVectorEnv(16, codec, StreamReward(CallableReward(redness, ["red"])), prompts, clock=clock)
+    env = StreamGenVectorEnv(16, codec, StreamReward(CallableReward(redness, ["red"])), prompts, layout=layout)
 
     def judged(generator):
         return rollout(env, GeneratorPolicy(generator), stream_keys(77, 16), prompts(16, 0)[1]).rewards.sum(1).mean()
@@ -303,12 +303,12 @@ def test_wrong_settings_are_told(make, changes, told):
         make(BASE, **changes).update()
 
 
-def test_a_reward_without_a_gradient_is_told(make, codec, prompts, clock):
+def test_a_reward_without_a_gradient_is_told(make, codec, prompts, layout):
     def flat(video, texts):
         return video.detach().mean((1, 2, 3, 4))
 
     rewards = StreamReward(CallableReward(flat, ["mine"])), lambda video, texts, need: None
-    mine, foreign = (StreamGenVectorEnv(6, codec, reward, prompts, clock=clock) for reward in rewards)
+    mine, foreign = (StreamGenVectorEnv(6, codec, reward, prompts, layout=layout) for reward in rewards)
     with pytest.raises(NoGradientError, match="train by the reward's value alone"):
         make(REWARD, env=mine).update()
     with pytest.raises(TypeError, match="gradients and perplexity need a StreamReward, not function"):

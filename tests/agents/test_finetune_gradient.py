@@ -170,7 +170,7 @@ def test_the_forward_process_noises_chunks_afresh(make, among, alike):
 def test_the_gradient_of_an_update_is_the_reward_gradient(make, monkeypatch):
     trainer = make(REWARD)
     found, played, keys, _ = updated(trainer, monkeypatch)
-    scorer = trainer.env.reward.windowed(trainer.env.clock, trainer.env.codec)
+    scorer = trainer.env.reward.windowed(trainer.env.layout, trainer.env.codec)
     prompts = clip_prompts(played.embeds, played.texts)
     towards, _ = reward_direction(played.latents, prompts, scorer, trainer.env.codec, fold(keys, 1), 0.03, 1)
     for turn, part in zip(played.steps, towards.split(3, 1), strict=True):

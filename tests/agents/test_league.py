@@ -68,9 +68,9 @@ def test_who_wins_more_is_rated_higher_and_anchors_stay():
 
 
 @pytest.fixture
-def make(generator, codec, reward, prompts, clock):
+def make(generator, codec, reward, prompts, layout):
     def truth(scripts, seed):
-        return torch.rand(len(scripts), clock.clip_frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return torch.rand(len(scripts), layout.clip_frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
     def make_clips(player, count, seed):
         embeds, _ = prompts(count, seed)
@@ -85,17 +85,17 @@ def make(generator, codec, reward, prompts, clock):
         torch.manual_seed(0)
         own = replace(generator, model=copy.deepcopy(generator.model))
         judged = OpponentReward(reward.model)
-        env = StreamGenVectorEnv(4, codec, StreamReward(judged), prompts, clock=clock)
+        env = StreamGenVectorEnv(4, codec, StreamReward(judged), prompts, layout=layout)
         recipe = FineTuneConfig(prompts=2, group=2, seed=1)
         fakes = FakePool()
-        fakes.add("scripted", torch.rand(6, clock.clip_frames, 3, 8, 8))
+        fakes.add("scripted", torch.rand(6, layout.clip_frames, 3, 8, 8))
         detection = Detection(
             DetectionConfig(batch=3),
             ClipDetector(width=8, size=4),
             lambda n, step: truth([""] * n, step),
             fakes,
         )
-        game = SelfPlayGame(8, codec, reward, prompts, truth=truth, clock=clock, rules=GameRules(share=0.0))
+        game = SelfPlayGame(8, codec, reward, prompts, truth=truth, layout=layout, rules=GameRules(share=0.0))
         trainer = FineTune(recipe, own, env, prompts)
         return League(config, trainer, detection, judged, game, make_clips)
 
@@ -142,15 +142,17 @@ def test_a_showing_settles_as_the_game_does(make):
     policy = GeneratorPolicy(league.generator.generator)
     policy.reset(game.state.keys)
     said, memory, total = torch.zeros(8).long(), judge.detector.open(8, game.device), torch.zeros(8, 2)
-    for move in range(game.clock.chunks + 1):
+    for move in range(game.layout.chunks + 1):
         with torch.no_grad():
-            chunk = policy.act(seen[GENERATOR]) if move < game.clock.chunks else torch.zeros(8, *game.clips.chunk.shape)
+            chunk = (
+                policy.act(seen[GENERATOR]) if move < game.layout.chunks else torch.zeros(8, *game.clips.chunk.shape)
+            )
             seen, rewards, over = game.step({GENERATOR: chunk, DETECTOR: said})
             total += torch.stack((rewards[GENERATOR], rewards[DETECTOR]), 1)
             if over.all():
                 break
             logit, memory = judge.detector.watch(game.newest(), memory)
-        said = judge.act(logit, move + 1 == game.clock.chunks)
+        said = judge.act(logit, move + 1 == game.layout.chunks)
     assert torch.equal(found.verdict, game.state.verdict) and torch.allclose(found.returns, total)
     assert torch.equal(found.real, game.state.real) and 0 < found.games < 8
     assert found.wins == int((~game.state.real & (game.state.verdict == REAL)).sum())

@@ -104,7 +104,7 @@ def test_a_direction_without_credit_follows_the_rollouts_graph(make, direction, 
     assert not whole or found[-1] > found[0]
 
 
-def test_what_a_direction_needs_is_checked(make, codec, prompts, clock):
+def test_what_a_direction_needs_is_checked(make, codec, prompts, layout):
     mine: Direction = TowardsBest()
     with pytest.raises(ValueError, match="wants no shared opening"):
         make(mine, prefix="full")
@@ -122,7 +122,7 @@ def test_what_a_direction_needs_is_checked(make, codec, prompts, clock):
         def __call__(self, video, prompts, *, need):
             return RewardSignal(video.mean((1, 2, 3, 4))[:, None], video.mean((1, 2, 3, 4)))
 
-    dim = StreamGenVectorEnv(6, codec, Dim(), prompts, clock=clock)
+    dim = StreamGenVectorEnv(6, codec, Dim(), prompts, layout=layout)
     assert make(mine, env=dim).update()["grad_norm"] > 0
     with pytest.raises(TypeError, match="need a StreamReward, not Dim"):
         make(WholeRedder(), env=dim, prefix="own")

@@ -55,19 +55,19 @@ def parents(done, number):
 
 
 @pytest.mark.parametrize("mode", ["Disabled", "SameStep"])
-def test_without_sharing_it_is_the_generators_own_stream(generator, codec, reward, prompts, clock, mode):
-    env = StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode=mode)
+def test_without_sharing_it_is_the_generators_own_stream(generator, codec, reward, prompts, layout, mode):
+    env = StreamGenVectorEnv(6, codec, reward, prompts, layout=layout, autoreset_mode=mode)
     done = played(generator, env, prompts)
     embeds, _ = prompts.encode(done.texts)
     assert torch.equal(done.embeds, embeds) and done.texts == tuple(map(tuple, repeated(prompts, 6, GROUP)))
     assert torch.equal(done.latents, stream(generator, embeds, stream_keys(3, 6)))
-    total = reward.windowed(clock, codec)(codec.decode(done.latents), clip_prompts(embeds, done.texts)).reward
+    total = reward.windowed(layout, codec)(codec.decode(done.latents), clip_prompts(embeds, done.texts)).reward
     torch.testing.assert_close(done.rewards.sum(1), total)
 
 
 @EACH_PREFIX
 def test_policy_and_environment_agree(generator, env, prompts, prefix, shared):
-    done, window = played(generator, env, prompts, prefix, shared), env.clock.window_frames
+    done, window = played(generator, env, prompts, prefix, shared), env.layout.window_frames
     assert [turn.number for turn in done.steps] == list(range(opening(done), 4))
     for turn in done.steps:
         ends = torch.cat((turn.past, turn.chunk), 1)
@@ -153,9 +153,9 @@ def test_openings_of_every_length_are_drawn(generator, env, prompts):
     assert all(lengths.count(chunks) >= 3 for chunks in range(4))
 
 
-def test_survivors_are_drawn_evenly(generator, codec, reward, prompts, clock):
+def test_survivors_are_drawn_evenly(generator, codec, reward, prompts, layout):
     prompts, drawn = replace(prompts, chunks=2), []
-    env = StreamGenVectorEnv(900, codec, reward, prompts, clock=replace(clock, chunks=2))
+    env = StreamGenVectorEnv(900, codec, reward, prompts, layout=replace(layout, chunks=2))
     for seed in range(4):
         before, after = played(replace(generator, sigmas=(1.0,)), env, prompts, "local", seed=seed).steps
         same = before.chunk.view(300, GROUP, -1) == after.past.view(300, GROUP, -1)[:, :1]
@@ -167,10 +167,10 @@ def test_survivors_are_drawn_evenly(generator, codec, reward, prompts, clock):
 
 @pytest.mark.parametrize(("prefix", "shared"), SHARED[1:])
 def test_forked_rollouts_are_distributed_like_independent_ones(
-    generator, codec, reward, prompts, clock, prefix, shared
+    generator, codec, reward, prompts, layout, prefix, shared
 ):
     """Means of every statistic agree within errors; streams of a group depend on each other, so groups are counted."""
-    env = StreamGenVectorEnv(480, codec, reward, prompts, clock=clock)
+    env = StreamGenVectorEnv(480, codec, reward, prompts, layout=layout)
     texts = repeated(lambda batch, step: prompts.encode(["a red circle moves left"] * batch), 480, 4)
 
     def play(prefix, seed):

@@ -25,12 +25,12 @@ DMD, STREAM_R1 = DistillConfig(), DistillConfig(reliability=True, perplexity=Tru
 
 
 @pytest.fixture
-def distill(generator, make_wan, codec, reward, prompts, clock):
+def distill(generator, make_wan, codec, reward, prompts, layout):
     null = prompts.encoder.encode([""])[0]
 
     def make(config=DMD, **changes):
         fresh = replace(generator, model=copy.deepcopy(generator.model))
-        parts = {"codec": codec, "reward": reward, "clock": clock}
+        parts = {"codec": codec, "reward": reward, "layout": layout}
         return Distill(replace(config, **SMALL | changes), fresh, make_wan(1), prompts, null, **parts)
 
     return make
@@ -135,11 +135,11 @@ def test_stream_r1_with_weights_of_one_is_dmd(distill):
     assert torch.equal(weights(plain), weights(flat))
 
 
-def test_stream_r1_weighs_by_reliability_and_perplexity(distill, codec, reward, clock, prompts):
+def test_stream_r1_weighs_by_reliability_and_perplexity(distill, codec, reward, layout, prompts):
     trainer = distill(STREAM_R1)
     x0, (embeds, texts) = torch.randn(3, 12, 4, 4, 4), prompts(3, 0)
     weight, _ = trainer._weight(x0, embeds, texts)
-    scorer = reward.windowed(clock, codec)
+    scorer = reward.windowed(layout, codec)
     signal = scorer(codec.decode(x0), clip_prompts(embeds, texts), codec.grid(12), need={"perplexity"})
     reliability = (2 * signal.scores.mean(1)).clamp(-2, 2).exp()
     assert weight.shape == (3, 12, 1, 4, 4)
@@ -149,7 +149,7 @@ def test_stream_r1_weighs_by_reliability_and_perplexity(distill, codec, reward, 
 
 
 def test_reliability_needs_a_reward(generator, make_wan, prompts):
-    with pytest.raises(ValueError, match="pass codec, reward and clock"):
+    with pytest.raises(ValueError, match="pass codec, reward and layout"):
         Distill(STREAM_R1, generator, make_wan(1), prompts, torch.zeros(8, 18))
 
 

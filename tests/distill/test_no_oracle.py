@@ -27,7 +27,7 @@ def no_oracles(monkeypatch):
 
 
 @pytest.mark.parametrize("method", [*FINETUNE, "dmd", "stream-r1", "starting recipe"])
-def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward, clock):
+def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward, layout):
     def clips(batch, step):
         return torch.randn(batch, 12, 4, 4, 4), prompts(batch, step)[0]
 
@@ -41,7 +41,7 @@ def test_trainers_train(method, generator, env, prompts, make_wan, codec, reward
             torch.zeros(8, 18),
             codec=codec,
             reward=reward,
-            clock=clock,
+            layout=layout,
         ),
         "starting recipe": lambda: CausalInit(CausalInitConfig(batch=2), generator, clips),
     }

@@ -6,14 +6,14 @@ import torch
 
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.rewards.stream_reward import RewardSignal
-from reelgym.rewards.windows import Clock
+from reelgym.rewards.windows import ChunkLayout
 
 NEED = {"scores", "perplexity"}
 
 
 @pytest.mark.parametrize("mode", ["Disabled", "SameStep"])
-def test_an_episode_says_what_its_steps_ask_of_the_reward(codec, reward, prompts, clock, mode):
-    envs = [StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode=mode) for _ in range(3)]
+def test_an_episode_says_what_its_steps_ask_of_the_reward(codec, reward, prompts, layout, mode):
+    envs = [StreamGenVectorEnv(6, codec, reward, prompts, layout=layout, autoreset_mode=mode) for _ in range(3)]
     texts, random = prompts(6, 0)[1], torch.Generator().manual_seed(0)
     for env, need in zip(envs, (None, NEED, ()), strict=True):
         env.reset(seed=0, options={"scripts": texts, "need": need})
@@ -39,20 +39,22 @@ def test_an_episode_says_what_its_steps_ask_of_the_reward(codec, reward, prompts
 
 
 def test_a_window_below_the_rewards_minimum_has_no_weights(codec, reward, prompts):
-    env = StreamGenVectorEnv(2, codec, reward, prompts, clock=Clock(chunks=4, frames_per_chunk=1, window_chunks=4))
+    env = StreamGenVectorEnv(
+        2, codec, reward, prompts, layout=ChunkLayout(chunks=4, frames_per_chunk=1, window_chunks=4)
+    )
     env.reset(seed=0, options={"need": NEED})
     infos = [env.step(torch.randn(2, 1, 4, 4, 4))[4] for _ in range(3)]
     assert [("perplexity" in info) for info in infos] == [False, False, True]
     assert infos[2]["perplexity"].shape == (2, 1, 4, 4) and env.fork(torch.tensor([1])).state.perplexity.shape[0] == 1
 
 
-def test_weights_need_a_reward_with_gradients(codec, prompts, clock):
+def test_weights_need_a_reward_with_gradients(codec, prompts, layout):
     class Dim:
         min_frames = 3
 
         def __call__(self, video, prompts, *, need):
             return RewardSignal(video.mean((1, 2, 3, 4))[:, None], video.mean((1, 2, 3, 4)))
 
-    env = StreamGenVectorEnv(2, codec, Dim(), prompts, clock=clock)
+    env = StreamGenVectorEnv(2, codec, Dim(), prompts, layout=layout)
     with pytest.raises(TypeError, match="needs a StreamReward, not Dim"):
         env.reset(seed=0, options={"need": NEED})

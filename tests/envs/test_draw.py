@@ -11,7 +11,7 @@ from reelgym.envs.registration import ENVS
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.models.codec import Grid
 from reelgym.models.detector import ClipDetector
-from reelgym.rewards.windows import Clock
+from reelgym.rewards.windows import ChunkLayout
 
 LONG = "a red circle that nobody has ever seen before moves left " * 5
 
@@ -94,10 +94,10 @@ def test_every_environment_is_drawn_with_one_size_and_no_step_changes(name):
     assert len(shapes) == 1
 
 
-def test_steering_is_written_below(codec, reward, prompts, clock, generator):
+def test_steering_is_written_below(codec, reward, prompts, layout, generator):
     from reelgym.envs.stream_steer import StreamSteerVectorEnv
 
-    env = StreamSteerVectorEnv(2, codec, reward, prompts, generator, clock=clock, autoreset_mode="Disabled")
+    env = StreamSteerVectorEnv(2, codec, reward, prompts, generator, layout=layout, autoreset_mode="Disabled")
     env.reset(seed=0)
     assert env._view(env.state).notes == (("", ""), ("", ""))
     action = torch.tensor([[0.5, 0, 0, 0, 1.0, 1.0, 1.0], [0, 0, -1.0, 0, -1.0, -1.0, -1.0]])
@@ -113,14 +113,14 @@ def test_a_causal_codecs_window_lies_on_its_own_grid(codec, reward, prompts):
             latent = (torch.arange(start, start + frames) + 3) // 4
             return Grid(latent - latent[0], 4, 4)
 
-    clips = Clips(Causal(), reward, prompts, Clock(), torch.device("cpu"))
+    clips = Clips(Causal(), reward, prompts, ChunkLayout(), torch.device("cpu"))
     assert clips._window_grid(9, 3).latent_of_frame.tolist() == [0, *[1] * 4, *[2] * 4]
     assert clips._window_grid(24, 6).latent_of_frame.tolist() == [frame // 4 for frame in range(24)]
     assert clips._window_grid(10, 9) is None
 
 
-def test_a_fault_of_the_reward_is_not_drawn_over(codec, reward, prompts, clock, monkeypatch):
-    env = StreamGenVectorEnv(2, codec, reward, prompts, clock=clock, render_mode="rgb_array")
+def test_a_fault_of_the_reward_is_not_drawn_over(codec, reward, prompts, layout, monkeypatch):
+    env = StreamGenVectorEnv(2, codec, reward, prompts, layout=layout, render_mode="rgb_array")
     env.reset(seed=0)
     env.step(torch.zeros(2, 3, 4, 4, 4))
 

@@ -47,7 +47,7 @@ def test_every_environment_begins_with_the_opening(stack, env_id, name):
     envs = gymnasium.make_vec(env_id, num_envs=2, preset=stack, slice=name, split="test", autoreset_mode="Disabled")
     observation, _ = envs.reset(seed=0)
     clip = getattr(envs.state, "clip", envs.state)
-    assert clip.position == 1 and envs.clock.chunks == 4 * SLICES[name].length
+    assert clip.position == 1 and envs.layout.chunks == 4 * SLICES[name].length
     assert clip.latents[:, :3].eq(0).all() and clip.latents[:, 3:].abs().sum() > 0
     if env_id != STEER:
         assert observation["position"].tolist() == [1, 1]

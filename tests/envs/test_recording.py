@@ -22,9 +22,9 @@ GROWTH = 200_000
 
 
 @pytest.fixture
-def make(codec, reward, prompts, clock):
+def make(codec, reward, prompts, layout):
     def made(mode, kind=StreamGenVectorEnv, **others):
-        vector = kind(1, codec, reward, prompts, clock=clock, autoreset_mode="Disabled", render_mode=mode, **others)
+        vector = kind(1, codec, reward, prompts, layout=layout, autoreset_mode="Disabled", render_mode=mode, **others)
         return SingleEnv(vector)
 
     return made
@@ -114,17 +114,17 @@ def test_gymnasiums_record_video_takes_one_frame_a_step(make, tmp_path, moviepy,
         assert len(frames) == steps + 1 and fps == 3
 
 
-def test_gymnasiums_record_video_of_vectors_puts_them_side_by_side(codec, reward, prompts, clock, tmp_path, moviepy):
-    vector = StreamGenVectorEnv(4, codec, reward, prompts, clock=clock, autoreset_mode="Disabled",
+def test_gymnasiums_record_video_of_vectors_puts_them_side_by_side(codec, reward, prompts, layout, tmp_path, moviepy):
+    vector = StreamGenVectorEnv(4, codec, reward, prompts, layout=layout, autoreset_mode="Disabled",
                                 render_mode="rgb_array")  # fmt: skip
     env = VectorRecordVideo(vector, str(tmp_path / "videos"), episode_trigger=lambda episode: True)
     env.reset(seed=0)
-    for _ in range(clock.chunks):
+    for _ in range(layout.chunks):
         env.step(torch.zeros(env.action_space.shape))
     height, width, _ = env.render()[0].shape
     env.close()
     frames, _ = read_video(tmp_path / "videos" / "rl-video-episode-0.mp4")
-    assert len(frames) == clock.chunks + 1 and frames[0].numel() == 4 * height * width * 3
+    assert len(frames) == layout.chunks + 1 and frames[0].numel() == 4 * height * width * 3
 
 
 @pytest.mark.parametrize("kind", ["RecordClips", "RecordVideo"])

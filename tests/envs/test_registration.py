@@ -28,7 +28,7 @@ def test_make_and_check(stack):
 
 def test_make_vec(stack):
     envs = gymnasium.make_vec(NAME, num_envs=2, preset=stack, split="test", max_episode_steps=2)
-    assert isinstance(envs, StreamGenVectorEnv) and envs.clock.chunks == 2
+    assert isinstance(envs, StreamGenVectorEnv) and envs.layout.chunks == 2
     observation, _ = envs.reset(seed=0)
     assert isinstance(observation["latents"], torch.Tensor)
     for _ in range(2):

@@ -15,12 +15,12 @@ from reelgym.envs.stream_detect import FAKE, REAL, WAIT
 
 
 @pytest.fixture
-def make(codec, reward, prompts, clock):
+def make(codec, reward, prompts, layout):
     def made(streams=6, **rules):
         def truth(scripts, seed):
-            return torch.rand(len(scripts), clock.clip_frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+            return torch.rand(len(scripts), layout.clip_frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
-        return SelfPlayGame(streams, codec, reward, prompts, truth=truth, rules=GameRules(**rules), clock=clock)
+        return SelfPlayGame(streams, codec, reward, prompts, truth=truth, rules=GameRules(**rules), layout=layout)
 
     return made
 
@@ -105,7 +105,7 @@ def test_made_by_name_it_passes_them_too():
         return pettingzoo.make("parallel", "reelgym/SelfPlay-v0", chunks=2, split="test")
 
     env = made()
-    assert isinstance(env, SelfPlayEnv) and env.game.clock.chunks == 2 and env.render_mode is None
+    assert isinstance(env, SelfPlayEnv) and env.game.layout.chunks == 2 and env.render_mode is None
     parallel_api_test(env, num_cycles=6)
     parallel_seed_test(made, num_cycles=4)
     for wrong, words in (

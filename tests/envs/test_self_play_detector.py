@@ -19,17 +19,17 @@ CHUNKS = 4
 
 
 @pytest.fixture
-def world(clock):
+def world(layout):
     def truth(scripts, seed):
-        return torch.rand(len(scripts), clock.clip_frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return torch.rand(len(scripts), layout.clip_frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
     return truth
 
 
 @pytest.fixture
-def make(codec, prompts, generator, clock, world):
+def make(codec, prompts, generator, layout, world):
     def made(count=6, **others):
-        return SelfPlayDetectorVectorEnv(count, codec, prompts, generator, truth=world, clock=clock, **others)
+        return SelfPlayDetectorVectorEnv(count, codec, prompts, generator, truth=world, layout=layout, **others)
 
     return made
 
@@ -38,10 +38,10 @@ def actions(steps, count, seed=0):
     return torch.randint(3, (steps, count), generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_pays_and_shows_what_the_game_does(make, codec, reward, prompts, clock, world, generator):
+def test_it_pays_and_shows_what_the_game_does(make, codec, reward, prompts, layout, world, generator):
     env, rules = make(32, autoreset_mode="Disabled", check=False), GameRules()
     seen, _ = env.reset(seed=4)
-    game = SelfPlayGame(32, codec, reward, prompts, truth=world, rules=rules, clock=clock)
+    game = SelfPlayGame(32, codec, reward, prompts, truth=world, rules=rules, layout=layout)
     theirs = game.reset(env.state.seed)
     assert torch.equal(game.state.real, env.state.episodes.real) and 4 < game.state.real.sum() < 28
     latents = stream(generator, torch.stack([b.embeds for b in game.state.clips.prompts], 1), game.state.keys)
@@ -50,9 +50,9 @@ def test_it_pays_and_shows_what_the_game_does(make, codec, reward, prompts, cloc
     for move, said in enumerate(actions(CHUNKS + 1, 32, 1) * (torch.arange(CHUNKS + 1) > 0)[:, None]):
         shown = theirs[DETECTOR]
         there = ~over
-        clip = seen[:, env.layout["clip"]].unflatten(1, env.clip_shape) * 255
+        clip = seen[:, env.columns["clip"]].unflatten(1, env.clip_shape) * 255
         assert torch.equal(clip[there].round().to(torch.uint8), shown["video"][there])
-        assert torch.equal(seen[:, env.layout["position"]].argmax(1)[there], shown["position"][there])
+        assert torch.equal(seen[:, env.columns["position"]].argmax(1)[there], shown["position"][there])
         chunk = latents[:, 3 * move : 3 * move + 3] if move < CHUNKS else blank
         theirs, rewards, over = game.step({GENERATOR: chunk, DETECTOR: said})
         seen, reward_here, ended, truncated, info = env.step(said)
@@ -153,7 +153,7 @@ def test_bad_input_is_told(make, generator):
 
 def test_made_by_name(stack):
     name, given = "reelgym/SelfPlayDetector-v0", {"preset": stack, "clips": 2}
-    assert gymnasium.make_vec(name, num_envs=2, max_episode_steps=3, **given).clock.chunks == 2
+    assert gymnasium.make_vec(name, num_envs=2, max_episode_steps=3, **given).layout.chunks == 2
     with pytest.raises(ValueError, match="a clip of one chunk takes 2 moves"):
         gymnasium.make_vec(name, num_envs=2, max_episode_steps=1, **given)
     env = gymnasium.make(name, chunks=2, **given)

@@ -26,11 +26,11 @@ class Bright:
 
 
 @pytest.fixture
-def make(codec, reward, prompts, clock):
+def make(codec, reward, prompts, layout):
     def made(count=3, opponent=None, floor=-99.0, share=0.0, **others):
         rules = GameRules(floor=floor, share=share, camera="clean")
         opponent = opponent or ThresholdPolicy(Bright(), confidence=1.5)
-        return SelfPlayGeneratorVectorEnv(count, codec, reward, prompts, opponent, rules=rules, clock=clock, **others)
+        return SelfPlayGeneratorVectorEnv(count, codec, reward, prompts, opponent, rules=rules, layout=layout, **others)
 
     return made
 
@@ -112,5 +112,5 @@ def test_a_judge_decides_when_it_is_sure():
 def test_made_by_name(stack):
     name = "reelgym/SelfPlayGenerator-v0"
     env = gymnasium.make_vec(name, num_envs=2, preset=stack, max_episode_steps=2)
-    assert env.clock.chunks == 2 and env.opponent.confidence == 2.0 and env.game.rules.share == 0
+    assert env.layout.chunks == 2 and env.opponent.confidence == 2.0 and env.game.rules.share == 0
     assert not any(parameter.requires_grad for parameter in env.opponent.detector.parameters())

@@ -20,9 +20,9 @@ STEPS = 4 * 4
 
 
 @pytest.fixture
-def make(codec, reward, prompts, clock):
+def make(codec, reward, prompts, layout):
     def made(num=3, **others):
-        others = {"clock": clock, "sigmas": step_sigmas(4, 2.0), "autoreset_mode": "Disabled", **others}
+        others = {"layout": layout, "sigmas": step_sigmas(4, 2.0), "autoreset_mode": "Disabled", **others}
         return StreamDenoiseVectorEnv(num, codec, reward, prompts, **others)
 
     return made
@@ -55,14 +55,14 @@ def test_an_episode(make):
 
 
 def test_the_generators_transitions_played_through_it_are_its_clip_in_stream_gen(
-    make, codec, reward, prompts, clock, generator
+    make, codec, reward, prompts, layout, generator
 ):
-    env, whole = make(), StreamGenVectorEnv(3, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
+    env, whole = make(), StreamGenVectorEnv(3, codec, reward, prompts, layout=layout, autoreset_mode="Disabled")
     keys = stream_keys(3, 3)
     observation, _ = env.reset(seed=0, options={"keys": keys})
     whole.reset(options={"scripts": env.state.clip.texts})
     state, gained, returned = StreamState.start(keys), 0, 0
-    for _ in range(clock.chunks):
+    for _ in range(layout.chunks):
         with torch.no_grad():
             chunk, transitions, state = generate_chunk(generator, state, observation["prompt"])
         for transition in transitions:
@@ -209,4 +209,4 @@ def test_made_by_name_it_has_the_samplers_levels():
     env = gymnasium.make("reelgym/StreamDenoise-v0")
     observation, _ = env.reset(seed=0)
     assert observation["noisy"].shape == (3, 8, 8, 8) and observation["sigma"] == 1 and len(SIGMAS) == 4
-    assert gymnasium.make_vec("reelgym/StreamDenoise-v0", 2, max_episode_steps=8).clock.chunks == 2
+    assert gymnasium.make_vec("reelgym/StreamDenoise-v0", 2, max_episode_steps=8).layout.chunks == 2

@@ -59,10 +59,10 @@ def test_waiting_costs_and_ends_as_a_wrong_verdict(make):
 
 def test_the_observation_is_the_newest_chunks(make, bank):
     env = make(2)
-    assert env.clip_shape == (4, 3, 2, 2) and env.layout == {"clip": slice(0, 48), "position": slice(48, 51)}
+    assert env.clip_shape == (4, 3, 2, 2) and env.columns == {"clip": slice(0, 48), "position": slice(48, 51)}
     observation, _ = env.reset(**at([1, 4]))
     for seen in range(1, CHUNKS + 1):
-        clip, position = (observation[:, env.layout[name]] for name in ("clip", "position"))
+        clip, position = (observation[:, env.columns[name]] for name in ("clip", "position"))
         frames = clip.unflatten(1, env.clip_shape)
         for row, number in enumerate((1, 4)):
             expected = [40 * number + 10 * (seen - 1) + 5, 40 * number + 10 * (seen - 2) + 5 if seen > 1 else 0]
@@ -80,7 +80,7 @@ def test_pooling_averages_squares(bank):
     for pool in (1, 2, 4):
         env = StreamDetectVectorEnv(1, noisy, settings=DetectSettings(pool=pool, window=1))
         observation, _ = env.reset(**at([3]))
-        sizes[pool] = observation[0, env.layout["clip"]].unflatten(0, env.clip_shape)
+        sizes[pool] = observation[0, env.columns["clip"]].unflatten(0, env.clip_shape)
     pixels = noisy.video[3, 0] / 255
     assert torch.equal(sizes[1], pixels)
     assert (sizes[4][..., 0, 0] - pixels.mean((-1, -2))).abs().max() <= 0.5 / 255 + 1e-6

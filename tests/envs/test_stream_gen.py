@@ -12,7 +12,7 @@ from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.rewards.compose import CallableReward
 from reelgym.rewards.stream_reward import RewardSignal, StreamReward
-from reelgym.rewards.windows import Clock, clip_prompts
+from reelgym.rewards.windows import ChunkLayout, clip_prompts
 
 ROWS = torch.tensor([2, 0, 2])
 
@@ -25,7 +25,7 @@ def chunks(num, count=4, seed=0):
     return torch.randn(count, num, 3, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_an_episode_by_hand(codec, reward, prompts, clock):
+def test_an_episode_by_hand(codec, reward, prompts, layout):
     env = make(codec, reward, prompts, autoreset_mode="Disabled")
     observation, info = env.reset(seed=1)
     assert env.observation_space.contains({k: v.numpy() for k, v in observation.items()})
@@ -36,7 +36,7 @@ def test_an_episode_by_hand(codec, reward, prompts, clock):
         assert torch.equal(observation["prompt"], torch.stack([prompts.encode([row])[0][0, step] for row in texts]))
         observation, gained, terminated, truncated, info = env.step(action)
         window = torch.cat(list(actions[max(0, step - 1) : step + 1]), 1)
-        expected = reward(codec.decode(window), env.state.prompts[step]).reward / clock.chunks
+        expected = reward(codec.decode(window), env.state.prompts[step]).reward / layout.chunks
         torch.testing.assert_close(gained, expected)
         assert torch.equal(observation["latents"][:, -window.shape[1] :], window)
         assert observation["position"].tolist() == [step + 1] * 3
@@ -47,8 +47,8 @@ def test_an_episode_by_hand(codec, reward, prompts, clock):
 
 
 def test_a_window_below_the_rewards_minimum_earns_nothing(codec, reward, prompts):
-    clock = Clock(chunks=6, frames_per_chunk=1, window_chunks=4)
-    env = make(codec, reward, lambda batch, step: prompts_of(prompts, 6, batch), clock=clock)
+    layout = ChunkLayout(chunks=6, frames_per_chunk=1, window_chunks=4)
+    env = make(codec, reward, lambda batch, step: prompts_of(prompts, 6, batch), layout=layout)
     env.reset(seed=0)
     rewards = [env.step(torch.rand(3, 1, 4, 4, 4))[1] for _ in range(4)]
     assert [bool(r.count_nonzero()) for r in rewards] == [False, False, True, True]
@@ -131,14 +131,14 @@ def test_a_fork_continues_exactly(codec, reward, prompts):
         assert torch.equal(before[ROWS], after)
 
 
-def test_the_return_is_the_clips_reward(codec, reward, prompts, clock):
+def test_the_return_is_the_clips_reward(codec, reward, prompts, layout):
     env = make(codec, reward, prompts)
     env.reset(seed=3)
     embeds, texts = prompts.encode(env.state.texts)
     actions = chunks(3)
     total = sum(env.step(action)[1] for action in actions)
     video = codec.decode(torch.cat(list(actions), 1))
-    signal = reward.windowed(clock, codec)(video, clip_prompts(embeds, texts))
+    signal = reward.windowed(layout, codec)(video, clip_prompts(embeds, texts))
     torch.testing.assert_close(signal.reward, total)
 
 

@@ -6,7 +6,7 @@ from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_steer import SteerSettings, StreamSteerVectorEnv
 from reelgym.models.generator import StreamState, generate_chunk
 from reelgym.noise import stream_keys
-from reelgym.rewards.windows import Clock
+from reelgym.rewards.windows import ChunkLayout
 
 ROWS = torch.tensor([2, 0, 2])
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -14,10 +14,10 @@ SCRIPTS = ["a red circle moves left ; then a blue circle moves right", "a blue s
 
 
 @pytest.fixture
-def make(codec, reward, prompts, generator, clock):
+def make(codec, reward, prompts, generator, layout):
     def build(num=4, **others):
         return StreamSteerVectorEnv(
-            num, codec, reward, prompts, generator, **{"clock": clock, "autoreset_mode": "Disabled", **others}
+            num, codec, reward, prompts, generator, **{"layout": layout, "autoreset_mode": "Disabled", **others}
         )
 
     return build
@@ -71,21 +71,21 @@ def test_neutral_actions_make_the_generators_own_clip_and_pay_for_it(make, gener
 def test_the_observation_is_what_its_layout_says(make):
     env = make()
     seen, info = begin(env)
-    parts = {name: seen[:, part] for name, part in env.layout.items()}
+    parts = {name: seen[:, part] for name, part in env.columns.items()}
     assert seen.shape == (4, env.single_observation_space.shape[0]) and env.observation_space.contains(seen.numpy())
     assert parts["latents"].count_nonzero() == parts["scores"].count_nonzero() == parts["action"].count_nonzero() == 0
     assert parts["position"].argmax(1).tolist() == [0] * 4 and list(info["text"])[1] == SCRIPTS[1]
     ages = []
     for number, action in enumerate(actions(4), 1):
         seen, *_ = env.step(action)
-        ages.append(seen[:2, env.layout["age"]].flatten().tolist())
+        ages.append(seen[:2, env.columns["age"]].flatten().tolist())
         clip = env.state.clip
-        assert seen[:, env.layout["position"]].argmax(1).tolist() == [number] * 4
-        torch.testing.assert_close(seen[:, env.layout["action"]], action)
-        torch.testing.assert_close(seen[:, env.layout["scores"]], clip.scores)
-        torch.testing.assert_close(seen[:, env.layout["prompt"]], clip.prompt.embeds.mean(1))
+        assert seen[:, env.columns["position"]].argmax(1).tolist() == [number] * 4
+        torch.testing.assert_close(seen[:, env.columns["action"]], action)
+        torch.testing.assert_close(seen[:, env.columns["scores"]], clip.scores)
+        torch.testing.assert_close(seen[:, env.columns["prompt"]], clip.prompt.embeds.mean(1))
         corner = clip.latents[:, -1, 0, :2, :2].mean((1, 2))
-        torch.testing.assert_close(seen[:, env.layout["latents"]][:, 16], corner)
+        torch.testing.assert_close(seen[:, env.columns["latents"]][:, 16], corner)
     assert [age[0] for age in ages] == [0.25, 0, 0.25, 0.5] and [age[1] for age in ages] == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -141,8 +141,8 @@ def test_autoreset_begins_other_clips(make):
     keys = env.state.stream.keys
     for action in actions(4):
         seen, _, ended, _, info = env.step(action)
-    assert ended.all() and info["final_obs"][:, env.layout["position"]].argmax(1).tolist() == [4] * 4
-    assert seen[:, env.layout["position"]].argmax(1).tolist() == [0] * 4
+    assert ended.all() and info["final_obs"][:, env.columns["position"]].argmax(1).tolist() == [4] * 4
+    assert seen[:, env.columns["position"]].argmax(1).tolist() == [0] * 4
     assert not torch.equal(env.state.stream.keys, keys)
 
 
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_told(make):
     with pytest.raises(ValueError, match="unknown word 'green'"):
         env.reset(options={"scripts": ["a green circle moves left"] * 4})
     with pytest.raises(ValueError, match="the generator makes chunks of"):
-        make(clock=Clock(chunks=4, frames_per_chunk=2))
+        make(layout=ChunkLayout(chunks=4, frames_per_chunk=2))
     with pytest.raises(ValueError, match="at least 0"):
         SteerSettings(price=-1)
 
@@ -191,9 +191,9 @@ def test_a_prompt_that_an_opening_began_is_no_longer_new(stack):
 
     env = make(stack, 4, slice="cut", autoreset_mode="Disabled")
     seen, _ = env.reset(seed=0)
-    assert seen[:, env.layout["position"]].argmax(1).tolist() == [1] * 4
-    assert seen[:, env.layout["age"]].flatten().tolist() == [0.25] * 4
-    ages = [env.step(action)[0][0, env.layout["age"]].item() for action in actions(4, 3)]
+    assert seen[:, env.columns["position"]].argmax(1).tolist() == [1] * 4
+    assert seen[:, env.columns["age"]].flatten().tolist() == [0.25] * 4
+    ages = [env.step(action)[0][0, env.columns["age"]].item() for action in actions(4, 3)]
     assert ages == [0, 0.25, 0.5]
 
 

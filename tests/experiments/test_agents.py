@@ -61,8 +61,8 @@ class Lottery:
     num_envs = 64
 
     def __init__(self, real):
-        self.settings, self.generator, self.most_past, self.clock = (
-            real.settings, real.generator, real.most_past, real.clock,
+        self.settings, self.generator, self.most_past, self.layout = (
+            real.settings, real.generator, real.most_past, real.layout,
         )  # fmt: skip
 
     def reset(self, seed=None):

@@ -91,7 +91,7 @@ def test_closed_even_when_a_step_fails():
     assert closed == [True]
 
 
-def test_stand_ins_have_the_shapes_of_what_they_stand_for(codec, reward, prompts, clock):
+def test_stand_ins_have_the_shapes_of_what_they_stand_for(codec, reward, prompts, layout):
     latents = torch.randn(2, 3, 4, 4, 4)
     stub = NoCodec(codec, CPU)
     video, _ = stub.decode_stream(latents, stub.open())

@@ -21,7 +21,7 @@ from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, 
 from reelgym.models.videoreward import VideoReward
 from reelgym.models.wan_files import load_transformer
 from reelgym.rewards.stream_reward import StreamReward
-from reelgym.rewards.windows import TINY
+from reelgym.rewards.windows import TINY_LAYOUT
 from reelgym.video import mark, provenance, read_video
 
 PROMPT = "a red circle moves left fast"
@@ -280,8 +280,8 @@ def test_weights_that_are_not_there_are_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("frames", [3, 5, 6, 7, 12, 14])
 def test_windows_cover_every_frame_and_end_with_the_last(frames):
-    length = min(TINY.window_frames, frames)
-    starts = windows(frames, length, TINY.frames_per_chunk)
+    length = min(TINY_LAYOUT.window_frames, frames)
+    starts = windows(frames, length, TINY_LAYOUT.frames_per_chunk)
     assert {start + i for start in starts for i in range(length)} == set(range(frames))
     assert starts == sorted(set(starts)) and starts[-1] + length == frames
 

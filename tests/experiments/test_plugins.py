@@ -109,9 +109,9 @@ def test_it_takes_part_in_a_comparison_in_spawned_workers(package, weights, caps
 
 
 def test_a_stack_file_names_parts_of_ones_own(package, stack):
-    Path("stack.toml").write_text(f'base = "{stack}"\n[parts]\nreward = "mine.rewards:redness"\n[clock]\nchunks = 6\n')
+    Path("stack.toml").write_text(f'base = "{stack}"\n[parts]\nreward = "mine.rewards:redness"\n[layout]\nchunks = 6\n')
     mine = Stack.load("stack.toml")
-    assert mine.reward.axes == ("redness",) and mine.clock.chunks == 6 and mine.grammar == "plain"
+    assert mine.reward.axes == ("redness",) and mine.layout.chunks == 6 and mine.grammar == "plain"
     assert StackSpec("stack.toml").load().reward.axes == ("redness",)
     for text, what in (("parts = 3\nx = 1", "unknown x"), ('[parts]\neye = "a"', "unknown parts eye")):
         Path("bad.toml").write_text(text)

@@ -43,14 +43,14 @@ class Disagrees:
 
 
 @pytest.fixture
-def make(generator, env, prompts, codec, clock, reward):
+def make(generator, env, prompts, codec, layout, reward):
     """A trainer of a copy of the generator, and its guard; sign -1: the held-out reward falls as the other climbs."""
 
     def made(sign=-1, recipe=HACKING, **changes):
         copied = replace(generator, model=copy.deepcopy(generator.model))
         trainer = FineTune(recipe, copied, env, prompts)
         heldout = StreamReward(Disagrees(reward.model, sign))
-        return trainer, Guard(replace(WATCH, **changes), copied, codec, clock, reward, heldout, prompts)
+        return trainer, Guard(replace(WATCH, **changes), copied, codec, layout, reward, heldout, prompts)
 
     return made
 

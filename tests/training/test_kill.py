@@ -27,7 +27,7 @@ from reelgym.training.guard import Guard, GuardConfig
 from reelgym.training.learner import LearnerConfig
 from reelgym.envs.prompt_source import ScriptPrompts
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.rewards.windows import Clock
+from reelgym.rewards.windows import ChunkLayout
 from reelgym.models.generator import Generator
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.sampler import step_sigmas
@@ -39,8 +39,8 @@ from diffusers import WanTransformer3DModel
 def train(folder, told):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    clock, codec, reward = Clock(), PaintCodec(), StreamReward(ColourModel())
-    prompts = ScriptPrompts(WordEncoder(WORDS, 8), clock.chunks, sample)
+    layout, codec, reward = ChunkLayout(), PaintCodec(), StreamReward(ColourModel())
+    prompts = ScriptPrompts(WordEncoder(WORDS, 8), layout.chunks, sample)
     wan = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=prompts.encoder.dim,
         freq_dim=16, ffn_dim=32, num_layers=1,
@@ -48,9 +48,9 @@ def train(folder, told):
     generator = Generator(CausalWan(wan.eval(), 3, 8), step_sigmas(4, 2.0), (4, 4, 4), 3)
     learner = LearnerConfig(learning_rate=1e-3, ema=0.5)
     config = FineTuneConfig(advantage=AdvantageEstimator(baseline="critic"), group=3, kl_coef=0.1, learner=learner)
-    env = StreamGenVectorEnv(6, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
+    env = StreamGenVectorEnv(6, codec, reward, prompts, layout=layout, autoreset_mode="Disabled")
     trainer = FineTune(config, generator, env, prompts)
-    guard = Guard(GuardConfig(every=3, prompts=2, margin=9.0), generator, codec, clock, reward, reward, prompts)
+    guard = Guard(GuardConfig(every=3, prompts=2, margin=9.0), generator, codec, layout, reward, reward, prompts)
     log = lambda measured, update: os.write(told, b".")
     fit(trainer, {UPDATES}, guard=guard, log=log, checkpoint=Path(folder), checkpoint_every=1)
 

@@ -51,8 +51,8 @@ def test_gymnasiums_wrappers_on_top(walk):
     assert 0.5 <= observation.min() and observation.max() < 0.6
 
 
-def test_dictionaries_of_observations(codec, reward, prompts, clock):
-    env = ArrayVectorEnv(StreamGenVectorEnv(2, codec, reward, prompts, clock=clock))
+def test_dictionaries_of_observations(codec, reward, prompts, layout):
+    env = ArrayVectorEnv(StreamGenVectorEnv(2, codec, reward, prompts, layout=layout))
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     for _ in range(4):

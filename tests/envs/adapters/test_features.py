@@ -37,10 +37,10 @@ def test_a_shape_that_does_not_fit_is_told():
         ClipFeatures(SPACE, LAYOUT, (4, 3, 8, 9))
 
 
-def test_ppo_learns_through_it(codec, reward, prompts, clock, generator):
-    vector = StreamSteerVectorEnv(2, codec, reward, prompts, generator, clock=clock)
+def test_ppo_learns_through_it(codec, reward, prompts, layout, generator):
+    vector = StreamSteerVectorEnv(2, codec, reward, prompts, generator, layout=layout)
     shape = (2, codec.channels, vector.settings.pool, vector.settings.pool)
-    kwargs = {"layout": vector.layout, "clip_shape": shape, "part": "latents"}
+    kwargs = {"columns": vector.columns, "clip_shape": shape, "part": "latents"}
     policy = {"features_extractor_class": ClipFeatures, "features_extractor_kwargs": kwargs}
     model = PPO("MlpPolicy", SB3VecEnv(vector), n_steps=4, batch_size=4, n_epochs=1, policy_kwargs=policy, device="cpu")
     before = model.policy.features_extractor.frame[0].weight.clone()

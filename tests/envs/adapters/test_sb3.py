@@ -114,9 +114,9 @@ def test_sb3s_wrappers_and_evaluation_see_whole_episodes(walk):
     assert lengths == [3] * 4
 
 
-def test_a_stream_with_a_dictionary_of_observations(codec, reward, prompts, clock):
+def test_a_stream_with_a_dictionary_of_observations(codec, reward, prompts, layout):
     def make():
-        return StreamGenVectorEnv(2, codec, reward, prompts, clock=clock)
+        return StreamGenVectorEnv(2, codec, reward, prompts, layout=layout)
 
     model = PPO("MultiInputPolicy", SB3VecEnv(make()), n_steps=6, batch_size=4, n_epochs=1, device="cpu")
     model.env.seed(7)
@@ -132,8 +132,8 @@ def test_a_stream_with_a_dictionary_of_observations(codec, reward, prompts, cloc
     assert len(model.ep_info_buffer) == 2
 
 
-def test_options_are_those_of_one_environment(codec, reward, prompts, clock):
-    adapter = SB3VecEnv(StreamGenVectorEnv(2, codec, reward, prompts, clock=clock))
+def test_options_are_those_of_one_environment(codec, reward, prompts, layout):
+    adapter = SB3VecEnv(StreamGenVectorEnv(2, codec, reward, prompts, layout=layout))
     adapter.set_options({"script": "a blue square moves right"})
     adapter.reset()
     assert adapter.info["text"].tolist() == ["a blue square moves right"] * 2
@@ -145,8 +145,8 @@ def test_options_are_those_of_one_environment(codec, reward, prompts, clock):
     assert adapter.info["text"].tolist() == ["a blue square moves right", "a red circle moves left"]
 
 
-def test_a_steered_stream_is_learnt_and_rendered(codec, reward, prompts, clock, generator):
-    vector = StreamSteerVectorEnv(2, codec, reward, prompts, generator, clock=clock, render_mode="rgb_array")
+def test_a_steered_stream_is_learnt_and_rendered(codec, reward, prompts, layout, generator):
+    vector = StreamSteerVectorEnv(2, codec, reward, prompts, generator, layout=layout, render_mode="rgb_array")
     model = PPO("MlpPolicy", SB3VecEnv(vector), n_steps=4, batch_size=4, n_epochs=1, device="cpu")
     model.learn(8)
     images = model.env.get_images()

@@ -88,12 +88,12 @@ def test_rows_that_are_not_stepped_stay(walk):
     assert env.step(np.ones((4, 1), np.float32))[0][:, 1].tolist() == [3, 1, 2, 4]
 
 
-def steer(codec, reward, prompts, generator, clock, count=4):
-    return StreamSteerVectorEnv(count, codec, reward, prompts, generator, clock=clock, autoreset_mode="Disabled")
+def steer(codec, reward, prompts, generator, layout, count=4):
+    return StreamSteerVectorEnv(count, codec, reward, prompts, generator, layout=layout, autoreset_mode="Disabled")
 
 
-def test_ppo_trains_on_a_steered_stream(codec, reward, prompts, generator, clock):
-    env = TianshouVectorEnv(steer(codec, reward, prompts, generator, clock))
+def test_ppo_trains_on_a_steered_stream(codec, reward, prompts, generator, layout):
+    env = TianshouVectorEnv(steer(codec, reward, prompts, generator, layout))
     algorithm = build(env)
     collector = Collector(algorithm, env, VectorReplayBuffer(64, 4))
     before = [parameter.clone() for parameter in algorithm.policy.parameters()]
@@ -114,19 +114,19 @@ def test_ppo_trains_on_a_steered_stream(codec, reward, prompts, generator, clock
     assert not all(torch.equal(*pair) for pair in zip(before, algorithm.policy.parameters(), strict=True))
 
 
-def test_lockstep_is_stated(codec, reward, prompts, generator, clock):
-    env = TianshouVectorEnv(steer(codec, reward, prompts, generator, clock))
+def test_lockstep_is_stated(codec, reward, prompts, generator, layout):
+    env = TianshouVectorEnv(steer(codec, reward, prompts, generator, layout))
     env.reset()
     with pytest.raises(ValueError, match="all 4 or none, not 2: n_episode of a collector has to be a multiple"):
         env.step(np.zeros((2, 7), np.float32), [0, 1])
     with pytest.raises(ValueError, match="lockstep"):
         env.reset([1])
     with pytest.raises(ValueError, match="DISABLED, not SAME_STEP"):
-        TianshouVectorEnv(StreamGenVectorEnv(2, codec, reward, prompts, clock=clock))
+        TianshouVectorEnv(StreamGenVectorEnv(2, codec, reward, prompts, layout=layout))
 
 
-def test_dictionaries_of_observations_and_options(codec, reward, prompts, clock):
-    vector = StreamGenVectorEnv(2, codec, reward, prompts, clock=clock, autoreset_mode="Disabled")
+def test_dictionaries_of_observations_and_options(codec, reward, prompts, layout):
+    vector = StreamGenVectorEnv(2, codec, reward, prompts, layout=layout, autoreset_mode="Disabled")
     env = TianshouVectorEnv(vector)
     observation, _ = env.reset(options={"script": "a red circle moves left"})
     assert observation.shape == (2,) and Batch(obs=observation).obs.latents.shape == (2, 6, 4, 4, 4)
