@@ -175,7 +175,7 @@ class FineTune:
         olds, skipped = [sample.old_x0 for _, sample in samples], 0.0
         for _ in range(config.epochs):
             found = self._backward(played, samples, olds, penalty, advantage)
-            measured |= {name: float(value) for name, value in found.items()} | self.learner.apply()
+            measured |= {name: float(value) for name, value in found.items()} | self.learner.optimizer_step()
             skipped += measured["skipped"]
         measured["skipped"] = skipped
         self.counts.updates += 1
@@ -272,7 +272,7 @@ class FineTune:
 
     def _predict(self, sample: TrainingSample, step: RolloutStep, played: Rollout) -> Tensor:
         self.counts.generator_calls += len(sample.x)
-        context = step.transitions[0].context
+        context = step.denoising_steps[0].context
         return self.generator.denoise(sample.x, sample.sigma, played.embeds[:, step.number], context)
 
     def state(self) -> State:

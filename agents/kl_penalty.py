@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.generator import Generator, StreamState, prediction, read_clip
+from ..models.generator import Generator, StreamState, prediction, prefill
 from .direction import TrainingSample, reference_direction
 from .rollout import Rollout
 
@@ -35,7 +35,7 @@ class KLPenalty:
         found: dict[int, Tensor] = {}
         for number, step in enumerate(played.steps):
             read = state.chunk
-            state = read_clip(start, state, step.past[rows, read * size :], embeds[:, read:])
+            state = prefill(start, state, step.past[rows, read * size :], embeds[:, read:])
             for place, (at, sample) in enumerate(samples):
                 if at == number:
                     found[place] = prediction(start, state, sample.x[rows], sample.sigma[rows], embeds[:, step.number])

@@ -13,7 +13,7 @@ from ..models.generator import Generator
 from ..models.sampler import FlowSDE
 from ..noise import fold, uniform
 from .direction import Needs, TrainingBatch, TrainingSample, clipped_weight, log_ratio, policy_direction
-from .rollout import DenoisingStep, Rollout, gather_steps
+from .rollout import GatheredStep, Rollout, gather_steps
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PolicyGradient:
         first = (uniform(fold(keys, 1), 0, 0, (len(played.steps),)) * len(allowed)).long()
         minibatches = [
             [
-                self._sample(gather_steps(step.transitions, allowed[(first[:, place] + offset) % len(allowed)]))
+                self._sample(gather_steps(step.denoising_steps, allowed[(first[:, place] + offset) % len(allowed)]))
                 for place, step in enumerate(played.steps)
             ]
             for offset in range(self.timesteps_per_update)
@@ -76,7 +76,7 @@ class PolicyGradient:
             raise ValueError(f"train_timesteps={self.train_timesteps} names a step twice")
         return named or list(steps)
 
-    def _sample(self, step: DenoisingStep) -> TrainingSample:
+    def _sample(self, step: GatheredStep) -> TrainingSample:
         force = torch.as_tensor(step.kernel.pull / step.kernel.std)
         return TrainingSample(step.x, step.sigma, step, step.x0, force if self.rescale else force**2)
 
@@ -84,7 +84,7 @@ class PolicyGradient:
         self, sample: TrainingSample, x0: Tensor, old_x0: Tensor, advantage: Tensor, weight: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See Direction; weight enters the ratio as well."""
-        step: DenoisingStep = sample.target
+        step: GatheredStep = sample.target
         ratio = log_ratio(step.kernel, step.x_next, step.x, x0, old_x0, weight).exp()
         scale = clipped_weight(ratio, advantage, self.clip_coef) if self.clip_coef else torch.ones_like(ratio)
         direction = policy_direction(step.kernel, step.x_next, step.x, x0, scale * advantage, self.rescale)

@@ -83,7 +83,7 @@ class RewardGradient:
         found, returns = reward_direction(latents, prompts, reward, env.codec, fold(keys, 1), self.noise, self.shift)
         samples = []
         for step, direction in zip(played.steps, found.chunk(len(played.steps), 1), strict=True):
-            last = step.transitions[-1]
+            last = step.denoising_steps[-1]
             sigma = torch.full((len(last.x),), last.sigma, device=last.x.device)
             samples.append(TrainingSample(last.x, sigma, direction, x0=step.chunk))
         return TrainingBatch([samples], returns)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..envs.clips import SCORES, ClipState
 from ..envs.prompt_source import Texts
 from ..envs.streaming import StreamingEnv
-from ..models.generator import Fork, Generator, StreamState, Transition, at_prompt, denoise_chunk, read_chunk
+from ..models.generator import DenoisingStep, Fork, Generator, StreamState, at_prompt, denoise_chunk, update_cache
 from ..models.sampler import Kernel
 from ..noise import Domain, uniform
 
@@ -28,27 +28,27 @@ Prefix = Literal["own", "local", "full"]
 class GeneratorPolicy:
     """A generator as a policy: observations in, chunks out; it owns the cache of its streams.
 
-    generator: what acts. grad: whether the last step of each chunk carries a gradient. transitions: S of them, of the
-    newest chunk.
+    generator: what acts. grad: whether the last step of each chunk carries a gradient. denoising_steps: S of them, of
+    the newest chunk.
     """
 
     def __init__(self, generator: Generator, *, grad: bool = False) -> None:
         self.generator, self.grad = generator, grad
         self.state: StreamState | None = None
-        self.transitions: tuple[Transition, ...] = ()
+        self.denoising_steps: tuple[DenoisingStep, ...] = ()
 
     def reset(self, keys: Tensor) -> None:
         """Begin streams whose noise is a function of keys int64 [B]."""
-        self.state, self.transitions = StreamState.start(keys), ()
+        self.state, self.denoising_steps = StreamState.start(keys), ()
 
     def act(self, observation: _Observation) -> Tensor:
         """The next chunk [B, f, C, h, w] for the prompts of StreamGen's observation."""
         chunk = self.propose(observation)
-        self.read(chunk, observation)
+        self.update_cache(chunk, observation)
         return chunk
 
     def propose(self, observation: _Observation, fork: Fork | None = None) -> Tensor:
-        """A next chunk that the streams do not go on from yet: `read` does that. With a fork, M chunks.
+        """A next chunk that the streams do not go on from yet: `update_cache` does that. With a fork, M chunks.
 
         Before the first, chunks that the clips have already are read, as far back as the window shows them; the prompt
         at hand stands for theirs.
@@ -57,12 +57,14 @@ class GeneratorPolicy:
         if state.chunk == 0:
             state = self._opened(state, observation)
         self.state = state = at_prompt(self.generator, state, observation["prompt"])
-        chunk, self.transitions = denoise_chunk(self.generator, state, observation["prompt"], grad=self.grad, fork=fork)
+        chunk, self.denoising_steps = denoise_chunk(
+            self.generator, state, observation["prompt"], grad=self.grad, fork=fork
+        )
         return chunk
 
-    def read(self, chunk: Tensor, observation: _Observation) -> None:
+    def update_cache(self, chunk: Tensor, observation: _Observation) -> None:
         """Go on from this chunk [B, f, C, h, w]."""
-        self.state = read_chunk(self.generator, self._state(), chunk.detach(), observation["prompt"])
+        self.state = update_cache(self.generator, self._state(), chunk.detach(), observation["prompt"])
 
     def _state(self) -> StreamState:
         if self.state is None:
@@ -75,7 +77,7 @@ class GeneratorPolicy:
         seen = min(done, latents.shape[1] // frames)
         state = replace(state, chunk=done - seen)
         for chunk in latents[:, latents.shape[1] - seen * frames :].split(frames, 1) if seen else ():
-            state = read_chunk(self.generator, state, chunk, observation["prompt"])
+            state = update_cache(self.generator, state, chunk, observation["prompt"])
         return state
 
     def take(self, rows: Tensor) -> GeneratorPolicy:
@@ -91,8 +93,8 @@ class RolloutStep:
 
     number: of the chunk, from 0.   observation, next_observation: what the policy saw before it and after it.
     past: the clean chunks before it [B, number * f, C, h, w].   chunk: [B, f, C, h, w], with the policy's gradient if
-    it keeps one.   transitions: S of them, detached.   reward: [B], of the window that ends with it, and weight: what
-    the chunk's elements weigh in that window, perplexity [B, f, 1, h, w], where they were asked for.
+    it keeps one.   denoising_steps: S of them, detached.   reward: [B], of the window that ends with it, and weight:
+    what the chunk's elements weigh in that window, perplexity [B, f, 1, h, w], where they were asked for.
     """
 
     number: int
@@ -100,7 +102,7 @@ class RolloutStep:
     next_observation: _Observation
     past: Tensor
     chunk: Tensor
-    transitions: tuple[Transition, ...]
+    denoising_steps: tuple[DenoisingStep, ...]
     reward: Tensor
     weight: Tensor | float = 1.0
 
@@ -233,8 +235,8 @@ class _RolloutWorker:
         weight = info["perplexity"][:, :, None] if "perplexity" in info else 1.0
         self.chunks += len(chunk)
         self.calls += streams * shared + len(chunk) * (steps - shared)
-        transitions = self.policy.transitions
-        step = RolloutStep(number, state.observation, seen, state.past, chunk, transitions, reward, weight)
+        denoising_steps = self.policy.denoising_steps
+        step = RolloutStep(number, state.observation, seen, state.past, chunk, denoising_steps, reward, weight)
         return step, RolloutState(self.env.state, torch.cat((state.past, chunk.detach()), 1), seen)
 
     def read(self, step: RolloutStep, before: RolloutState, after: RolloutState) -> RolloutState:
@@ -244,13 +246,13 @@ class _RolloutWorker:
             draws = uniform(self.keys[self.leaders], Domain.FORK, step.number, ())
             rows = self.leaders + (draws * self.group).long().clamp_max(self.group - 1)
             chunk, after = chunk[rows], after.take(rows)
-        self.policy.read(chunk, before.observation)
+        self.policy.update_cache(chunk, before.observation)
         self.calls += len(chunk)
         return after
 
 
 @dataclass(frozen=True)
-class DenoisingStep:
+class GatheredStep:
     """One denoising step of a chunk per stream: x, x_next, x0 [B, f, C, h, w], from sigma [B] by a kernel."""
 
     x: Tensor
@@ -260,16 +262,16 @@ class DenoisingStep:
     kernel: Kernel
 
 
-def gather_steps(transitions: Sequence[Transition], pick: Tensor) -> DenoisingStep:
-    """The transition that pick [B] names for each stream."""
+def gather_steps(denoising_steps: Sequence[DenoisingStep], pick: Tensor) -> GatheredStep:
+    """The denoising step that pick [B] names for each stream."""
     rows = torch.arange(len(pick), device=pick.device)
     x, x_next, x0 = (
-        torch.stack([getattr(t, name).detach() for t in transitions])[pick, rows] for name in ("x", "x_next", "x0")
+        torch.stack([getattr(t, name).detach() for t in denoising_steps])[pick, rows] for name in ("x", "x_next", "x0")
     )
 
     def column(values: list[float | Tensor]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=pick.device)[pick]
 
-    kernels = [t.kernel for t in transitions]
+    kernels = [t.kernel for t in denoising_steps]
     kernel = Kernel(*(column([getattr(k, name) for k in kernels]) for name in ("keep", "pull", "std")))
-    return DenoisingStep(x, column([t.sigma for t in transitions]), x_next, x0, kernel)
+    return GatheredStep(x, column([t.sigma for t in denoising_steps]), x_next, x0, kernel)

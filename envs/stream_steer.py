@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState, read_clip
+from ..models.generator import Generator, StreamState, prefill
 from ..models.steering import Steering, led_noise, noise_basis, steered_chunk
 from ..models.tiny import build_generator
 from ..noise import normal
@@ -161,7 +161,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         if clip.position:  # what the world gives, the generator has to have read
             embeds = torch.stack([prompts.embeds for prompts in clip.prompts], 1)
             given = clip.latents[:, -clip.position * self.layout.frames_per_chunk :]
-            stream = read_clip(self.generator, stream, given, embeds)
+            stream = prefill(self.generator, stream, given, embeds)
         zeros = age = torch.zeros(self.num_envs, device=self.device)
         for old, new in pairwise(clip.prompts[: clip.position + 1]):
             age = _older(age, old.embeds, new.embeds)

@@ -80,7 +80,7 @@ def stream_denoise(seed: int) -> tuple[Frames, float]:
     def act(observation: dict[str, Tensor]) -> Tensor:
         if not steps:
             policy.act(observation)
-            steps.extend(transition.x_next for transition in policy.transitions)
+            steps.extend(transition.x_next for transition in policy.denoising_steps)
         return steps.pop(0)
 
     return np.stack(list(_played(env, act, seed, {"scripts": [SCRIPT], "keys": keys}))), RENDER_FPS["rgb_array"]

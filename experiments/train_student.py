@@ -104,7 +104,7 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
         after = _judged(stack, student, options)
         ends = (("start", before), ("fine-tuned" if command == "finetune" else "distilled", after))
         rows: list[dict[str, Any]] = [{"kind": "end", "weights": which, **row} for which, row in ends]
-        told = {"kept": kept_updates(trainer, guard), "guard": None if guard is None else guard.why}
+        told = {"kept": kept_updates(trainer, guard), "guard": None if guard is None else guard.stop_reason}
         rows.append({"kind": "spent", **asdict(trainer.counts), **told})
         settings = asdict(options) | {"recipe": as_config(recipe)}
         line = command_line(["reelgym", command, name], options)
@@ -112,8 +112,8 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     save_student(out / "student", stack, student, recipe, kept_updates(trainer, guard), after, guard)
     print(f"oracle on validation prompts: {before['oracle']:.4f} before, {after['oracle']:.4f} after", end="")
     print(f" {trainer.counts.updates} updates and {trainer.counts.chunks:,} chunks")
-    if guard is not None and guard.why:
-        print(f"the guard: {guard.why}")
+    if guard is not None and guard.stop_reason:
+        print(f"the guard: {guard.stop_reason}")
     print(f"student: {out / 'student'}")
 
 
@@ -155,7 +155,7 @@ def settle_start(out: Path, stack: Stack, options: TrainOptions) -> None:
 
 def kept_updates(trainer: Trainer, guard: Guard | None) -> int:
     """Updates behind the weights that the trainer ended with: fewer than were made where the guard put some back."""
-    if guard is None or guard.best is None or not guard.why:
+    if guard is None or guard.best is None or not guard.stop_reason:
         return trainer.counts.updates
     return guard.best.update
 
@@ -178,5 +178,5 @@ def save_student(
     kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
     told: dict[str, Any] = {"part": "student", "recipe": {**as_config(recipe), "grammar": stack.grammar}}
     told |= {"seed": recipe.seed, "steps": steps, "made_from": stack.weights()["student"]}
-    told |= {"quality": dict(quality or {}), "guard": None if guard is None else guard.why}
+    told |= {"quality": dict(quality or {}), "guard": None if guard is None else guard.stop_reason}
     save_tiny(folder, student.model, kept | told)

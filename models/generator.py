@@ -44,7 +44,7 @@ class Generator:
 
 
 @dataclass(frozen=True)
-class Transition:
+class DenoisingStep:
     """One denoising step of a chunk; latents are [B, f, C, h, w].
 
     x at level sigma; x0: the clean prediction there; x_next: drawn from kernel, at level next_sigma.
@@ -59,7 +59,7 @@ class Transition:
     kernel: Kernel
     context: KVCache | None
 
-    def take(self, rows: Tensor, context: KVCache | None) -> Transition:
+    def take(self, rows: Tensor, context: KVCache | None) -> DenoisingStep:
         """Of the streams at rows [M] (int64), whose context is at hand."""
         x, x_next, x0 = (value[rows] for value in (self.x, self.x_next, self.x0))
         return replace(self, x=x, x_next=x_next, x0=x0, context=context)
@@ -105,7 +105,7 @@ def generate_chunk(
     noise: Tensor | None = None,
     exit_step: int | None = None,
     grad: bool = False,
-) -> tuple[Tensor, tuple[Transition, ...], StreamState]:
+) -> tuple[Tensor, tuple[DenoisingStep, ...], StreamState]:
     """The next chunk of every stream.
 
     Args:
@@ -115,12 +115,14 @@ def generate_chunk(
         grad: let the exit step carry gradient to the model; all else is without.
 
     Returns:
-        the clean chunk x0 [B, f, C, h, w], its transitions, and the state after it, with the chunk in its cache.
+        the clean chunk x0 [B, f, C, h, w], its denoising_steps, and the state after it, with the chunk in its cache.
     """
     state = at_prompt(generator, state, embeds)
     past = generator.model.recall(state.cache)
-    x0, transitions = denoise_chunk(generator, state, embeds, noise=noise, exit_step=exit_step, grad=grad, past=past)
-    return x0, transitions, read_chunk(generator, state, x0.detach(), embeds, past=past)
+    x0, denoising_steps = denoise_chunk(
+        generator, state, embeds, noise=noise, exit_step=exit_step, grad=grad, past=past
+    )
+    return x0, denoising_steps, update_cache(generator, state, x0.detach(), embeds, past=past)
 
 
 @torch.no_grad()
@@ -146,8 +148,8 @@ def denoise_chunk(
     grad: bool = False,
     fork: Fork | None = None,
     past: Recall | None = None,
-) -> tuple[Tensor, tuple[Transition, ...]]:
-    """`generate_chunk` before the chunk is read: x0 and its transitions, B streams each, or M where they fork.
+) -> tuple[Tensor, tuple[DenoisingStep, ...]]:
+    """`generate_chunk` before the chunk is read: x0 and its denoising_steps, B streams each, or M where they fork.
 
     noise belongs to streams that do not fork. state comes from `at_prompt`; past is its cache, recalled, where the
     caller has it.
@@ -160,29 +162,29 @@ def denoise_chunk(
         raise ValueError(f"a fork lies at step 0 .. {last}, not {fork.step}, and draws its noise from keys")
     shape = (generator.frames_per_chunk, *generator.latent_shape)
     past = generator.model.recall(state.cache) if past is None else past
-    transitions: list[Transition] = []
+    denoising_steps: list[DenoisingStep] = []
     x = x0 = state.keys.new_empty(0)
     for step in range(last + 1):
         if fork is not None and step == fork.step:
             state, embeds = replace(state.take(fork.rows), keys=fork.keys), embeds[fork.rows]
-            transitions = [before.take(fork.rows, state.cache) for before in transitions]
+            denoising_steps = [before.take(fork.rows, state.cache) for before in denoising_steps]
             past = generator.model.recall(state.cache)
         eps = normal(state.keys, state.chunk, step, shape) if noise is None else noise[:, step]
-        if transitions:
-            before = transitions[-1]
+        if denoising_steps:
+            before = denoising_steps[-1]
             x = before.kernel.draw(before.x, before.x0, eps)
-            transitions[-1] = replace(before, x_next=x)
+            denoising_steps[-1] = replace(before, x_next=x)
         else:
             x = eps
         with torch.set_grad_enabled(grad and step == last):
             x0 = generator.denoise(x, sigmas[step], embeds, past)
         next_sigma = 0.0 if step == last else sigmas[step + 1]
         kernel = generator.kernel(sigmas[step], next_sigma)
-        transitions.append(Transition(x, sigmas[step], next_sigma, x0.detach(), x0, kernel, state.cache))
-    return x0, tuple(transitions)
+        denoising_steps.append(DenoisingStep(x, sigmas[step], next_sigma, x0.detach(), x0, kernel, state.cache))
+    return x0, tuple(denoising_steps)
 
 
-def read_chunk(
+def update_cache(
     generator: Generator, state: StreamState, x0: Tensor, embeds: Tensor, *, past: Recall | None = None
 ) -> StreamState:
     """The state after a clean chunk x0 [B, f, C, h, w] of these prompts [B, L, D], whoever made it; past as above."""
@@ -191,11 +193,11 @@ def read_chunk(
     return replace(state, cache=cache, chunk=state.chunk + 1, prompt=embeds)
 
 
-def read_clip(generator: Generator, state: StreamState, latents: Tensor, embeds: Tensor) -> StreamState:
+def prefill(generator: Generator, state: StreamState, latents: Tensor, embeds: Tensor) -> StreamState:
     """The state after clean latents [B, m * f, C, h, w], chunk after chunk; embeds [B, n, L, D], n >= m."""
     parts = latents.split(generator.frames_per_chunk, 1) if latents.shape[1] else ()
     for chunk, prompts in zip(parts, embeds.unbind(1), strict=False):
-        state = read_chunk(generator, state, chunk, prompts)
+        state = update_cache(generator, state, chunk, prompts)
     return state
 
 
@@ -207,21 +209,21 @@ def chunks(
     given: Sequence[Tensor] = (),
     exit_step: int | None = None,
     grad: bool = False,
-) -> Iterator[tuple[Tensor, tuple[Transition, ...], StreamState]]:
+) -> Iterator[tuple[Tensor, tuple[DenoisingStep, ...], StreamState]]:
     """B new streams with noise from keys int64 [B], chunk after chunk: the one loop over chunks of all rollouts.
 
     embeds [B, n, L, D] holds the prompt of each chunk. Yields what `generate_chunk` returns: the chunk
-    [B, f, C, h, w], its transitions and the state after it. given: chunks to begin with in place of generated ones;
-    they are read, and have no transitions. exit_step, grad: see `generate_chunk`.
+    [B, f, C, h, w], its denoising_steps and the state after it. given: chunks to begin with in place of generated ones;
+    they are read, and have no denoising_steps. exit_step, grad: see `generate_chunk`.
     """
-    state, transitions = StreamState.start(keys), tuple[Transition, ...]()
+    state, denoising_steps = StreamState.start(keys), tuple[DenoisingStep, ...]()
     for number, prompts in enumerate(embeds.unbind(1)):
         if number < len(given):
-            x0, transitions = given[number], ()
-            state = read_chunk(generator, state, x0, prompts)
+            x0, denoising_steps = given[number], ()
+            state = update_cache(generator, state, x0, prompts)
         else:
-            x0, transitions, state = generate_chunk(generator, state, prompts, exit_step=exit_step, grad=grad)
-        yield x0, transitions, state
+            x0, denoising_steps, state = generate_chunk(generator, state, prompts, exit_step=exit_step, grad=grad)
+        yield x0, denoising_steps, state
 
 
 @torch.no_grad()
@@ -238,6 +240,6 @@ def stream(generator: Generator, embeds: Tensor, keys: Tensor, opening: Tensor |
 def prediction(generator: Generator, state: StreamState, x: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
     """What a generator predicts at x [B, f, C, h, w] of level sigma [B] for the chunk to come, of prompts [B, L, D].
 
-    state: what this generator has read (`read_clip`); another model's cache would not be its own.
+    state: what this generator has read (`prefill`); another model's cache would not be its own.
     """
     return generator.denoise(x, sigma, embeds, at_prompt(generator, state, embeds).cache)

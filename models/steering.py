@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .generator import Generator, StreamState, at_prompt, read_chunk
+from .generator import Generator, StreamState, at_prompt, update_cache
 from .sampler import guided, renoise, x0_from_v
 
 
@@ -101,7 +101,7 @@ def steered_chunk(
         lower = here.pick(levels[:, step + 1])
         following = renoise(x0, here.pick(noise[:, step + 1]), lower) if step + 1 < noise.shape[1] else x0
         x = here.put(x, torch.where(_wide(lower) > 0, following, x0))
-    return x, read_chunk(generator, state, x, embeds)
+    return x, update_cache(generator, state, x, embeds)
 
 
 def _predict(

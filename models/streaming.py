@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..noise import stream_keys
 from .cache import KVCache
 from .codec import DecodeState
-from .generator import StreamState, generate_chunk, read_chunk
+from .generator import StreamState, generate_chunk, update_cache
 from .stream_files import StreamingParts, load, save
 
 
@@ -181,7 +181,7 @@ class Stream(Iterator[Tensor]):
         odd = latents.shape[1] % self.parts.generator.frames_per_chunk
         whole = latents[:, odd:].split(self.parts.generator.frames_per_chunk, 1)
         for chunk in ((latents[:, :odd],) if odd else ()) + (whole if latents.shape[1] > odd else ()):
-            self.state = read_chunk(self.parts.generator, self.state, chunk, self._embeds)
+            self.state = update_cache(self.parts.generator, self.state, chunk, self._embeds)
             _, self._decode = self.parts.codec.decode_stream(chunk, self._decode)
 
     def take(self, rows: Sequence[int] | Tensor) -> Stream:

@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointError
 from ..envs.prompt_source import PromptSampler
 from ..envs.stack import Stack
 from ..models.codec import Codec
-from ..models.generator import Generator, StreamState, Transition, generate_chunk, prediction, read_chunk
+from ..models.generator import DenoisingStep, Generator, StreamState, generate_chunk, prediction, update_cache
 from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
 from ..rewards.measures import MEASURES
@@ -42,7 +42,7 @@ class GuardConfig:
     clips: int = 2
     """K, at least 2: clips of each, with the same noise every time."""
     patience: int = 2
-    """Strikes in a row that stop the training."""
+    """Bad evaluations in a row that stop the training."""
     margin: float = 1.0
     """Standard errors of the paired difference by which the held-out reward may lie below its best."""
     sharpness: float = 0.6
@@ -111,7 +111,7 @@ class Guard:
     optimiser's state nor averaged weights. codec, layout: of the clips. reward: what is trained on. heldout: what
     decides, on which nothing may be trained. prompts: best of another split than the training's.
 
-    `stopped`: whether the training is to end. `why`: what happened when weights were put back, else empty.
+    `stopped`: whether the training is to end. `stop_reason`: what happened when weights were put back, else empty.
     `counts`: what the looks have spent; both rewards count.
     """
 
@@ -132,33 +132,35 @@ class Guard:
         self.start: EvalPoint | None = None
         self.best: EvalPoint | None = None
         self.weights: dict[str, Tensor] = {}
-        self.strikes = 0
-        self.stopped, self.why = False, ""
+        self.bad_evals = 0
+        self.stopped, self.stop_reason = False, ""
         self.counts = ComputeUsage()
         self._charge = ""
 
-    def due(self, update: int, last: int) -> bool:
+    def should_run(self, update: int, last: int) -> bool:
         """Whether to look after this update of `last`: at the start, every so many, and at the end."""
         if not update:
             return self.start is None
         return update % self.config.every == 0 or update == last
 
-    def look(self, update: int) -> dict[str, float]:
-        """Look, judge, and where it is time, stop and put the best weights back; returns what is to be logged."""
+    def evaluate(self, update: int) -> dict[str, float]:
+        """Evaluate, judge, and where it is time, stop and put the best weights back; returns what is to be logged."""
         started = time.monotonic()
-        self.why = self.why if self.stopped else ""
+        self.stop_reason = self.stop_reason if self.stopped else ""
         now = self._see(update)
         self._judge(now)
         self.counts.seconds += time.monotonic() - started
-        return {f"guard/{name}": value for name, value in now.values.items()} | {"guard/strikes": float(self.strikes)}
+        return {f"guard/{name}": value for name, value in now.values.items()} | {
+            "guard/bad_evals": float(self.bad_evals)
+        }
 
-    def close(self) -> None:
-        """The training has ended: with strikes pending, put the best weights back."""
-        if self.strikes and not self.stopped:
+    def on_train_end(self) -> None:
+        """The training has ended: after bad evaluations, put the best weights back."""
+        if self.bad_evals and not self.stopped:
             self._roll_back()
-            self.strikes = 0
+            self.bad_evals = 0
 
-    def fail(self, error: str) -> None:
+    def on_train_error(self, error: str) -> None:
         """The training cannot go on: stop it and put the best weights back."""
         self._charge, self.stopped = f"the training diverged ({error})", True
         self._roll_back()
@@ -172,7 +174,7 @@ class Guard:
             if look is not None:
                 groups["looks"][name] = look.heldout
                 meta["looks"][name] = {"update": look.update, "values": look.values}
-        flags = {name: getattr(self, name) for name in ("strikes", "stopped", "why", "_charge")}
+        flags = {name: getattr(self, name) for name in ("bad_evals", "stopped", "stop_reason", "_charge")}
         return groups, {**meta, "flags": flags}
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
@@ -184,8 +186,9 @@ class Guard:
         self.reference.load_state_dict(groups["reference"])
         for name, told in meta["looks"].items():
             setattr(self, name, EvalPoint(told["update"], groups["looks"][name].to(device), told["values"]))
+        former = {"strikes": "bad_evals", "why": "stop_reason"}
         for name, value in meta["flags"].items():
-            setattr(self, name, value)
+            setattr(self, former.get(name, name), value)
         self.counts = ComputeUsage(**meta["counts"])
 
     @torch.no_grad()
@@ -217,9 +220,9 @@ class Guard:
         chunks, distances = list[Tensor](), list[Tensor]()
         for number, prompts in enumerate(embeds.unbind(1)):
             if number and stochastic:
-                held = read_chunk(start, held, chunks[-1][first], embeds[first, number - 1])
-            chunk, transitions, state = generate_chunk(self.generator, state, prompts)
-            step = transitions[number % (len(transitions) - 1)] if stochastic else None
+                held = update_cache(start, held, chunks[-1][first], embeds[first, number - 1])
+            chunk, denoising_steps, state = generate_chunk(self.generator, state, prompts)
+            step = denoising_steps[number % (len(denoising_steps) - 1)] if stochastic else None
             distances.append(self._distance(step, start, held, prompts[first]) if step else embeds.new_zeros(()))
             chunks.append(chunk)
         self.counts.chunks += len(keys) * len(chunks)
@@ -227,7 +230,7 @@ class Guard:
         self.counts.reference_calls += len(held.keys) * (2 * len(chunks) - 1) * stochastic
         return torch.cat(chunks, 1), torch.stack(distances)
 
-    def _distance(self, step: Transition, start: Generator, held: StreamState, prompts: Tensor) -> Tensor:
+    def _distance(self, step: DenoisingStep, start: Generator, held: StreamState, prompts: Tensor) -> Tensor:
         """KL of a step's kernel from the start's, per element, for the first clip of every prompt; held: those streams
         as the start has read them."""
         x, x0 = step.x[:: self.config.clips], step.x0[:: self.config.clips]
@@ -248,22 +251,22 @@ class Guard:
         if not broken and now.values["heldout"] > self.best.values["heldout"]:
             return self._keep(now)
         below = fallen(now.heldout, self.best.heldout, self.config.margin)
-        self.strikes = self.strikes + 1 if below or broken else 0
-        if not self.strikes:
+        self.bad_evals = self.bad_evals + 1 if below or broken else 0
+        if not self.bad_evals:
             return
         self._charge = charge(now, self.best, below, broken)
-        if self.strikes >= self.config.patience:
+        if self.bad_evals >= self.config.patience:
             self.stopped = True
             self._roll_back()
 
     def _keep(self, now: EvalPoint) -> None:
-        self.best, self.strikes = now, 0
+        self.best, self.bad_evals = now, 0
         self.weights = {name: value.detach().clone() for name, value in self.generator.model.state_dict().items()}
 
     def _roll_back(self) -> None:
         assert self.best is not None
         self.generator.model.load_state_dict(self.weights)
-        self.why = f"{self._charge}; the weights of update {self.best.update} are back"
+        self.stop_reason = f"{self._charge}; the weights of update {self.best.update} are back"
 
 
 def guard_of(stack: Stack, config: GuardConfig, student: Generator) -> Guard:

@@ -92,17 +92,17 @@ class Learner(Generic[Trained]):
         if not self.parameters:
             raise ValueError("nothing to train: no parameter of the module requires a gradient")
         self.optimizers = config.optimizers(module)
-        self.mean = [p.detach().clone() for p in self.parameters] if config.ema else []
+        self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.updates = self.skipped = self._skipped_in_a_row = 0
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss; call it as often as an update has parts, then `apply`."""
+        """Add the gradient of a scalar loss; call it as often as an update has parts, then `optimizer_step`."""
         if self.accelerator is None:
             loss.backward()
         else:
             self.accelerator.backward(loss)
 
-    def apply(self) -> dict[str, float]:
+    def optimizer_step(self) -> dict[str, float]:
         """One optimiser step on the gradients gathered. Returns `grad_norm` before clipping, and `skipped` (0 or 1)."""
         self._average_over_processes()
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
@@ -122,17 +122,17 @@ class Learner(Generic[Trained]):
             optimizer.zero_grad(set_to_none=True)
 
     def step(self, loss: Tensor) -> dict[str, float]:
-        """`backward` and `apply`; returns also `loss`."""
+        """`backward` and `optimizer_step`; returns also `loss`."""
         self.backward(loss)
-        return {"loss": float(loss.detach()), **self.apply()}
+        return {"loss": float(loss.detach()), **self.optimizer_step()}
 
-    def averaged(self) -> Trained:
+    def ema_model(self) -> Trained:
         """A copy of the module with the averaged weights; ValueError when the config keeps none."""
-        if not self.mean:
+        if not self.ema:
             raise ValueError("no averaged weights are kept: set LearnerConfig.ema")
         module = copy.deepcopy(self.module)
         with torch.no_grad():
-            torch._foreach_copy_([p for p in module.parameters() if p.requires_grad], self.mean)
+            torch._foreach_copy_([p for p in module.parameters() if p.requires_grad], self.ema)
         return module
 
     def state(self) -> tuple[Groups, dict[str, Any]]:
@@ -145,13 +145,13 @@ class Learner(Generic[Trained]):
         }
         for name, optimizer in self.optimizers.items():
             groups[name], meta[name] = pack_optimizer(optimizer)
-        if self.mean:
-            groups["mean"] = {str(place): value for place, value in enumerate(self.mean)}
+        if self.ema:
+            groups["mean"] = {str(place): value for place, value in enumerate(self.ema)}
         return groups, meta
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave; CheckpointError when it belongs to another module or config."""
-        if ("mean" in groups) != bool(self.mean):
+        if ("mean" in groups) != bool(self.ema):
             raise CheckpointError("the checkpoint and this config differ in whether averaged weights are kept")
         try:
             self.module.load_state_dict(groups["model"])
@@ -159,7 +159,7 @@ class Learner(Generic[Trained]):
             raise CheckpointError(f"the checkpoint holds weights of another module: {error}") from error
         for name, optimizer in self.optimizers.items():
             unpack_optimizer(optimizer, groups[name], meta[name])
-        for place, value in enumerate(self.mean):
+        for place, value in enumerate(self.ema):
             value.copy_(groups["mean"][str(place)])
         self.updates, self.skipped, self._skipped_in_a_row = meta["updates"], meta["skipped"], meta["in_a_row"]
 
@@ -184,9 +184,9 @@ class Learner(Generic[Trained]):
 
     @torch.no_grad()
     def _average_over_time(self) -> None:
-        if self.mean:
+        if self.ema:
             decay = self.config.ema_decay(self.updates)
-            torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
 
     def _skip(self, norm: float) -> None:
         self.skipped, self._skipped_in_a_row = self.skipped + 1, self._skipped_in_a_row + 1

@@ -43,19 +43,19 @@ class Callback(Protocol):
     stopped: bool
     """Whether the training is to end."""
 
-    def due(self, update: int, last: int) -> bool:
+    def should_run(self, update: int, last: int) -> bool:
         """Whether to look after this update of `last`; 0: before any that the watch has seen."""
         ...
 
-    def look(self, update: int) -> dict[str, float]:
+    def evaluate(self, update: int) -> dict[str, float]:
         """Look, and return what is to be logged."""
         ...
 
-    def close(self) -> None:
+    def on_train_end(self) -> None:
         """The training has ended."""
         ...
 
-    def fail(self, error: str) -> None:
+    def on_train_error(self, error: str) -> None:
         """The training cannot go on, and says why."""
         ...
 
@@ -96,8 +96,8 @@ def fit(
         _resume(trainer, guard, checkpoint)
     if bar is not None:
         bar.initial = bar.n = trainer.counts.updates
-    if guard is not None and guard.due(0, updates):
-        first = guard.look(trainer.counts.updates)
+    if guard is not None and guard.should_run(0, updates):
+        first = guard.evaluate(trainer.counts.updates)
         if log is not None:
             log(first, trainer.counts.updates)
     while trainer.counts.updates < updates and not (guard is not None and guard.stopped):
@@ -106,7 +106,7 @@ def fit(
         except NonFiniteError as error:
             if guard is None:
                 raise
-            guard.fail(str(error))
+            guard.on_train_error(str(error))
             if checkpoint is not None:
                 save_checkpoint(checkpoint, *_state(trainer, guard))
             break
@@ -115,10 +115,10 @@ def fit(
             continue
         if evaluate is not None and evaluate_every and done % evaluate_every == 0:
             measured |= evaluate()
-        if guard is not None and guard.due(done, updates):
-            measured |= guard.look(done)
+        if guard is not None and guard.should_run(done, updates):
+            measured |= guard.evaluate(done)
         if guard is not None and done == updates:
-            guard.close()
+            guard.on_train_end()
         if log is not None:
             log(measured, done)
         if bar is not None:

@@ -54,23 +54,23 @@ def main(args: Args) -> list[float]:
         with torch.no_grad():
             while not done:
                 prompt = observation["prompt"]
-                chunk, transitions, state = generate_chunk(generator, state, prompt)
+                chunk, denoising_steps, state = generate_chunk(generator, state, prompt)
                 observation, reward, terminated, _, _ = envs.step(chunk)
-                played.append((prompt, transitions))
+                played.append((prompt, denoising_steps))
                 rewards.append(reward)
                 done = bool(terminated[0])
         returns = torch.stack(rewards, 1).flip(1).cumsum(1).flip(1).unflatten(0, (-1, args.group))
         spread = returns.std(1, keepdim=True, correction=0)
         advantage = ((returns - returns.mean(1, keepdim=True)) / (spread + 1e-4)).flatten(0, 1)
         optimizer.zero_grad()
-        for number, (prompt, transitions) in enumerate(played):
-            for step in transitions[:-1]:
+        for number, (prompt, denoising_steps) in enumerate(played):
+            for step in denoising_steps[:-1]:
                 x0 = x0_from_v(step.x, model(step.x, step.sigma, prompt, cache=step.context), step.sigma)
                 kernel = Normal((1 - step.next_sigma) * x0, step.next_sigma)
                 log_prob = kernel.log_prob(step.x_next).flatten(1).mean(1)
                 even = step.next_sigma / (1 - step.next_sigma)
                 loss = -even * (advantage[:, number] * log_prob).mean()
-                (loss / (len(played) * (len(transitions) - 1))).backward()
+                (loss / (len(played) * (len(denoising_steps) - 1))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         history.append(float(returns[:, :, 0].mean()))

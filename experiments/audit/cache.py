@@ -18,7 +18,7 @@ from torch import Tensor
 from ...envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
 from ...envs.worlds.oracle import judge, judge_long
 from ...models.cache import CacheConfig
-from ...models.generator import StreamState, generate_chunk, read_chunk, stream
+from ...models.generator import StreamState, generate_chunk, stream, update_cache
 from ...models.streaming import StreamingGenerator
 from ...models.tiny import CHUNKS
 from ...noise import Domain, fold, stream_keys
@@ -207,7 +207,7 @@ def drift_rows(made: StreamingGenerator, name: str, cache: CacheConfig, config: 
         near, _, _ = generate_chunk(half.generator, states[1], embeds)
         free, _, after = generate_chunk(half.generator, states[2], embeds)
         both = ((single, states[0]), (half, states[1]))
-        states = [*(read_chunk(one.generator, state, x0, embeds) for one, state in both), after]
+        states = [*(update_cache(one.generator, state, x0, embeds) for one, state in both), after]
         error, apart = (float((one - x0).norm() / x0.norm()) for one in (near, free))
         rows.append({"kind": "drift", "policy": name, "chunk": chunk, "error": error, "apart": apart})
     bar.update()

@@ -106,7 +106,7 @@ class Still(Learner[CausalWan]):
         super().__init__(learner.module, learner.config)
         self.found: list[Tensor] = []
 
-    def apply(self) -> dict[str, float]:
+    def optimizer_step(self) -> dict[str, float]:
         """The gradient gathered, as one vector, to `found`."""
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         self.found.append(torch.cat([part.flatten() for part in parts]))

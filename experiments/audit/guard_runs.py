@@ -85,17 +85,17 @@ def work(attempt: Attempt) -> Result:
         return {"oracle": float(found.scores["total"].mean())}
 
     def looked() -> dict[str, float]:
-        return judged() | guard.look(trainer.counts.updates)
+        return judged() | guard.evaluate(trainer.counts.updates)
 
     begun = judged()
     every = attempt.guard.every
     if watched:
         fit(trainer, attempt.updates, log=note, evaluate=judged, evaluate_every=every, guard=guard)
     else:
-        note(guard.look(0), 0)
+        note(guard.evaluate(0), 0)
         fit(trainer, attempt.updates, log=note, evaluate=looked, evaluate_every=every)
-    ended = {"updates": trainer.counts.updates, "seconds": trainer.counts.seconds, "why": guard.why}
-    kept = guard.best.update if guard.why and guard.best else trainer.counts.updates
+    ended = {"updates": trainer.counts.updates, "seconds": trainer.counts.seconds, "why": guard.stop_reason}
+    kept = guard.best.update if guard.stop_reason and guard.best else trainer.counts.updates
     spent = {"kept": kept, "curve": curve, "guard": asdict(guard.counts)}
     return {}, examined(stack, student, attempt) | ended | spent
 

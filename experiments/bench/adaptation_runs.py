@@ -142,7 +142,7 @@ def work(task: ClipsTask | AdaptationTask) -> Result:
     clips = OrderClips.load(task.clips, task.order, task.plan.detection)
     if task.method == BASE:
         trainer, _ = _from_scratch(task, clips, 0)
-        return {"weights": dict(trainer.learner.averaged().state_dict())}, {"seconds": trainer.counts.seconds}
+        return {"weights": dict(trainer.learner.ema_model().state_dict())}, {"seconds": trainer.counts.seconds}
     if task.method == "retrain":
         _, looks = _from_scratch(task, clips, task.plan.fakes)
     else:
@@ -237,7 +237,7 @@ def _looked(trainer: Detection, clips: OrderClips, fakes: int) -> dict[str, floa
     """A look after so many fakes of the new family, and the clock: seconds of sampling them and of training."""
     seconds = fakes * clips.seconds[clips.order.new] + trainer.counts.seconds
     spent = {"fakes": fakes, "updates": trainer.counts.updates, "seconds": seconds}
-    return spent | clips.look(trainer.learner.averaged())
+    return spent | clips.look(trainer.learner.ema_model())
 
 
 def _untrained(seed: int, detection: DetectionConfig) -> ClipDetector:

@@ -88,7 +88,7 @@ class DetectorRecipe:
         trainer = Detection(self.detection(), detector, drawn(learned[REAL_FOOTAGE]), fakes, FRAMES_PER_CHUNK)
         trainer.weights = self.weights
         train(name, trainer, self.schedule, out)
-        trained = trainer.learner.averaged().eval()
+        trained = trainer.learner.ema_model().eval()
 
         def films(split: str, real: int, families: Iterable[str]) -> dict[str, Tensor]:
             found = clips(self.examined(real, families), split)

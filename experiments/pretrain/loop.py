@@ -94,7 +94,7 @@ def pretrain(
     trainer = Regression(schedule, model, loss, launched(), data)
 
     def averaged() -> M:
-        return trainer.learner.averaged().requires_grad_(False)
+        return trainer.learner.ema_model().requires_grad_(False)
 
     evaluate = None if measure is None else lambda: measure(averaged())
     train(name, trainer, schedule, out, evaluate, measure_every)

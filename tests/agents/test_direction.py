@@ -17,7 +17,7 @@ from reelgym.agents.direction import (
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import augmented, reward_direction
-from reelgym.agents.rollout import DenoisingStep
+from reelgym.agents.rollout import GatheredStep
 from reelgym.models.sampler import FlowSDE, Kernel, consistency
 from reelgym.noise import stream_keys
 from reelgym.rewards.windows import clip_prompts
@@ -99,7 +99,7 @@ def test_the_pull_of_a_policys_ask_is_the_gradient_of_the_kl(kernel, rescale):
     kl = kl_divergence(normal_of(kernel, x, leaf), normal_of(kernel, x, reference))
     (scale_of(kernel, rescale) * kl).sum().backward()
     stiffness = (
-        PolicyGradient(rescale=rescale)._sample(DenoisingStep(x, torch.ones(3), x, x0, kernel)).kl_weight.expand(3)
+        PolicyGradient(rescale=rescale)._sample(GatheredStep(x, torch.ones(3), x, x0, kernel)).kl_weight.expand(3)
     )
     torch.testing.assert_close(reference_direction(x0, reference, stiffness), leaf.grad)
 
@@ -132,7 +132,7 @@ def test_a_policys_push_is_the_gradient_of_ppos_objective(kernel, rescale, weigh
     objective = clipped if clip else log_probs[0].flatten(1).mean(1) * advantage
     (scale_of(kernel, rescale).flatten() * objective if rescale else objective).sum().neg().backward()
     policy = PolicyGradient(rescale=rescale, clip_coef=clip)
-    ask = policy._sample(DenoisingStep(x, torch.ones(3), x_next, x0, kernel))
+    ask = policy._sample(GatheredStep(x, torch.ones(3), x_next, x0, kernel))
     direction, measured = policy.loss_gradient(ask, x0, old, advantage, weight)
     torch.testing.assert_close(direction / x0[0].numel(), leaf.grad, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(

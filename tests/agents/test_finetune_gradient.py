@@ -13,7 +13,7 @@ from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import RewardGradient, reward_direction
-from reelgym.models.generator import StreamState, prediction, read_clip
+from reelgym.models.generator import StreamState, prediction, prefill
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.sampler import FlowSDE, consistency, x0_from_v
 from reelgym.noise import fold
@@ -47,10 +47,10 @@ def gradient(trainer):
 def updated(trainer, monkeypatch):
     """The gradient of an update, and what was played and credited for it."""
     found = {}
-    play, credit, apply = trainer._play, trainer._estimate, trainer.learner.apply
+    play, credit, step = trainer._play, trainer._estimate, trainer.learner.optimizer_step
     monkeypatch.setattr(trainer, "_play", lambda: found.setdefault("played", play()))
     monkeypatch.setattr(trainer, "_estimate", lambda played: found.setdefault("credit", credit(played)))
-    monkeypatch.setattr(trainer.learner, "apply", lambda: found.update(gradient=gradient(trainer)) or apply())
+    monkeypatch.setattr(trainer.learner, "optimizer_step", lambda: found.update(gradient=gradient(trainer)) or step())
     model = copy.deepcopy(trainer.generator.model)
     trainer.update()
     trainer.generator.model.load_state_dict(model.state_dict())
@@ -76,7 +76,7 @@ def perplexity(trainer, played, turn):
 
 
 def predicted(trainer, played, turn, x, sigma):
-    v = trainer.generator.model(x, sigma, played.embeds[:, turn.number], cache=turn.transitions[0].context)
+    v = trainer.generator.model(x, sigma, played.embeds[:, turn.number], cache=turn.denoising_steps[0].context)
     return x0_from_v(x, v, sigma)
 
 
@@ -102,15 +102,17 @@ def test_the_gradient_of_an_update_is_the_policy_gradient(make, monkeypatch, dir
             p.add_(0.01)
     found, played, _, advantage = updated(trainer, monkeypatch)
     assert advantage.abs().max() > 0.1
-    assert played.steps[0].transitions[0].kernel == (FlowSDE(0.7) if direction.noise_level else consistency)(1.0, 6 / 7)
+    assert played.steps[0].denoising_steps[0].kernel == (FlowSDE(0.7) if direction.noise_level else consistency)(
+        1.0, 6 / 7
+    )
     loss = torch.zeros(())
     for number, turn in enumerate(played.steps):
         weight = perplexity(trainer, played, turn) if trainer.config.advantage.perplexity else 1.0
-        for t in turn.transitions[:-1]:
+        for t in turn.denoising_steps[:-1]:
             k, level = t.kernel, torch.full((6,), t.sigma)
             scale = k.std / k.pull if direction.rescale else 1.0
             start = replace(trainer.actor, model=trainer.reference)
-            state = read_clip(start, StreamState.start(torch.zeros(6, dtype=torch.long)), turn.past, played.embeds)
+            state = prefill(start, StreamState.start(torch.zeros(6, dtype=torch.long)), turn.past, played.embeds)
             frozen = prediction(start, state, t.x, level, played.embeds[:, turn.number])
             x0 = predicted(trainer, played, turn, t.x, level)
             law, held = (Normal(k.keep * t.x + k.pull * y, k.std) for y in (x0, frozen))
@@ -161,7 +163,7 @@ def test_the_forward_process_noises_chunks_afresh(make, among, alike):
         for noise in drawn if alike else ():
             torch.testing.assert_close(noise, noise[::group].repeat_interleave(group, 0), atol=1e-4, rtol=1e-4)
         noises += [noise[::group] if alike else noise for noise in drawn]
-        noises.append(turn.transitions[0].x)
+        noises.append(turn.denoising_steps[0].x)
     table = torch.cat([noise.flatten(1) for noise in noises])
     assert table.mean().abs() < 0.05 and abs(table.std() - 1) < 0.05
     assert table.corrcoef().fill_diagonal_(0).abs().max() < 0.4  # of 192 numbers each: none is used twice
@@ -174,7 +176,7 @@ def test_the_gradient_of_an_update_is_the_reward_gradient(make, monkeypatch):
     prompts = clip_prompts(played.embeds, played.texts)
     towards, _ = reward_direction(played.latents, prompts, scorer, trainer.env.codec, fold(keys, 1), 0.03, 1)
     for turn, part in zip(played.steps, towards.split(3, 1), strict=True):
-        last = turn.transitions[-1]
+        last = turn.denoising_steps[-1]
         x0 = predicted(trainer, played, turn, last.x, last.sigma)
         torch.testing.assert_close(x0, turn.chunk)
         (part * x0).mean().div(4).backward()

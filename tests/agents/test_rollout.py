@@ -8,7 +8,7 @@ import torch
 from reelgym.agents.rollout import GeneratorPolicy, gather_steps, rollout
 from reelgym.distill.trainer import self_forcing
 from reelgym.envs.stream_gen import StreamGenVectorEnv
-from reelgym.models.generator import StreamState, denoise_chunk, prediction, read_chunk, read_clip, stream
+from reelgym.models.generator import StreamState, denoise_chunk, prediction, prefill, stream, update_cache
 from reelgym.models.sampler import FlowSDE
 from reelgym.models.wan import CacheConfig
 from reelgym.noise import normal, stream_keys
@@ -71,7 +71,7 @@ def test_policy_and_environment_agree(generator, env, prompts, prefix, shared):
     assert [turn.number for turn in done.steps] == list(range(opening(done), 4))
     for turn in done.steps:
         ends = torch.cat((turn.past, turn.chunk), 1)
-        assert turn.past.shape[1] == 3 * turn.number and torch.equal(turn.chunk, turn.transitions[-1].x0)
+        assert turn.past.shape[1] == 3 * turn.number and torch.equal(turn.chunk, turn.denoising_steps[-1].x0)
         for seen, clip, position in (
             (turn.observation, turn.past, turn.number),
             (turn.next_observation, ends, turn.number + 1),
@@ -88,9 +88,9 @@ def test_policy_and_environment_agree(generator, env, prompts, prefix, shared):
 def test_its_predictions_are_the_models_own_after_the_past(generator, env, prompts, prefix, shared):
     for turn in played(generator, env, prompts, prefix, shared).steps:
         for step in range(LEVELS):
-            choice = gather_steps(turn.transitions, torch.full((6,), step))
+            choice = gather_steps(turn.denoising_steps, torch.full((6,), step))
             embeds = prompts.encode(env.state.texts)[0]
-            state = read_clip(generator, StreamState.start(stream_keys(3, 6)), turn.past, embeds)
+            state = prefill(generator, StreamState.start(stream_keys(3, 6)), turn.past, embeds)
             found = prediction(generator, state, choice.x, choice.sigma, embeds[:, turn.number])
             torch.testing.assert_close(found, choice.x0)
 
@@ -106,11 +106,11 @@ def test_a_stream_followed_through_its_survivors_is_what_the_generator_makes_alo
         noise = [normal(keys[rows - rows % GROUP if step < shared else rows], turn.number, step, (3, 4, 4, 4))
                  for step in range(LEVELS)]  # fmt: skip
         embeds = done.embeds[:, turn.number]
-        alone, transitions = denoise_chunk(generator, state, embeds, noise=torch.stack(noise, 1))
+        alone, denoising_steps = denoise_chunk(generator, state, embeds, noise=torch.stack(noise, 1))
         torch.testing.assert_close(turn.chunk[rows], alone)
-        for mine, its in zip(turn.transitions, transitions, strict=True):
+        for mine, its in zip(turn.denoising_steps, denoising_steps, strict=True):
             torch.testing.assert_close(mine.x_next[rows], its.x_next)
-        state = read_chunk(generator, state, alone, embeds)
+        state = update_cache(generator, state, alone, embeds)
     assert len({tuple(line.tolist()) for line in lines}) > 1
 
 
@@ -118,7 +118,7 @@ def test_a_stream_followed_through_its_survivors_is_what_the_generator_makes_alo
 def test_continuations_share_their_past_and_differ_in_the_chunk(generator, env, prompts, shared):
     for turn in played(generator, env, prompts, "local", shared).steps:
         parts = {"past": turn.past, "chunk": turn.chunk}
-        parts |= {f"x{step}": t.x for step, t in enumerate(turn.transitions)}
+        parts |= {f"x{step}": t.x for step, t in enumerate(turn.denoising_steps)}
         together = {"past"} | {f"x{step}" for step in range(shared)}
         for name, value in parts.items():
             same = [torch.equal(value[row], value[other]) for row in range(6) for other in range(row)
@@ -137,11 +137,11 @@ def test_an_opening_is_its_first_streams_own_and_what_follows_differs(generator,
         assert torch.equal(done.steps[0].past, done.steps[0].past[leaders])
     state = StreamState.start(keys)
     for number, embeds in enumerate(done.embeds[:, :chunks].unbind(1)):
-        state = read_chunk(generator, state, done.steps[0].past[:, 3 * number : 3 * number + 3], embeds)
+        state = update_cache(generator, state, done.steps[0].past[:, 3 * number : 3 * number + 3], embeds)
     for turn in done.steps:
         alone, _ = denoise_chunk(generator, state, done.embeds[:, turn.number])
         torch.testing.assert_close(turn.chunk, alone)
-        state = read_chunk(generator, state, alone, done.embeds[:, turn.number])
+        state = update_cache(generator, state, alone, done.embeds[:, turn.number])
         assert all(not torch.equal(turn.chunk[row], turn.chunk[row - 1]) for row in range(1, 6))
     for before, after in zip(done.steps, done.steps[1:], strict=False):
         assert torch.equal(after.past, torch.cat((before.past, before.chunk), 1))
@@ -208,9 +208,9 @@ def test_chosen_transitions_are_draws_of_their_kernels(generator, env, prompts, 
     generator = generator if kernel is None else replace(generator, kernel=kernel)
     pick, keys = torch.tensor([0, 1, 2, 2, 1, 0]), stream_keys(3, 6)
     for turn in played(generator, env, prompts).steps:
-        choice = gather_steps(turn.transitions, pick)
+        choice = gather_steps(turn.denoising_steps, pick)
         for row, step in enumerate(pick.tolist()):
-            t = turn.transitions[step]
+            t = turn.denoising_steps[step]
             assert torch.equal(choice.x[row], t.x[row]) and torch.equal(choice.x0[row], t.x0[row])
             assert choice.sigma[row] == torch.tensor(generator.sigmas[step])
         eps = torch.stack([normal(keys, turn.number, step + 1, (3, 4, 4, 4)) for step in range(3)])
@@ -248,19 +248,19 @@ def test_rollouts_of_a_short_window_evict_and_blend(env, generator, prompts, how
     short = replace(generator, model=generator.model.with_cache(cache))
     keys = stream_keys(0, 6)
     played = rollout(env, GeneratorPolicy(short, grad=True), keys, repeated(prompts, 6, 1))
-    assert [turn.transitions[0].context.frames for turn in played.steps[1:]] == [(0, 1, 2), (0, 4, 5), (0, 7, 8)]
+    assert [turn.denoising_steps[0].context.frames for turn in played.steps[1:]] == [(0, 1, 2), (0, 4, 5), (0, 7, 8)]
     assert short.evicted_in(4) == 6 and generator.evicted_in(4) == 0 and short.evicted_in(1) == 0
     expected = stream(short, played.embeds, keys)
     torch.testing.assert_close(played.latents.detach(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(self_forcing(short, played.embeds, keys, 3, True).detach(), expected, atol=1e-5, rtol=0)
     assert (expected - stream(generator, played.embeds, keys))[:, 6:].abs().max() > 1e-3
-    first, last = (turn.transitions[0].context.keys[0] for turn in (played.steps[1], played.steps[3]))
+    first, last = (turn.denoising_steps[0].context.keys[0] for turn in (played.steps[1], played.steps[3]))
     assert (first[:, :4] - last[:, :4]).abs().max() > 1e-4
     for turn in played.steps:
         (gradient,) = torch.autograd.grad(turn.chunk.square().sum(), short.model.transformer.proj_out.weight)
         assert gradient.isfinite().all() and gradient.any()
     turn = played.steps[3]
-    step = turn.transitions[-1]
-    state = read_clip(short, StreamState.start(keys), turn.past, played.embeds)
+    step = turn.denoising_steps[-1]
+    state = prefill(short, StreamState.start(keys), turn.past, played.embeds)
     found = prediction(short, state, step.x, torch.full((6,), step.sigma), played.embeds[:, 3])
     torch.testing.assert_close(found, step.x0, atol=1e-5, rtol=0)

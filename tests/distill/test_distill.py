@@ -80,8 +80,8 @@ def test_self_forcing_leaves_every_chunk_at_the_same_step(generator, prompts):
     x0 = self_forcing(generator, embeds, keys, 1, True)
     state = StreamState.start(keys)
     for chunk in range(4):
-        expected, transitions, state = generate_chunk(generator, state, embeds[:, chunk], exit_step=1)
-        assert len(transitions) == 2 and torch.equal(x0[:, 3 * chunk : 3 * chunk + 3].detach(), expected)
+        expected, denoising_steps, state = generate_chunk(generator, state, embeds[:, chunk], exit_step=1)
+        assert len(denoising_steps) == 2 and torch.equal(x0[:, 3 * chunk : 3 * chunk + 3].detach(), expected)
 
 
 def test_gradient_does_not_cross_chunks(generator, prompts):

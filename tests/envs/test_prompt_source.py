@@ -11,7 +11,7 @@ from reelgym.envs.worlds.grammar import GRAMMARS
 from reelgym.envs.worlds.scene import BACKGROUND
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.models.cache import KVCache
-from reelgym.models.generator import read_chunk, stream
+from reelgym.models.generator import stream, update_cache
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.tiny import build_generator, load_tiny
 from reelgym.noise import stream_keys
@@ -87,8 +87,8 @@ def test_a_policy_that_joins_late_reads_the_window(stack, monkeypatch):
     policy.reset(stream_keys(0, 1))
     read = []
     monkeypatch.setattr(
-        "reelgym.agents.rollout.read_chunk",
-        lambda *args: read.append(float(args[2].mean())) or read_chunk(*args),
+        "reelgym.agents.rollout.update_cache",
+        lambda *args: read.append(float(args[2].mean())) or update_cache(*args),
     )
     policy.act(observation)
     assert read[:2] == [1, 2] and len(read) == 3 and policy.state.chunk == 4 and isinstance(policy.state.cache, KVCache)

@@ -64,8 +64,8 @@ def test_the_generators_transitions_played_through_it_are_its_clip_in_stream_gen
     state, gained, returned = StreamState.start(keys), 0, 0
     for _ in range(layout.chunks):
         with torch.no_grad():
-            chunk, transitions, state = generate_chunk(generator, state, observation["prompt"])
-        for transition in transitions:
+            chunk, denoising_steps, state = generate_chunk(generator, state, observation["prompt"])
+        for transition in denoising_steps:
             assert torch.equal(observation["noisy"], transition.x)
             assert (observation["sigma"] == torch.tensor(transition.sigma)).all()
             observation, reward_of_step, terminated, _, _ = env.step(transition.x_next)

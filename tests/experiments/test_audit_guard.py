@@ -24,7 +24,7 @@ def test_it_runs_and_goes_on(stack, tmp_path, capsys, monkeypatch):
     curves = [[row for row in results["rows"] if row["kind"] == "curve" and row["end"] == end] for end in runs]
     assert curves[0] == [] and [row["update"] for row in curves[1]] == [0, 1]
     for one, other in zip(*curves[1:], strict=True):
-        assert {**one, "end": ""} == {**other, "end": "", "strikes": one["strikes"]}
+        assert {**one, "end": ""} == {**other, "end": "", "bad_evals": one["bad_evals"]}
     monkeypatch.setattr(guard_runs, "guard_of", None)
     assert cli.main(args) == 0 and capsys.readouterr().out == first
 

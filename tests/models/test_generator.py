@@ -1,4 +1,4 @@
-"""The denoising loop: batches, forks, transitions and gradients."""
+"""The denoising loop: batches, forks, denoising_steps and gradients."""
 
 from dataclasses import replace
 
@@ -13,9 +13,9 @@ from reelgym.models.generator import (
     chunks,
     denoise_chunk,
     generate_chunk,
-    read_chunk,
-    read_clip,
+    prefill,
     stream,
+    update_cache,
 )
 from reelgym.models.sampler import kernel_log_prob, renoise, step_sigmas, x0_from_v
 from reelgym.models.wan import CacheConfig, CausalWan
@@ -67,26 +67,26 @@ def test_a_stream_is_the_same_in_any_batch():
 def test_chunks_are_those_of_generate_chunk_and_go_on_from_given_ones():
     gen, keys, embeds = generator(), stream_keys(0, 3), prompts()
     made = list(chunks(gen, embeds, keys))
-    x0, transitions, state = generate_chunk(gen, after(gen, keys, embeds), embeds[:, 2])
-    assert torch.equal(made[2][0], x0) and torch.equal(made[2][1][0].x, transitions[0].x) and made[2][2].chunk == 3
+    x0, denoising_steps, state = generate_chunk(gen, after(gen, keys, embeds), embeds[:, 2])
+    assert torch.equal(made[2][0], x0) and torch.equal(made[2][1][0].x, denoising_steps[0].x) and made[2][2].chunk == 3
     opening = torch.cat((made[0][0], made[1][0]), 1)
     again = list(chunks(gen, embeds, keys, given=opening.split(3, 1)))
     assert [len(steps) for _, steps, _ in again] == [0, 0, 4, 4]
     assert all(torch.equal(one[0], other[0]) for one, other in zip(made, again, strict=True))
-    read = read_clip(gen, StreamState.start(keys), opening, embeds)
+    read = prefill(gen, StreamState.start(keys), opening, embeds)
     assert read.chunk == 2 and torch.equal(read.cache.keys[1], made[1][2].cache.keys[1])
-    assert read_clip(gen, state, opening[:, :0], embeds) is state
+    assert prefill(gen, state, opening[:, :0], embeds) is state
 
 
 @torch.no_grad()
 def test_transitions_tell_the_whole_story():
     gen, keys, embeds = generator(), stream_keys(0, 3), prompts()
     state = after(gen, keys, embeds)
-    x0, transitions, following = generate_chunk(gen, state, embeds[:, 2])
-    assert [t.sigma for t in transitions] == list(gen.sigmas)
-    assert [t.next_sigma for t in transitions] == [*gen.sigmas[1:], 0.0]
+    x0, denoising_steps, following = generate_chunk(gen, state, embeds[:, 2])
+    assert [t.sigma for t in denoising_steps] == list(gen.sigmas)
+    assert [t.next_sigma for t in denoising_steps] == [*gen.sigmas[1:], 0.0]
     x = normal(keys, 2, 0, SHAPE)
-    for step, t in enumerate(transitions):
+    for step, t in enumerate(denoising_steps):
         assert torch.equal(t.x, x) and t.context is state.cache
         v = gen.model(x, t.sigma, embeds[:, 2], cache=t.context)
         assert torch.equal(t.x0, x0_from_v(x, v, t.sigma))
@@ -95,7 +95,7 @@ def test_transitions_tell_the_whole_story():
             assert torch.equal(t.x_next, renoise(t.x0, normal(keys, 2, step + 1, SHAPE), t.next_sigma))
             assert kernel_log_prob(t.x_next, t.x0, t.next_sigma).isfinite().all()
         x = t.x_next
-    assert torch.equal(x, x0) and torch.equal(transitions[-1].x0, x0)
+    assert torch.equal(x, x0) and torch.equal(denoising_steps[-1].x0, x0)
     assert following.chunk == 3 and following.cache.next_frame == 9 and following.keys is keys
     written = gen.model.write(x0, embeds[:, 2], state.cache)
     assert torch.equal(written.keys[1], following.cache.keys[1])
@@ -130,9 +130,9 @@ def test_noise_may_be_handed_in():
 def test_only_the_exit_step_carries_gradient(exit_step):
     gen, keys, embeds = generator(), stream_keys(0, 3), prompts()
     state = after(gen, keys, embeds)
-    x0, transitions, following = generate_chunk(gen, state, embeds[:, 2], exit_step=exit_step, grad=True)
-    assert len(transitions) == exit_step + 1 and transitions[-1].x0 is x0 and x0.requires_grad
-    free = [t for step in transitions for t in (step.x, step.x_next)] + [t.x0 for t in transitions[:-1]]
+    x0, denoising_steps, following = generate_chunk(gen, state, embeds[:, 2], exit_step=exit_step, grad=True)
+    assert len(denoising_steps) == exit_step + 1 and denoising_steps[-1].x0 is x0 and x0.requires_grad
+    free = [t for step in denoising_steps for t in (step.x, step.x_next)] + [t.x0 for t in denoising_steps[:-1]]
     free += [*following.cache.keys, *following.cache.values]
     assert not any(t.requires_grad for t in free)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_only_the_exit_step_carries_gradient(exit_step):
     (x0 * weight).sum().backward()
     found = [p.grad.clone() for p in gen.model.parameters()]
     gen.model.zero_grad()
-    t = transitions[-1]
+    t = denoising_steps[-1]
     again = x0_from_v(t.x, gen.model(t.x, t.sigma, embeds[:, 2], cache=t.context), t.sigma)
     (again * weight).sum().backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(found, gen.model.parameters(), strict=True))
@@ -151,8 +151,8 @@ def test_only_the_exit_step_carries_gradient(exit_step):
 
 def test_by_default_nothing_carries_gradient():
     gen, embeds = generator(), prompts()
-    x0, transitions, _ = generate_chunk(gen, StreamState.start(stream_keys(0, 3)), embeds[:, 0])
-    assert not x0.requires_grad and not any(t.x0.requires_grad for t in transitions)
+    x0, denoising_steps, _ = generate_chunk(gen, StreamState.start(stream_keys(0, 3)), embeds[:, 0])
+    assert not x0.requires_grad and not any(t.x0.requires_grad for t in denoising_steps)
 
 
 def test_the_window_bounds_the_cache():
@@ -174,18 +174,18 @@ def test_a_switched_prompt_is_read_into_the_window_where_the_cache_says_so():
     new = embeds[:, 3].clone()
     new[1] = embeds[1, 0]
     plain, _, _ = generate_chunk(kept, state, new)
-    switched, transitions, following = generate_chunk(read, state, new)
+    switched, denoising_steps, following = generate_chunk(read, state, new)
     cache = read.model.recache(state.cache, new)
     assert torch.equal(switched[1], plain[1]) and (switched[0] - plain[0]).abs().max() > 1e-4
-    assert torch.equal(transitions[0].context.keys[1][0], cache.keys[1][0])
-    assert torch.equal(transitions[0].context.keys[1][1], state.cache.keys[1][1])
+    assert torch.equal(denoising_steps[0].context.keys[1][0], cache.keys[1][0])
+    assert torch.equal(denoising_steps[0].context.keys[1][1], state.cache.keys[1][1])
     assert torch.equal(following.cache.keys[1][0, : 6 * 6], cache.keys[1][0]) and following.prompt is new
     assert at_prompt(read, following, new) is following and at_prompt(kept, state, new) is state
     same, _, _ = generate_chunk(read, state, state.prompt)
     assert torch.equal(same, generate_chunk(kept, state, state.prompt)[0])
     latents, steps = denoise_chunk(read, at_prompt(read, state, new), new)
     assert torch.equal(latents, switched) and len(steps) == 4
-    assert torch.equal(read_chunk(read, state, latents, new).cache.keys[1], following.cache.keys[1])
+    assert torch.equal(update_cache(read, state, latents, new).cache.keys[1], following.cache.keys[1])
     rows = torch.tensor([2, 0])
     assert torch.equal(following.take(rows).prompt, new[rows])
 
@@ -201,5 +201,5 @@ def test_half_precision_does_not_drift_in_the_cache():
         x0, _ = denoise_chunk(single, states[0], embeds)
         other, _ = denoise_chunk(half, states[1], embeds)
         errors.append(float((other - x0).norm() / x0.norm()))
-        states = [read_chunk(gen, state, x0, embeds) for gen, state in zip((single, half), states, strict=True)]
+        states = [update_cache(gen, state, x0, embeds) for gen, state in zip((single, half), states, strict=True)]
     assert max(errors) < 0.05 and sum(errors[-50:]) < 1.5 * sum(errors[:50])

@@ -73,18 +73,18 @@ def test_a_look_changes_nothing(make):
     (plain, _), (watched, guard) = make(), make(sign=1, every=2)
     fit(plain, 3)
     logged = fitted(watched, 3, guard)
-    assert torch.equal(weights(plain), weights(watched)) and not guard.stopped and guard.why == ""
+    assert torch.equal(weights(plain), weights(watched)) and not guard.stopped and guard.stop_reason == ""
     assert [row["update"] for row in logged if "guard/heldout" in row] == [0, 2, 3]
     state, before = torch.get_rng_state(), weights(watched)
-    first, second = guard.look(4), guard.look(4)
+    first, second = guard.evaluate(4), guard.evaluate(4)
     assert first == second and torch.equal(torch.get_rng_state(), state) and torch.equal(weights(watched), before)
     assert replace(plain.counts, seconds=0) == replace(watched.counts, seconds=0)
 
 
 def test_what_a_look_sees(make, codec, prompts):
     trainer, guard = make(prompts=3, clips=2)
-    found = guard.look(0)
-    names = "reward heldout sharpness flicker motion saturation diversity kl strikes".split()
+    found = guard.evaluate(0)
+    names = "reward heldout sharpness flicker motion saturation diversity kl bad_evals".split()
     assert list(found) == [f"guard/{name}" for name in names]
     assert found["guard/reward"] == pytest.approx(-found["guard/heldout"], abs=1e-6) and found["guard/kl"] < 1e-9
     assert guard.best.heldout.shape == (3,)
@@ -94,10 +94,10 @@ def test_what_a_look_sees(make, codec, prompts):
     with torch.no_grad():
         for p in trainer.generator.model.parameters():
             p.add_(0.02)
-    assert guard.look(1)["guard/kl"] > 0
+    assert guard.evaluate(1)["guard/kl"] > 0
     one = replace(guard.generator, sigmas=step_sigmas(1, 1.0))
     guard.generator = one
-    assert guard.look(2)["guard/kl"] == 0
+    assert guard.evaluate(2)["guard/kl"] == 0
 
 
 def test_kl_is_that_of_the_kernels(make, prompts, monkeypatch):
@@ -110,9 +110,9 @@ def test_kl_is_that_of_the_kernels(make, prompts, monkeypatch):
         "reelgym.training.guard.generate_chunk", lambda *args: made.append(generate_chunk(*args)) or made[-1]
     )
     monkeypatch.setattr(guard, "_distance", lambda *args: found.append(real(*args)) or found[-1])
-    guard.look(0)
-    for chunk, ((_, transitions, _), distance) in enumerate(zip(made, found, strict=True)):
-        step = transitions[chunk % 3]
+    guard.evaluate(0)
+    for chunk, ((_, denoising_steps, _), distance) in enumerate(zip(made, found, strict=True)):
+        step = denoising_steps[chunk % 3]
         sigma = step.next_sigma
         context = None
         model = guard.reference
@@ -136,11 +136,11 @@ def test_it_stops_and_rolls_back_when_the_rewards_part(make):
     start = weights(trainer)
     logged = fitted(trainer, 30, guard)
     assert guard.stopped and trainer.counts.updates == 2 == logged[-1]["update"]
-    assert logged[-1]["guard/reward"] > logged[0]["guard/reward"] and logged[-1]["guard/strikes"] == 2
+    assert logged[-1]["guard/reward"] > logged[0]["guard/reward"] and logged[-1]["guard/bad_evals"] == 2
     assert logged[-1]["guard/heldout"] < logged[0]["guard/heldout"]
     assert torch.equal(weights(trainer), start)
-    assert "by update 2 the trained and the held-out reward parted after update 0 (trained " in guard.why
-    assert guard.why.endswith("; the weights of update 0 are back")
+    assert "by update 2 the trained and the held-out reward parted after update 0 (trained " in guard.stop_reason
+    assert guard.stop_reason.endswith("; the weights of update 0 are back")
     fitted(trainer, 30, guard)
     assert trainer.counts.updates == 2
 
@@ -154,27 +154,27 @@ def test_the_best_weights_come_back_to_the_last_bit(make, prompts):
     guard.best = replace(guard.best, heldout=guard.best.heldout + 9)
     guard.best.values["heldout"] += 9
     fitted(trainer, 9, guard)
-    assert guard.stopped and trainer.counts.updates == 4 and "update 2 are back" in guard.why
+    assert guard.stopped and trainer.counts.updates == 4 and "update 2 are back" in guard.stop_reason
     assert torch.equal(weights(trainer), best)
     assert torch.equal(stream(trainer.generator, embeds, torch.arange(2)), clip)
 
 
-def test_patience_counts_strikes_in_a_row(make):
+def test_patience_counts_bad_evals_in_a_row(make):
     trainer, guard = make(patience=3)
-    guard.look(0)
+    guard.evaluate(0)
     worse = replace(guard.best, heldout=guard.best.heldout - 1, values={**guard.best.values, "heldout": -9.0})
     near = replace(guard.best)
-    for now, strikes in ((worse, 1), (worse, 2), (near, 0), (worse, 1), (worse, 2), (worse, 3)):
+    for now, bad_evals in ((worse, 1), (worse, 2), (near, 0), (worse, 1), (worse, 2), (worse, 3)):
         assert not guard.stopped
         guard._judge(now)
-        assert guard.strikes == strikes
+        assert guard.bad_evals == bad_evals
     assert guard.stopped
     better = replace(near, values={**near.values, "heldout": 99.0})
     trainer, guard = make(patience=3)
-    guard.look(0)
+    guard.evaluate(0)
     guard._judge(worse)
     guard._judge(better)
-    assert guard.strikes == 0 and guard.best is better
+    assert guard.bad_evals == 0 and guard.best is better
 
 
 def test_the_margin_is_in_standard_errors_of_the_paired_difference():
@@ -202,10 +202,10 @@ def test_floors_are_shares_of_the_start_and_kl_has_a_ceiling():
 def test_a_broken_floor_is_a_strike_however_high_the_reward(make):
     trainer, guard = make(sign=1, motion=99.0, patience=1)
     before = weights(trainer)
-    guard.look(0)
+    guard.evaluate(0)
     fitted(trainer, 5, guard)
     assert guard.stopped and trainer.counts.updates == 1 and torch.equal(weights(trainer), before)
-    assert "by update 1 motion fell to " in guard.why and guard.best.update == 0
+    assert "by update 1 motion fell to " in guard.stop_reason and guard.best.update == 0
 
 
 def test_too_far_from_the_start_is_a_strike_however_high_the_reward(make):
@@ -213,7 +213,7 @@ def test_too_far_from_the_start_is_a_strike_however_high_the_reward(make):
     before = weights(trainer)
     fitted(trainer, 5, guard)
     assert guard.stopped and trainer.counts.updates == 2 and torch.equal(weights(trainer), before)
-    assert "by update 2 KL from the start rose to " in guard.why and guard.best.update == 0
+    assert "by update 2 KL from the start rose to " in guard.stop_reason and guard.best.update == 0
 
 
 def test_a_training_that_diverges_is_rolled_back(make, tmp_path):
@@ -223,7 +223,9 @@ def test_a_training_that_diverges_is_rolled_back(make, tmp_path):
     fit(broken(trainer, 3), 9, guard=guard, checkpoint=tmp_path / "at")
     start = weights(make()[0])
     assert guard.stopped and torch.equal(weights(trainer), start) and trainer.counts.updates == 3
-    assert "the training diverged (after update 3 " in guard.why and guard.why.endswith("of update 0 are back")
+    assert "the training diverged (after update 3 " in guard.stop_reason and guard.stop_reason.endswith(
+        "of update 0 are back"
+    )
     other, watch = make(sign=1, every=9)
     fit(other, 9, guard=watch, checkpoint=tmp_path / "at")
     assert other.counts.updates == 3 and watch.stopped and torch.equal(weights(other), start)
@@ -243,12 +245,12 @@ def broken(trainer, after):
 
 def test_clips_that_cannot_be_shown_are_a_strike(make):
     trainer, guard = make(sign=1, sharpness=0.5)
-    guard.look(0)
+    guard.evaluate(0)
     with torch.no_grad():
         for parameter in trainer.generator.model.parameters():
             parameter.fill_(torch.nan)
-    found = guard.look(1)
-    assert guard.strikes == 1 and math.isnan(found["guard/heldout"]) and "sharpness fell" in guard._charge
+    found = guard.evaluate(1)
+    assert guard.bad_evals == 1 and math.isnan(found["guard/heldout"]) and "sharpness fell" in guard._charge
 
 
 def test_the_charge_says_what_happened():
@@ -261,12 +263,12 @@ def test_the_charge_says_what_happened():
     )
 
 
-def test_pending_strikes_roll_back_at_the_end(make):
+def test_pending_bad_evals_roll_back_at_the_end(make):
     trainer, guard = make(patience=9)
     start = weights(trainer)
     fitted(trainer, 3, guard)
-    assert not guard.stopped and "update 0 are back" in guard.why and torch.equal(weights(trainer), start)
-    assert guard.strikes == 0
+    assert not guard.stopped and "update 0 are back" in guard.stop_reason and torch.equal(weights(trainer), start)
+    assert guard.bad_evals == 0
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_resume_is_bitwise(make, tmp_path, sign, every, updates, broken_after):
     resumed = fitted(second, updates, watch_on, checkpoint=tmp_path / "at")
     assert [row["update"] for row in resumed] == [row["update"] for row in rows if row["update"] > broken_after]
     assert all(row == other for row, other in zip(resumed, rows[-len(resumed) :], strict=True))
-    assert torch.equal(weights(second), weights(unbroken)) and watch_on.why == over.why
+    assert torch.equal(weights(second), weights(unbroken)) and watch_on.stop_reason == over.stop_reason
     assert replace(watch_on.counts, seconds=0) == replace(over.counts, seconds=0)
     third, watch_again = make(sign, every=every)
     assert fitted(third, updates, watch_again, checkpoint=tmp_path / "at") == []

@@ -59,7 +59,7 @@ def test_parts_of_an_update_add_up():
     whole.step((loss(whole.module, 0) + loss(whole.module, 1)) / 2)
     for step in range(2):
         parts.backward(loss(parts.module, step) / 2)
-    parts.apply()
+    parts.optimizer_step()
     torch.testing.assert_close(whole.module.weight, parts.module.weight)
 
 
@@ -69,9 +69,9 @@ def test_averaged_weights_follow():
     for step in range(3):
         learner.step(loss(learner.module, step))
         mean = 0.9 * mean + 0.1 * learner.module.weight.detach()
-    torch.testing.assert_close(learner.averaged().weight, mean)
+    torch.testing.assert_close(learner.ema_model().weight, mean)
     with pytest.raises(ValueError, match="ema"):
-        Learner(module(), LearnerConfig()).averaged()
+        Learner(module(), LearnerConfig()).ema_model()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -107,7 +107,7 @@ def test_resume_is_bitwise(tmp_path, make, config):
     second.load_state(*load_checkpoint(tmp_path / "at"))
     learn(second, range(3, 6))
     assert torch.equal(vector(second.module), vector(unbroken.module))
-    assert torch.equal(vector(second.averaged()), vector(unbroken.averaged())) and second.updates == 6
+    assert torch.equal(vector(second.ema_model()), vector(unbroken.ema_model())) and second.updates == 6
     with pytest.raises(CheckpointError, match="averaged"):
         Learner(make(), LearnerConfig()).load_state(*load_checkpoint(tmp_path / "at"))
 
@@ -138,7 +138,7 @@ def test_the_average_warms_up():
         learner.step(loss(learner.module, step))
         decay = (2 + step) / (11 + step)
         mean = decay * mean + (1 - decay) * vector(learner.module)
-    torch.testing.assert_close(vector(learner.averaged()), mean)
+    torch.testing.assert_close(vector(learner.ema_model()), mean)
 
 
 def test_an_accelerator_changes_nothing_on_one_process():
@@ -168,7 +168,7 @@ def test_gradients_are_averaged_over_processes():
     plain.backward(loss(plain.module, 0) / 2)
     for parameter in plain.parameters:
         parameter.grad += 0.5
-    plain.apply()
+    plain.optimizer_step()
     torch.testing.assert_close(many.module.weight, plain.module.weight)
 
 
