@@ -49,7 +49,7 @@ class DetectionConfig:
             raise ValueError(f"unknown camera {self.camera!r}; use one of: {', '.join(CAMERAS)}")
 
 
-def drawn(pool: Tensor) -> ClipSampler:
+def uniform_sampler(pool: Tensor) -> ClipSampler:
     """Draws from real clips uint8 [M, F, 3, H, W], by a seed that the fakes of a step do not have."""
 
     def draw(count: int, step: int) -> Tensor:
@@ -61,7 +61,7 @@ def drawn(pool: Tensor) -> ClipSampler:
 
 
 @dataclass
-class FakePool:
+class ReplayBuffer:
     """Made clips by family, uint8, the same share of a batch for each: old families stay in play (replay).
 
     families: names to clips [M, F, 3, H, W] in uint8.
@@ -97,7 +97,7 @@ class Detection:
     """
 
     def __init__(
-        self, config: DetectionConfig, detector: ClipDetector, real: ClipSampler, fakes: FakePool, chunk: int = 3
+        self, config: DetectionConfig, detector: ClipDetector, real: ClipSampler, fakes: ReplayBuffer, chunk: int = 3
     ) -> None:
         self.config, self.detector, self.real, self.fakes, self.chunk = config, detector, real, fakes, chunk
         self.weights: Mapping[str, float] | None = None

@@ -159,7 +159,7 @@ class Clips:
             decode=decode,
         )
 
-    def judge(self, state: ClipState) -> tuple[ClipState, Tensor]:
+    def score(self, state: ClipState) -> tuple[ClipState, Tensor]:
         """The state with what its newest window scored, and that window's reward over n: [N]; 0 where the state asks
         for no scores, or the window is too short for the reward."""
         video, prompts = torch.cat(state.video, 1), state.prompts[state.position - 1]

@@ -215,7 +215,7 @@ class SelfPlayGame:
     def _shown(self, state: GameState, chunk: Tensor) -> GameState:
         """The state after the generator's chunk; on a real stream the true one is filmed."""
         number = state.clips.position
-        clips, reward = self.clips.judge(self.clips.append(state.clips, chunk))
+        clips, reward = self.clips.score(self.clips.append(state.clips, chunk))
         made = clips.video[-1]
         seen = torch.where(state.real[:, None, None, None, None], state.truth[:, number], made)
         grain = normal(state.keys, GameDomain.GRAIN, number, tuple(seen.shape[1:]))

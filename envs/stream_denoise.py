@@ -111,7 +111,7 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
         if state.step + 1 < len(self.sigmas):
             moved = replace(state, noisy=actions.clone(), step=state.step + 1)
             return moved, torch.zeros(self.num_envs, device=self.device), False
-        clip, reward = self.clips.judge(self.clips.append(state.clip, actions))
+        clip, reward = self.clips.score(self.clips.append(state.clip, actions))
         return self._noised(clip, state.keys), reward, self.clips.over(clip)
 
     def _observation(self, state: DenoiseState) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """`reelgym/StreamDetect-v0`: real or fake? A stream shows chunk after chunk, and waiting for more of it costs.
 
-N streams, M clips in the bank, n chunks a clip, f frames a chunk, C channels, H x W pixels.
+N streams, M clips in the dataset, n chunks a clip, f frames a chunk, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from ..noise import fold, uniform
-from .detect_bank import Bank, build_bank
+from .clip_dataset import ClipDataset, build_dataset
 from .draw import View
 from .making import Source, opened, single
 from .rows import Rows
@@ -49,8 +49,8 @@ class DetectSettings:
 
 @dataclass(frozen=True)
 class DetectState(Rows):
-    """clip: int64 [N], of the bank.   seen: int64 [N], chunks shown, 1 to n.   verdict: int64 [N], the newest action.
-    over: bool [N], whether the episode has ended.   keys: int64 [N], what the next clips are drawn with."""
+    """clip: int64 [N], of the dataset.   seen: int64 [N], chunks shown, 1 to n.   verdict: int64 [N], the newest
+    action.   over: bool [N], whether the episode has ended.   keys: int64 [N], what the next clips are drawn with."""
 
     clip: Tensor
     seen: Tensor
@@ -60,13 +60,13 @@ class DetectState(Rows):
 
 
 class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
-    """N streams of a bank of clips, each of which ends when its agent has decided.
+    """N streams of a dataset of clips, each of which ends when its agent has decided.
 
     State: the clip, the chunks shown so far, and the key that draws the next clip.
     Observation [N, K]: one flat Box of the last chunks' pixels and how many were shown; see `columns`. Whether the clip
         is real shows in its pixels alone: the process is partially observed, and each chunk tells more.
     Action [N]: 0 wait, 1 it is real, 2 it is fake.
-    Transition: waiting shows the next chunk. A reset draws one clip of the bank at random and shows its first chunk.
+    Transition: waiting shows the next chunk. A reset draws one clip of the dataset at random and shows its first chunk.
     Reward [N]: 1 for a right verdict, -1 for a wrong one, less `wait_cost` for waiting; -1 for waiting when no chunk is
         left, which is a wrong verdict.
     End: a verdict, or waiting when no chunk is left; terminated, row by row. Nothing is truncated.
@@ -75,13 +75,13 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
     that a row goes on alike in any batch. Under DISABLED, `reset_mask` begins the rows that it names; where nobody
     looks (`check`), a row that has ended stays as it is and earns 0.
 
-    `reset(options=...)`: `clips` int64 [N], those of the bank to show first; `keys` int64 [N]; `reset_mask`.
-    `info`: `label` (1 fake, 0 real) and `family` (of `bank.names`), int64 [N], once the verdict is given (under
+    `reset(options=...)`: `clips` int64 [N], those of the dataset to show first; `keys` int64 [N]; `reset_mask`.
+    `info`: `label` (1 fake, 0 real) and `family` (of `dataset.names`), int64 [N], once the verdict is given (under
     SAME_STEP in `final_info`), and -1 before.
 
     Args:
         num_envs: N.
-        bank: the clips; moved to `device`.
+        dataset: the clips; moved to `device`.
         settings: what an agent sees and pays.
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
 
@@ -96,21 +96,21 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
     def __init__(
         self,
         num_envs: int,
-        bank: Bank,
+        dataset: ClipDataset,
         *,
         settings: DetectSettings | None = None,
         device: torch.device | str = "cpu",
         **others: Any,
     ) -> None:
-        self.bank, self.settings = bank.to(device), settings or DetectSettings()
-        _, self.chunks, frames, channels, height, width = bank.video.shape
+        self.dataset, self.settings = dataset.to(device), settings or DetectSettings()
+        _, self.chunks, frames, channels, height, width = dataset.video.shape
         if height % self.settings.pool or width % self.settings.pool:
             raise ValueError(f"pool {self.settings.pool} does not divide frames of {height} x {width}")
         pooled = (height // self.settings.pool, width // self.settings.pool)
         self.clip_shape = (self.settings.window * frames, channels, *pooled)
-        small = avg_pool2d(self.bank.video.flatten(0, 2).float(), self.settings.pool).round().to(torch.uint8)
+        small = avg_pool2d(self.dataset.video.flatten(0, 2).float(), self.settings.pool).round().to(torch.uint8)
         # in front, the chunks before the first: black
-        self.pixels = pad(small.view(len(bank), self.chunks, -1), (0, 0, self.settings.window - 1, 0))
+        self.pixels = pad(small.view(len(dataset), self.chunks, -1), (0, 0, self.settings.window - 1, 0))
         size = int(np.prod(self.clip_shape))
         self.columns = {"clip": slice(0, size), "position": slice(size, size + self.chunks)}
         observed = Box(0.0, 1.0, (size + self.chunks,), np.float32)
@@ -121,7 +121,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
 
     def _drawn(self, keys: Tensor) -> DetectState:
         """New episodes of keys [N]."""
-        clip = (uniform(keys, 0, 0, (1,))[:, 0] * len(self.bank)).long()
+        clip = (uniform(keys, 0, 0, (1,))[:, 0] * len(self.dataset)).long()
         zeros = torch.zeros_like(clip)
         return DetectState(clip, zeros + 1, zeros, zeros.bool(), keys)
 
@@ -130,8 +130,8 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         if options.get("clips") is None:
             return state
         clip = self._one_a_row("clips", options["clips"])
-        if bool(((clip < 0) | (clip >= len(self.bank))).any()):
-            raise ValueError(f"clips lie in 0 .. {len(self.bank) - 1}, not {clip.tolist()}")
+        if bool(((clip < 0) | (clip >= len(self.dataset))).any()):
+            raise ValueError(f"clips lie in 0 .. {len(self.dataset) - 1}, not {clip.tolist()}")
         return replace(state, clip=clip)
 
     def _initial_some(self, mask: Tensor, options: dict[str, Any]) -> DetectState:
@@ -145,7 +145,7 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
 
     def _transition(self, state: DetectState, actions: Tensor) -> tuple[DetectState, Tensor, Tensor]:
         waits, last = actions == WAIT, state.seen == self.chunks
-        right = (actions == FAKE) == self.bank.label[state.clip]
+        right = (actions == FAKE) == self.dataset.label[state.clip]
         verdict = torch.where(right & ~waits, 1.0, -1.0)
         reward = torch.where(waits & ~last, -self.settings.wait_cost, verdict)
         over = ~waits | last
@@ -159,17 +159,17 @@ class StreamDetectVectorEnv(TensorVectorEnv[DetectState]):
         return torch.cat((pixels, position.float()), 1)
 
     def _view(self, state: DetectState) -> View:
-        pixels = self.bank.video[state.clip, state.seen - 1].movedim(-3, -1).cpu().numpy()
-        columns = (state.clip, state.seen, state.verdict, state.over, self.bank.family[state.clip])
+        pixels = self.dataset.video[state.clip, state.seen - 1].movedim(-3, -1).cpu().numpy()
+        columns = (state.clip, state.seen, state.verdict, state.over, self.dataset.family[state.clip])
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
         said = [f"chunk {seen} of {self.chunks}{WORDS[verdict]}" for _, seen, verdict, _, _ in rows]
-        told = [f"it is {self.bank.names[family]}" if over else "" for *_, over, family in rows]
-        prompts = [self.bank.texts[clip][seen - 1] for clip, seen, *_ in rows]
+        told = [f"it is {self.dataset.names[family]}" if over else "" for *_, over, family in rows]
+        prompts = [self.dataset.texts[clip][seen - 1] for clip, seen, *_ in rows]
         return View({"newest chunk": pixels}, notes=(said, told), prompts=prompts)
 
     def _state_info(self, state: DetectState) -> dict[str, Any]:
-        label = torch.where(state.over, self.bank.label[state.clip].long(), UNTOLD)
-        family = torch.where(state.over, self.bank.family[state.clip], UNTOLD)
+        label = torch.where(state.over, self.dataset.label[state.clip].long(), UNTOLD)
+        family = torch.where(state.over, self.dataset.family[state.clip], UNTOLD)
         return {"label": label, "_label": state.over.clone(), "family": family, "_family": state.over.clone()}
 
 
@@ -177,23 +177,23 @@ def make(
     stack: Source = "tiny",
     num_envs: int = 1,
     *,
-    bank: Bank | None = None,
+    dataset: ClipDataset | None = None,
     max_episode_steps: int | None = None,
     **options: Any,
 ) -> StreamDetectVectorEnv:
-    """N streams over a bank, by default one whose generated clips are of the stack's student. max_episode_steps: chunks
-    of a clip. options: those of `build_bank`, settings, autoreset_mode, render_mode, check and device.
+    """N streams over a dataset, by default one whose generated clips are of the stack's student. max_episode_steps:
+    chunks of a clip. options: those of `build_dataset`, settings, autoreset_mode, render_mode, check and device.
 
-    Asked for again in the same process, a bank is not built again.
+    Asked for again in the same process, a dataset is not built again.
     """
-    loaded, asked, others = opened(stack, options, build_bank, StreamDetectVectorEnv)
-    if bank is not None and asked:
-        raise ValueError(f"{', '.join(sorted(asked))}: of a bank to be built, where one is given")
-    if bank is None:
+    loaded, asked, others = opened(stack, options, build_dataset, StreamDetectVectorEnv)
+    if dataset is not None and asked:
+        raise ValueError(f"{', '.join(sorted(asked))}: of a dataset to be built, where one is given")
+    if dataset is None:
         chunks = {"chunks": max_episode_steps} if max_episode_steps else {}
         frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
-        bank = _bank(_Keyed(_key(stack, loaded), loaded), **chunks | frozen)
-    return StreamDetectVectorEnv(num_envs, bank, device=loaded.device, **others)
+        dataset = _dataset(_Keyed(_key(stack, loaded), loaded), **chunks | frozen)
+    return StreamDetectVectorEnv(num_envs, dataset, device=loaded.device, **others)
 
 
 make_single = single(make)
@@ -216,6 +216,6 @@ def _key(source: Source, stack: Stack) -> Hashable:
 
 
 @lru_cache(maxsize=4)
-def _bank(keyed: _Keyed, **asked: Any) -> Bank:
+def _dataset(keyed: _Keyed, **asked: Any) -> ClipDataset:
     source = None if asked.get("generated") == 0 else keyed.stack
-    return build_bank(**{"source": source, "device": keyed.stack.device, **asked})
+    return build_dataset(**{"source": source, "device": keyed.stack.device, **asked})

@@ -66,7 +66,7 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         return self.clips.over(state)
 
     def _transition(self, state: ClipState, actions: Tensor) -> tuple[ClipState, Tensor, bool]:
-        state, reward = self.clips.judge(self.clips.append(state, actions))
+        state, reward = self.clips.score(self.clips.append(state, actions))
         return state, reward, self.clips.over(state)
 
     def _observation(self, state: ClipState) -> dict[str, Tensor]:

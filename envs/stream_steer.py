@@ -175,7 +175,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         noise = torch.stack([normal(keys, chunk, step, shape) for step in range(len(self.generator.sigmas))], 1)
         noise = led_noise(noise, self.basis, leads, self.settings.reach)
         x0, stream = steered_chunk(self.generator, state.stream, state.clip.prompt.embeds, noise, steering)
-        clip, quality = self.clips.judge(self.clips.append(state.clip, x0))
+        clip, quality = self.clips.score(self.clips.append(state.clip, x0))
         age = _older(state.age, state.clip.prompt.embeds, clip.prompt.embeds)
         evaluations = steering.evaluations.float()
         reward = quality - self.settings.price * evaluations / self.layout.chunks

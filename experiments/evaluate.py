@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..envs.stack import Stack
 from ..envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts, script_text
-from ..envs.worlds.oracle import diversity, judge, judge_long
+from ..envs.worlds.oracle import diversity, score_clips, score_streams
 from ..envs.worlds.world import World
 from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
@@ -124,7 +124,7 @@ def evaluate(
     if long and exam.long_prompts and not exam.world:
         rows = [chunk_clauses(script, LONG * exam.chunks) for script in exam.long_scripts()]
         streams, _ = _make(system, rows, _keys_of(keys[1:], len(rows)), exam.batch)
-        judged = judge_long(streams, rows, exam.frames_per_chunk)
+        judged = score_streams(streams, rows, exam.frames_per_chunk)
         late, drift = judged.tail, judged.drift
     means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in scores.items()}
     return EvalResult(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups, streams)
@@ -134,7 +134,7 @@ def oracle_scores(video: Tensor, rows: Chunks, exam: EvalConfig) -> dict[str, Te
     """Per axis [B] what the world's judge thinks of clips [B, F, 3, H, W]; ValueError for one without a total."""
     world = exam.own_world
     if world is None:
-        found = judge(video, rows, exam.frames_per_chunk)
+        found = score_clips(video, rows, exam.frames_per_chunk)
         return {axis: getattr(found, axis) for axis in AXES}
     scores = dict(resolve(world.judge)(video, rows, exam.frames_per_chunk))
     if "total" not in scores or any(score.shape != (len(video),) for score in scores.values()):

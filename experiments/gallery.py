@@ -100,7 +100,7 @@ def stream_detect(seed: int) -> tuple[Frames, float]:
     env = _env("StreamDetect", clips=64)
     films = []
     for label in (True, False):
-        clip = int((env.bank.label == label).nonzero()[0])
+        clip = int((env.dataset.label == label).nonzero()[0])
         words = [FAKE] + [WAIT] * WAITS
         films.append(_held(_played(env, partial(_said, words), seed, {"clips": [clip]}))[0])
     return np.concatenate(films), RENDER_FPS["rgb_array_list"]

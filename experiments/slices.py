@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..envs.worlds.grammar import GRAMMARS, Clause, chunk_clauses
-from ..envs.worlds.oracle import judge
+from ..envs.worlds.oracle import score_clips
 from ..envs.worlds.render import render
 from ..envs.worlds.slices import SLICES, heard, slice_scene, slice_scripts
 from ..noise import Domain, fold, stream_keys
@@ -35,7 +35,7 @@ def examine_slices(
         truth = torch.cat([papers[name][1] for name in names]).to(device)
         made = _carried_on(system, truth, clauses, exam, fold(stream_keys(seed, len(truth), device), Domain.SLICE_EXAM))
         for name, video in zip(names, made.split(exam.slice_prompts), strict=True):
-            scores = judge(video, papers[name][0], exam.frames_per_chunk, given=exam.frames_per_chunk)
+            scores = score_clips(video, papers[name][0], exam.frames_per_chunk, given=exam.frames_per_chunk)
             found[name] = {axis: getattr(scores, axis) for axis in AXES}
     return {name: found[name] for name in SLICES}
 

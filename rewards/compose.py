@@ -71,7 +71,7 @@ def as_reward(part: Any) -> StreamReward:
     )
 
 
-class Verdict(nn.Module):
+class DetectorScore(nn.Module):
     """A detector as a reward function: what it thinks of a video, whatever the prompt."""
 
     def __init__(self, detector: Callable[[Tensor], Tensor]) -> None:
@@ -86,7 +86,9 @@ def detector_reward(
     detector: Callable[[Tensor], Tensor], min_frames: int = 1, mean: float = 0.0, std: float = 1.0
 ) -> CallableReward:
     """A detector's verdict as a reward: its logit that a clip is real, [B] or [B, 1] from video [B, F, 3, H, W]."""
-    return CallableReward(Verdict(detector), ("realness",), min_frames, [mean], [std]).requires_grad_(False).eval()
+    return (
+        CallableReward(DetectorScore(detector), ("realness",), min_frames, [mean], [std]).requires_grad_(False).eval()
+    )
 
 
 class _Members(nn.Module):

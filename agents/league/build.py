@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...envs.detect_bank import generate
+from ...envs.clip_dataset import generate
 from ...envs.game_rules import GameRules, ThresholdPolicy
 from ...envs.self_play import SelfPlayGame
 from ...envs.stack import Stack
@@ -22,7 +22,7 @@ from ...models.generator import Generator
 from ...models.scorers import D3
 from ...rewards.stream_reward import StreamReward
 from ...training.learner import LearnerConfig
-from ..detection import Detection, DetectionConfig, FakePool, drawn
+from ..detection import Detection, DetectionConfig, ReplayBuffer, uniform_sampler
 from ..finetune_recipes import FINETUNE
 from .config import LeagueConfig
 from .league import League, MakeClips
@@ -59,7 +59,7 @@ def league_of(
     trainer = recipe.trainer(stack.with_parts(reward=StreamReward(reward)), stack.student())
     learns = replace(DETECTION, camera=rules.camera, pool=rules.pool, seed=config.seed)
     first = copy.deepcopy(rival).requires_grad_(True).train()
-    detector = Detection(learns, first, drawn(real), FakePool(dict(fakes)), frames)
+    detector = Detection(learns, first, uniform_sampler(real), ReplayBuffer(dict(fakes)), frames)
     game = SelfPlayGame(
         streams,
         stack.codec,

@@ -24,7 +24,7 @@ from ...noise import SeedDomain, stream_keys
 from ...training.learner import Groups
 from ...training.loop import Trainer
 from ...training.state import plain
-from ..detection import Detection, FakePool
+from ..detection import Detection, ReplayBuffer
 from ..finetune import FineTune
 from .config import SIDES, LeagueConfig, Side
 from .match import resolve_match
@@ -161,7 +161,7 @@ class League:
 
     def detector_against(self, clips: Tensor, updates: int, start: str, seed: int) -> ClipDetector:
         """A detector that goes on from `start`, by its name, on these fakes [M, F, 3, H, W] alone."""
-        pool = FakePool()
+        pool = ReplayBuffer()
         pool.add("opponent", clips)
         mine = self.detector_named(start).requires_grad_(True)
         config = replace(self.detector.config, seed=seed)

@@ -47,7 +47,7 @@ class LongScores:
     drift: Tensor
 
 
-def judge(
+def score_clips(
     video: Tensor,
     chunk_clauses: Sequence[Sequence[Clause]],
     frames_per_chunk: int,
@@ -64,7 +64,7 @@ def judge(
     return _average(frames[:, given:], weight[:, given:])
 
 
-def judge_long(
+def score_streams(
     video: Tensor, chunk_clauses: Sequence[Sequence[Clause]], frames_per_chunk: int, *, fresh: bool = True
 ) -> LongScores:
     """Score long streams in windows of four chunks, and their end against their beginning."""

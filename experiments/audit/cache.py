@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
-from ...envs.worlds.oracle import judge, judge_long
+from ...envs.worlds.oracle import score_clips, score_streams
 from ...models.cache import CacheConfig
 from ...models.generator import StreamState, generate_chunk, stream, update_cache
 from ...models.streaming import StreamingGenerator
@@ -106,7 +106,7 @@ COLUMNS = (*POLICY_COLUMNS, *SWITCH_COLUMNS, *DRIFT_COLUMNS)
 
 
 def run(config: Config) -> None:
-    """Stream, judge, draw; print the tables, write results.json."""
+    """Stream, score, draw; print the tables, write results.json."""
     if min(config.horizon, config.prompts, config.seeds, config.settle, config.follow, config.drift_chunks) < 1:
         raise ValueError("horizon, prompts, seeds and chunks are counted from 1")
     device = pick_device(config.device)
@@ -135,7 +135,7 @@ def long_rows(
     for name, cache in named.items():
         for seed in range(config.seeds):
             video, kept[name] = _streamed(made.with_cache(cache), clauses, config.seed + seed)
-            judged[name].append(judge_long(video, clauses, _FRAMES))
+            judged[name].append(score_streams(video, clauses, _FRAMES))
             if seed == 0 and name in SHOWN_CHUNKS:
                 videos[name] = video[:3]
         bar.update()
@@ -169,7 +169,7 @@ def switch_rows(made: StreamingGenerator, named: dict[str, CacheConfig], config:
             for seed in range(config.seeds):
                 video, _ = _streamed(parts, clauses, config.seed + seed)
                 aligned.append([_alignment(video, clauses, chunk) for chunk in range(config.settle - 1, chunks)])
-                totals.append(judge(video, clauses, _FRAMES, given=config.settle * _FRAMES).total)
+                totals.append(score_clips(video, clauses, _FRAMES, given=config.settle * _FRAMES).total)
             rows.append({"kind": "switch", "policy": name, "how": how, **_latency(torch.tensor(aligned))})
             rows[-1]["total"] = float(torch.stack(totals).mean())
         bar.update()
@@ -189,7 +189,7 @@ def _latency(aligned: Tensor) -> Row:
 def _alignment(video: Tensor, clauses: Sequence[Sequence[Clause]], chunk: int) -> list[float]:
     """Text alignment of one chunk, which is judged as what goes on from the chunks before it."""
     upto, begun = (chunk + 1) * _FRAMES, [row[: chunk + 1] for row in clauses]
-    values: list[float] = judge(video[:, :upto], begun, _FRAMES, given=chunk * _FRAMES).TA.tolist()
+    values: list[float] = score_clips(video[:, :upto], begun, _FRAMES, given=chunk * _FRAMES).TA.tolist()
     return values
 
 

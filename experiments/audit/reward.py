@@ -19,7 +19,7 @@ from ...envs.stack import Stack
 from ...envs.worlds.clips import WorldClips
 from ...envs.worlds.exploits import EXPLOITS, ground
 from ...envs.worlds.grammar import COLOURS, Clause
-from ...envs.worlds.oracle import judge
+from ...envs.worlds.oracle import score_clips
 from ...envs.worlds.scene import RGB
 from ...models.codec import Codec
 from ...models.generator import stream
@@ -115,14 +115,14 @@ def exploit_rows(stack: Stack, clips: WorldClips, config: Config) -> list[Row]:
     video = clips.frames(torch.arange(len(clips.clauses)))
     rgb = torch.tensor([RGB[COLOURS.index(row[-1].colour)] for row in clips.clauses])
     real = score(stack, video, clips.clauses)
-    truth = judge(video, clips.clauses, FRAMES_PER_CHUNK).total
+    truth = score_clips(video, clips.clauses, FRAMES_PER_CHUNK).total
     rows: list[Row] = []
     for name, exploit in EXPLOITS.items():
         for strength in config.strengths:
             gamed = exploit(video, rgb, torch.full((len(video),), strength))
             seen = visibly_changed(video, gamed)
             found = score(stack, gamed, clips.clauses)
-            oracle = judge(gamed, clips.clauses, FRAMES_PER_CHUNK).total
+            oracle = score_clips(gamed, clips.clauses, FRAMES_PER_CHUNK).total
             axes = [_mean(column[seen]) for column in (found.scores < real.scores).unbind(dim=1)]
             row: Row = {"kind": "exploit", "exploit": name, "trained": "no" if exploit.held_out else "yes"}
             row |= {"strength": strength, "pairs": int(seen.sum()), **dict(zip(stack.reward.axes, axes, strict=True))}
@@ -151,7 +151,7 @@ def ascent_rows(stack: Stack, clips: WorldClips, config: Config) -> list[Row]:
         found = {}
         for when, clip in (("before", start), ("after", end)):
             found[when] = reward(clip, prompts).reward
-            row[f"oracle_{when}"] = _mean(judge(clip.cpu(), clauses, FRAMES_PER_CHUNK).total)
+            row[f"oracle_{when}"] = _mean(score_clips(clip.cpu(), clauses, FRAMES_PER_CHUNK).total)
         marks = {**found, "real": real, "below": found["after"] < real}
         rows.append(row | {key: _mean(values) for key, values in marks.items()})
     return rows

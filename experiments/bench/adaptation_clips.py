@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...agents.finetune_recipes import FINETUNE
-from ...envs.detect_bank import generate
+from ...envs.clip_dataset import generate
 from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.grammar import GRAMMARS, Script, sample_scripts
 from ...noise import SeedDomain

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ...agents.detection import Detection, DetectionConfig, FakePool
+from ...agents.detection import Detection, DetectionConfig, ReplayBuffer
 from ...checkpoint import load_checkpoint
 from ...envs.self_play import pooled_film
 from ...envs.stack import StackSpec
@@ -182,14 +182,14 @@ class OrderClips:
         clips = self.train[REAL_FOOTAGE]
         return clips[torch.randint(len(clips), (count,), generator=random)].float() / 255
 
-    def pool(self, known: bool, fakes: int, seed: int = 0) -> FakePool:
+    def pool(self, known: bool, fakes: int, seed: int = 0) -> ReplayBuffer:
         """All training clips of the known families, `fakes` of the new one, and where there are both, both equally
         often. The seed says in which order fakes of the new family arrive: more of them are those that were there, and
         others."""
         clips = {"known": torch.cat([self.train[name] for name in self.order.known])} if known else {}
         new = self.train[self.order.new]
         arrive = torch.randperm(len(new), generator=torch.Generator().manual_seed(SeedDomain.ARRIVALS + seed))
-        return FakePool(clips | ({"new": new[arrive[:fakes]]} if fakes else {}))
+        return ReplayBuffer(clips | ({"new": new[arrive[:fakes]]} if fakes else {}))
 
     @torch.no_grad()
     def look(self, detector: ClipDetector) -> dict[str, float]:
@@ -222,7 +222,7 @@ def _from_scratch(task: AdaptationTask, clips: OrderClips, fakes: int) -> tuple[
 def _went_on(task: AdaptationTask, clips: OrderClips, detector: ClipDetector) -> list[dict[str, float]]:
     """Step by step more fakes of the new family; without replay there is nothing beside them."""
     detection = replace(task.plan.detection, seed=task.seed + SeedDomain.GOES_ON)
-    trainer = Detection(detection, detector, clips.real, FakePool())
+    trainer = Detection(detection, detector, clips.real, ReplayBuffer())
     looks = list[dict[str, float]]()
     for fakes, number in task.plan.eval_points:
         if number == task.plan.every:

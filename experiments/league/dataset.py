@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...agents.league.match import apply_camera
 from ...checkpoint import load_checkpoint
-from ...envs.detect_bank import HELD_OUT
+from ...envs.clip_dataset import HELD_OUT
 from ...envs.game_rules import GameRules
 from ...envs.self_play import RecordedClips
 from ...envs.stack import StackSpec

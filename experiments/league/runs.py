@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...agents.detection import Detection, FakePool, drawn
+from ...agents.detection import Detection, ReplayBuffer, uniform_sampler
 from ...agents.league.build import DETECTION, league_of, rival_of
 from ...agents.league.config import SIDES, LeagueConfig
 from ...agents.league.league import League
@@ -109,7 +109,7 @@ def panel(task: SelfPlayTask) -> Result:
     torch.manual_seed(SeedDomain.PANEL + task.seed)
     detector = ClipDetector(width=48)
     config = replace(DETECTION, seed=SeedDomain.PANEL + task.seed)
-    fit(Detection(config, detector, drawn(real), FakePool(fakes)), task.budget.panel_updates)
+    fit(Detection(config, detector, uniform_sampler(real), ReplayBuffer(fakes)), task.budget.panel_updates)
     return {"weights": detector.state_dict()}, {}
 
 

@@ -1,4 +1,4 @@
-"""StreamDetect's exam: every clip of a bank is shown once, and what an agent says of it is counted.
+"""StreamDetect's exam: every clip of a dataset is shown once, and what an agent says of it is counted.
 
 M clips, N streams, n chunks a clip.
 """
@@ -17,15 +17,15 @@ Act = Callable[[Tensor], Tensor]
 
 
 def evaluated(env: StreamDetectVectorEnv, act: Act) -> dict[str, list[float]]:
-    """Per clip of env's bank: reward (of an episode), right (1 for a right verdict), called_fake, chunks (shown), and
-    its family, a place in bank.names.
+    """Per clip of env's dataset: reward (of an episode), right (1 for a right verdict), called_fake, chunks (shown),
+    and its family, a place in dataset.names.
 
     env: of DISABLED autoreset and without `check`, so that rows that have ended stay while others go on; its number of
-    rows divides the bank's clips. Row i of a round shows clip i of that part.
+    rows divides the dataset's clips. Row i of a round shows clip i of that part.
     """
-    parts = torch.arange(len(env.bank)).split(env.num_envs)
+    parts = torch.arange(len(env.dataset)).split(env.num_envs)
     if len(parts[-1]) != env.num_envs:
-        raise ValueError(f"{env.num_envs} rows do not divide a bank of {len(env.bank)} clips")
+        raise ValueError(f"{env.num_envs} rows do not divide a dataset of {len(env.dataset)} clips")
     found = [_round(env, act, clips) for clips in parts]
     return {name: torch.cat([part[name] for part in found]).tolist() for name in found[0]}
 
@@ -42,8 +42,8 @@ def _round(env: StreamDetectVectorEnv, act: Act, clips: Tensor) -> dict[str, Ten
         open_ &= ~ended.cpu()
         if not open_.any():
             break
-    family = env.bank.family[clips.to(env.device)].cpu()
-    fake = env.bank.label[clips.to(env.device)].cpu()
+    family = env.dataset.family[clips.to(env.device)].cpu()
+    fake = env.dataset.label[clips.to(env.device)].cpu()
     right = (verdict == FAKE) & fake | (verdict == REAL) & ~fake
     shown = env.state.seen.cpu().float()
     found = {"reward": total, "right": right, "called_fake": verdict == FAKE, "chunks": shown, "family": family}

@@ -43,7 +43,7 @@ class AgentBudget:
     )
     """Prompts of its learning curve."""
     clips: int = 1024
-    """Of StreamDetect's test bank; a quarter as many are in the one for its learning curve."""
+    """Of StreamDetect's test dataset; a quarter as many are in the one for its learning curve."""
     steps: int | None = None
     """Of training and of the search for a fixed setting; None: the recipes' own."""
     points: int = 6
@@ -155,17 +155,17 @@ def random_verdicts(task: AgentTask, env: Any) -> Act:
 
 
 def fixed_verdict(task: AgentTask, env: Any) -> Act:
-    """The moment and the verdict that earned most on the training bank when always taken."""
+    """The moment and the verdict that earned most on the training dataset when always taken."""
     options = AGENT_RECIPES["sb3-ppo", DETECT].env
-    bank = task.exam_env(min(_WIDTH, options["clips"]), **options)
-    rules = [(moment, verdict) for moment in range(bank.chunks) for verdict in (REAL, FAKE)]
-    best = max(rules, key=lambda one: sum(detecting.evaluated(bank, detecting.rule(bank, *one))["reward"]))
+    training = task.exam_env(min(_WIDTH, options["clips"]), **options)
+    rules = [(moment, verdict) for moment in range(training.chunks) for verdict in (REAL, FAKE)]
+    best = max(rules, key=lambda one: sum(detecting.evaluated(training, detecting.rule(training, *one))["reward"]))
     return detecting.rule(env, *best)
 
 
 def informed(task: AgentTask, env: Any) -> Act:
     """Knows the label and says it at once."""
-    return lambda seen: torch.where(env.bank.label[env.state.clip], FAKE, REAL)
+    return lambda seen: torch.where(env.dataset.label[env.state.clip], FAKE, REAL)
 
 
 def constant(action: Tensor) -> Act:

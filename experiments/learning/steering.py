@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...envs.stream_steer import StreamSteerVectorEnv
-from ...envs.worlds.oracle import judge
+from ...envs.worlds.oracle import score_clips
 from ...noise import Domain, fold, stream_keys
 from ..evaluate import AXES, EvalConfig, texts_of
 from .detecting import Act
@@ -32,7 +32,7 @@ def evaluated_steering(env: StreamSteerVectorEnv, act: Act, exam: EvalConfig, se
         reward += gained.cpu()
         passes += env.state.evaluations.cpu() / env.layout.chunks
         frames.append(env.state.clip.video[-1].cpu())
-    found = judge(torch.cat(frames, 1), exam.clauses(), exam.frames_per_chunk)
+    found = score_clips(torch.cat(frames, 1), exam.clauses(), exam.frames_per_chunk)
     columns = {"reward": reward, "quality": reward + env.settings.price * passes, "passes": passes}
     columns |= {axis: getattr(found, axis) for axis in AXES}
     return {name: column.unflatten(0, (exam.prompts, exam.clips)).mean(1).tolist() for name, column in columns.items()}

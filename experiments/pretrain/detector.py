@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...agents.detection import Detection, DetectionConfig, FakePool, drawn
+from ...agents.detection import Detection, DetectionConfig, ReplayBuffer, uniform_sampler
 from ...agents.league.match import apply_camera
 from ...envs.game_rules import GameRules
 from ...envs.stack import Stack
@@ -83,9 +83,9 @@ class DetectorRecipe:
 
         learned = clips(self.learned(), "train")
         torch.manual_seed(seed)
-        fakes = FakePool({family: learned[family] for family in self.weights})
+        fakes = ReplayBuffer({family: learned[family] for family in self.weights})
         detector = ClipDetector(size=SIDE // self.pool)
-        trainer = Detection(self.detection(), detector, drawn(learned[REAL_FOOTAGE]), fakes, FRAMES_PER_CHUNK)
+        trainer = Detection(self.detection(), detector, uniform_sampler(learned[REAL_FOOTAGE]), fakes, FRAMES_PER_CHUNK)
         trainer.weights = self.weights
         train(name, trainer, self.schedule, out)
         trained = trainer.learner.ema_model().eval()

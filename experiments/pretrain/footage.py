@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...envs.detect_bank import HELD_OUT, SHOWN, STRENGTH, VISIBLE, generate, scripted
+from ...envs.clip_dataset import HELD_OUT, SHOWN, STRENGTH, VISIBLE, generate, scripted
 from ...envs.self_play import coded
 from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.clips import scenes

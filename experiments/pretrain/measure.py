@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...envs.worlds.clips import WorldClips, clause_bank, make_clips, prompt_index
 from ...envs.worlds.grammar import GRAMMARS
-from ...envs.worlds.oracle import judge
+from ...envs.worlds.oracle import score_clips
 from ...models.codec import Codec
 from ...models.prompts import WordEncoder
 from ...models.tiny import FRAMES_PER_CHUNK
@@ -36,8 +36,8 @@ def quality(
 @torch.no_grad()
 def fraction(video: Tensor, clips: WorldClips) -> dict[str, float]:
     """Oracle means of `video`, made for the prompts of `clips`, and its total as a fraction of theirs."""
-    truth = judge(clips.frames(torch.arange(len(clips.clauses))), clips.clauses, FRAMES_PER_CHUNK)
-    scores = judge(video, clips.clauses, FRAMES_PER_CHUNK)
+    truth = score_clips(clips.frames(torch.arange(len(clips.clauses))), clips.clauses, FRAMES_PER_CHUNK)
+    scores = score_clips(video, clips.clauses, FRAMES_PER_CHUNK)
     means = {axis: float(getattr(scores, axis).mean()) for axis in _AXES}
     return {**means, "truth": float(truth.total.mean()), "fraction": means["total"] / float(truth.total.mean())}
 

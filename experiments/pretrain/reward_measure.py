@@ -6,7 +6,7 @@ from torch import Tensor
 from ...envs.stack import Stack
 from ...envs.worlds.clips import make_clips, word_encoder
 from ...envs.worlds.fakes import FAKES
-from ...envs.worlds.oracle import judge
+from ...envs.worlds.oracle import score_clips
 from ...models.generator import stream
 from ...models.prompts import WordEncoder
 from ...models.reward_net import TinyReward
@@ -62,7 +62,7 @@ def oracle_agreement(
         video = stack.codec.decode(stream(stack.generator, embeds[rows], keys[rows]))
         scores = model.score(video, clip_prompts(embeds[rows], [texts[row] for row in rows.tolist()]))
         returns.append(((scores - reward.mean) / reward.std).mean(1))
-        totals.append(judge(video, [clauses[row] for row in rows.tolist()], FRAMES_PER_CHUNK).total)
+        totals.append(score_clips(video, [clauses[row] for row in rows.tolist()], FRAMES_PER_CHUNK).total)
     ranks = [
         torch.cat(values).unflatten(0, (prompts, group)).argsort(1).argsort(1).double() for values in (returns, totals)
     ]

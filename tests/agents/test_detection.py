@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reelgym.agents.detection import Detection, DetectionConfig, FakePool, drawn
+from reelgym.agents.detection import Detection, DetectionConfig, ReplayBuffer, uniform_sampler
 from reelgym.models.detector import ClipDetector
 from reelgym.training.learner import LearnerConfig
 
@@ -14,7 +14,7 @@ def flat(count, level):
 
 @pytest.fixture
 def pool():
-    pool = FakePool()
+    pool = ReplayBuffer()
     for name, level in (("dark", 0.2), ("grey", 0.4), ("bright", 0.8)):
         pool.add(name, flat(3, level))
     return pool
@@ -38,15 +38,15 @@ def test_a_draw_follows_from_its_generator(pool):
 
 def test_real_clips_and_fakes_of_a_step_are_drawn_apart():
     many = torch.arange(250, dtype=torch.uint8).view(-1, 1, 1, 1, 1)
-    pool = FakePool({"fake": many})
+    pool = ReplayBuffer({"fake": many})
     pairs = [
-        [(draw[:, 0, 0, 0, 0] * 255).round() for draw in (drawn(many)(64, step), pool.draw(64, random(step)))]
+        [(draw[:, 0, 0, 0, 0] * 255).round() for draw in (uniform_sampler(many)(64, step), pool.draw(64, random(step)))]
         for step in range(20)
     ]
     real, fake = (torch.cat(side) for side in zip(*pairs, strict=True))
     assert torch.stack((real, fake)).corrcoef()[0, 1].abs() < 0.1 and len(real.unique()) > 240
     first = random(0)
-    assert drawn(many)(1, 0)[0] * 255 != many[torch.randint(250, (1,), generator=first)][0]
+    assert uniform_sampler(many)(1, 0)[0] * 255 != many[torch.randint(250, (1,), generator=first)][0]
 
 
 def random(seed):
@@ -61,7 +61,7 @@ def test_later_clips_of_a_family_stand_behind_the_earlier(pool):
 def test_what_the_pool_lacks_is_said(pool):
     with pytest.raises(ValueError, match="no clips of teacher in the pool of fakes"):
         pool.draw(2, torch.Generator(), {"teacher": 1.0})
-    for empty in (FakePool().draw, lambda *args: pool.draw(*args, {})):
+    for empty in (ReplayBuffer().draw, lambda *args: pool.draw(*args, {})):
         with pytest.raises(ValueError, match="pool of fakes is empty"):
             empty(2, torch.Generator())
 

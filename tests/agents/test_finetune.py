@@ -149,13 +149,13 @@ def test_equal_rewards_teach_nothing(make, env, config):
 
 @pytest.mark.parametrize("prefix", ["own", "local", "full"])
 def test_weights_of_zero_teach_nothing(make, env, monkeypatch, prefix):
-    judge = env.clips.judge
+    score = env.clips.score
 
     def weightless(state):
-        state, reward = judge(state)
+        state, reward = score(state)
         return replace(state, perplexity=torch.zeros(6, 3, 4, 4)), reward
 
-    monkeypatch.setattr(env.clips, "judge", weightless)
+    monkeypatch.setattr(env.clips, "score", weightless)
     for direction in (PolicyGradient(timesteps_per_update=2, clip_coef=1e-4), ForwardProcess()):
         still = LearnerConfig(learning_rate=1e-3, weight_decay=0.0)
         trainer = make(

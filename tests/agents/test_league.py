@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from reelgym.agents.detection import Detection, DetectionConfig, FakePool
+from reelgym.agents.detection import Detection, DetectionConfig, ReplayBuffer
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.league.config import LeagueConfig
 from reelgym.agents.league.league import League
@@ -87,7 +87,7 @@ def make(generator, codec, reward, prompts, layout):
         judged = OpponentReward(reward.model)
         env = StreamGenVectorEnv(4, codec, StreamReward(judged), prompts, layout=layout)
         recipe = FineTuneConfig(prompts=2, group=2, seed=1)
-        fakes = FakePool()
+        fakes = ReplayBuffer()
         fakes.add("scripted", torch.rand(6, layout.clip_frames, 3, 8, 8))
         detection = Detection(
             DetectionConfig(batch=3),
@@ -236,7 +236,7 @@ def test_the_reward_is_pure_until_the_camera_changes(make):
 
 
 def test_a_pool_of_fakes():
-    pool = FakePool()
+    pool = ReplayBuffer()
     random = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="pool of fakes is empty"):
         pool.draw(2, random)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reelgym.envs.detect_bank import build_bank
+from reelgym.envs.clip_dataset import build_dataset
 from reelgym.envs.game_rules import ThresholdPolicy
 from reelgym.envs.registration import ENVS, register_envs
 from reelgym.models.detector import ClipDetector
@@ -31,7 +31,7 @@ class NoCrossing(TorchDispatchMode):
 def make(name, device):
     register_envs()
     parts = {
-        "reelgym/StreamDetect-v0": {"bank": build_bank(8)},
+        "reelgym/StreamDetect-v0": {"dataset": build_dataset(8)},
         "reelgym/SelfPlayGenerator-v0": {"chunks": 2, "opponent": ThresholdPolicy(ClipDetector().to(device))},
         "reelgym/SelfPlayDetector-v0": {"chunks": 2, "clips": 4, "lasts": 2},
     }.get(name, {"chunks": 2})

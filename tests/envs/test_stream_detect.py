@@ -1,11 +1,11 @@
-"""StreamDetect on a bank whose clips can be told apart: pixel k of clip m, chunk c is a known number."""
+"""StreamDetect on a dataset whose clips can be told apart: pixel k of clip m, chunk c is a known number."""
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from reelgym.envs.detect_bank import Bank, build_bank
+from reelgym.envs.clip_dataset import ClipDataset, build_dataset
 from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_detect import DetectSettings, StreamDetectVectorEnv
 
@@ -14,18 +14,18 @@ CLIPS, CHUNKS = 6, 3
 
 
 @pytest.fixture
-def bank():
+def dataset():
     clip, chunk = torch.arange(CLIPS), torch.arange(CHUNKS)
     value = (40 * clip[:, None] + 10 * chunk + 5).to(torch.uint8)
     video = value[..., None, None, None, None].expand(-1, -1, 2, 3, 4, 4)
     texts = tuple((f"clip {number}",) * CHUNKS for number in range(CLIPS))
-    return Bank(video.contiguous(), clip % 2 == 1, torch.where(clip % 2 == 1, clip, 0), texts)
+    return ClipDataset(video.contiguous(), clip % 2 == 1, torch.where(clip % 2 == 1, clip, 0), texts)
 
 
 @pytest.fixture
-def make(bank):
+def make(dataset):
     def made(count=4, **others):
-        return StreamDetectVectorEnv(count, bank, **others)
+        return StreamDetectVectorEnv(count, dataset, **others)
 
     return made
 
@@ -57,7 +57,7 @@ def test_waiting_costs_and_ends_as_a_wrong_verdict(make):
     assert reward.tolist() == [-1, 1] and terminated.all() and info["label"].tolist() == [0, 1]
 
 
-def test_the_observation_is_the_newest_chunks(make, bank):
+def test_the_observation_is_the_newest_chunks(make, dataset):
     env = make(2)
     assert env.clip_shape == (4, 3, 2, 2) and env.columns == {"clip": slice(0, 48), "position": slice(48, 51)}
     observation, _ = env.reset(**at([1, 4]))
@@ -73,9 +73,11 @@ def test_the_observation_is_the_newest_chunks(make, bank):
         observation = env.step(acts(WAIT, WAIT))[0]
 
 
-def test_pooling_averages_squares(bank):
+def test_pooling_averages_squares(dataset):
     torch.manual_seed(0)
-    noisy = Bank(torch.randint(256, bank.video.shape, dtype=torch.uint8), bank.label, bank.family, bank.texts)
+    noisy = ClipDataset(
+        torch.randint(256, dataset.video.shape, dtype=torch.uint8), dataset.label, dataset.family, dataset.texts
+    )
     sizes = {}
     for pool in (1, 2, 4):
         env = StreamDetectVectorEnv(1, noisy, settings=DetectSettings(pool=pool, window=1))
@@ -85,7 +87,7 @@ def test_pooling_averages_squares(bank):
     assert torch.equal(sizes[1], pixels)
     assert (sizes[4][..., 0, 0] - pixels.mean((-1, -2))).abs().max() <= 0.5 / 255 + 1e-6
     with pytest.raises(ValueError, match="pool 3 does not divide frames of 4 x 4"):
-        StreamDetectVectorEnv(1, bank, settings=DetectSettings(pool=3))
+        StreamDetectVectorEnv(1, dataset, settings=DetectSettings(pool=3))
 
 
 def test_same_step_renews_only_what_ended(make):
@@ -197,7 +199,7 @@ def test_render_tells_after_the_verdict(make):
     assert view.prompts == ["clip 1", "clip 1"]
 
 
-def test_bad_input_is_told(make, bank):
+def test_bad_input_is_told(make, dataset):
     env = make()
     with pytest.raises(ValueError, match="unknown option 'scripts'"):
         env.reset(options={"scripts": ["a"]})
@@ -216,9 +218,9 @@ def test_bad_input_is_told(make, bank):
         with pytest.raises(ValueError, match="wait_cost is at least 0"):
             DetectSettings(**wrong)
     with pytest.raises(ValueError, match="uint8"):
-        Bank(bank.video.float(), bank.label, bank.family, bank.texts)
+        ClipDataset(dataset.video.float(), dataset.label, dataset.family, dataset.texts)
     with pytest.raises(ValueError, match="of one length"):
-        Bank(bank.video, bank.label[1:], bank.family, bank.texts)
+        ClipDataset(dataset.video, dataset.label[1:], dataset.family, dataset.texts)
 
 
 def test_made_by_name(stack):
@@ -227,10 +229,10 @@ def test_made_by_name(stack):
     observation, _ = env.reset(seed=0)
     assert observation.shape == (6 * 3 * 16 * 16 + 4,)
     first, again = (gymnasium.make_vec(name, num_envs=2, seed=3, **small) for _ in range(2))
-    assert first.bank.video is again.bank.video and len(first.bank) == 8
-    assert first.bank.names[first.bank.family.max()] == "generated"
+    assert first.dataset.video is again.dataset.video and len(first.dataset) == 8
+    assert first.dataset.names[first.dataset.family.max()] == "generated"
     assert gymnasium.make_vec(name, num_envs=2, max_episode_steps=2, generated=0, **small).chunks == 2
-    with pytest.raises(ValueError, match="clips, split: of a bank to be built"):
-        gymnasium.make_vec(name, num_envs=2, bank=build_bank(4), clips=8, split="test")
+    with pytest.raises(ValueError, match="clips, split: of a dataset to be built"):
+        gymnasium.make_vec(name, num_envs=2, dataset=build_dataset(4), clips=8, split="test")
     with pytest.raises(TypeError, match="nonsense"):
         gymnasium.make_vec(name, num_envs=2, preset=stack, nonsense=1)

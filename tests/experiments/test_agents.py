@@ -90,17 +90,17 @@ def test_the_planner_is_no_worse_than_what_it_plans_with(steer):
 
 def test_an_exam_of_detection(stack):
     env = stream_detect.make(stack, 8, clips=16, autoreset_mode="Disabled", check=False)
-    told = detecting.evaluated(env, lambda seen: 1 + env.bank.label[env.state.clip].long())
+    told = detecting.evaluated(env, lambda seen: 1 + env.dataset.label[env.state.clip].long())
     assert told["reward"] == told["right"] == [1] * 16 and told["chunks"] == [1] * 16
-    assert told["called_fake"] == env.bank.label.float().tolist() and told["family"] == env.bank.family.tolist()
+    assert told["called_fake"] == env.dataset.label.float().tolist() and told["family"] == env.dataset.family.tolist()
     late = detecting.evaluated(env, detecting.rule(env, 2, 2))
     cost = 2 * env.settings.wait_cost
-    paid = [(1.0 if fake else -1.0) - cost for fake in env.bank.label.tolist()]
+    paid = [(1.0 if fake else -1.0) - cost for fake in env.dataset.label.tolist()]
     assert late["reward"] == pytest.approx(paid) and late["chunks"] == [3] * 16
     asleep = detecting.evaluated(env, lambda seen: torch.zeros(len(seen), dtype=torch.int64))
     assert asleep["right"] == [0] * 16 and asleep["chunks"] == [4] * 16
     odd = stream_detect.make(stack, 5, clips=16, autoreset_mode="Disabled", check=False)
-    with pytest.raises(ValueError, match="5 rows do not divide a bank of 16 clips"):
+    with pytest.raises(ValueError, match="5 rows do not divide a dataset of 16 clips"):
         detecting.evaluated(odd, lambda seen: seen)
 
 

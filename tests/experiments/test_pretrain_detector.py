@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reelgym.checkpoint import load_checkpoint
-from reelgym.envs.detect_bank import HELD_OUT
+from reelgym.envs.clip_dataset import HELD_OUT
 from reelgym.experiments import train
 from reelgym.experiments.pretrain import detector as pretraining
 from reelgym.experiments.pretrain.detector import DETECTOR_RECIPES, LENGTH, filmed

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from reelgym.envs.detect_bank import generate
+from reelgym.envs.clip_dataset import generate
 from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, sample_scripts
 from reelgym.envs.worlds.render import render

@@ -9,7 +9,7 @@ import torch
 from reelgym.envs.worlds import fakes
 from reelgym.envs.worlds.camera import CAMERAS, blurred, shoot
 from reelgym.envs.worlds.grammar import COLOURS, GRAMMARS, SHAPES, chunk_clauses, parse, sample_scripts
-from reelgym.envs.worlds.oracle import ORACLE_AXES, diversity, judge, judge_long
+from reelgym.envs.worlds.oracle import ORACLE_AXES, diversity, score_clips, score_streams
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import BACKGROUND, SIDE, margin, roll
 
@@ -33,7 +33,7 @@ def means(scores):
 @cache
 def true_scores(name):
     clauses, _, video = truth(name)
-    return judge(video, clauses, 3)
+    return score_clips(video, clauses, 3)
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
@@ -41,7 +41,7 @@ def true_scores(name):
 def test_the_truth_scores_near_one_on_every_axis(name, chunks):
     clauses, _, video = truth(name, chunks)
     rounded = shoot(video, CAMERAS["clean"])
-    assert min(means(judge(rounded, clauses, 3)).values()) >= 0.98
+    assert min(means(score_clips(rounded, clauses, 3)).values()) >= 0.98
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
@@ -49,23 +49,23 @@ def test_the_truth_scores_near_one_on_every_axis(name, chunks):
 def test_the_truth_survives_the_camera(name, camera):
     clauses, _, video = truth(name)
     film = shoot(video, CAMERAS[camera], torch.Generator().manual_seed(0))
-    assert min(means(judge(film, clauses, 3)).values()) >= 0.98
+    assert min(means(score_clips(film, clauses, 3)).values()) >= 0.98
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_the_truth_does_not_drift_over_long_streams(name):
     clauses, _, video = truth(name, chunks=16, clips=16)
-    scores = judge_long(video, clauses, 3)
+    scores = score_streams(video, clauses, 3)
     assert scores.windows.shape == (16, 4)
     assert scores.total.mean() >= 0.98 and scores.tail.mean() >= 0.98 and scores.drift.mean() <= 0.02
-    assert judge(video, clauses, 3).total.mean() >= 0.98
+    assert score_clips(video, clauses, 3).total.mean() >= 0.98
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_a_window_of_a_stream_is_as_true_as_the_stream(name):
     clauses, _, video = truth(name, chunks=16, clips=16)
     window = [script[5:7] for script in clauses]
-    assert min(means(judge(video[:, 15:21], window, 3, fresh=False)).values()) >= 0.98
+    assert min(means(score_clips(video[:, 15:21], window, 3, fresh=False)).values()) >= 0.98
 
 
 @pytest.mark.parametrize("name", STRENGTHS)
@@ -76,7 +76,7 @@ def test_every_fake_lowers_its_axis_monotonically(name, family):
     scores = [means(true_scores(name))[fake.axis]]
     for strength in STRENGTHS[name]:
         video = fake(scene, torch.full((CLIPS,), strength), torch.Generator().manual_seed(7))
-        scores.append(means(judge(video, clauses, 3))[fake.axis])
+        scores.append(means(score_clips(video, clauses, 3))[fake.axis])
     assert all(weak > strong or weak < 0.01 for weak, strong in zip(scores[:-1], scores[1:], strict=True)), scores
     assert scores[0] >= 0.98 and scores[-2] <= 0.85 and scores[-1] <= 0.6, scores
 
@@ -98,8 +98,8 @@ def test_every_wrong_word_costs():
     }
     for word, change in wrong.items():
         asked = [[change(clause) for clause in script] for script in clauses]
-        assert judge(video, asked, 3).total.mean() < 0.6, word
-    assert judge(video, clauses[1:] + clauses[:1], 3).total.mean() < 0.2
+        assert score_clips(video, asked, 3).total.mean() < 0.6, word
+    assert score_clips(video, clauses[1:] + clauses[:1], 3).total.mean() < 0.2
 
 
 def test_no_falsehood_beats_the_truth():
@@ -119,29 +119,29 @@ def test_no_falsehood_beats_the_truth():
         "slower": render(replace(scene, position=start + 0.7 * (scene.position - start))),
     }
     for name, false in falsehoods.items():
-        assert judge(false, clauses, 3).total.mean() < best - 0.03, name
+        assert score_clips(false, clauses, 3).total.mean() < best - 0.03, name
 
 
 def test_nothing_noise_and_stillness_lose():
     clauses, scene, video = truth("moving")
     frozen = render(replace(scene, position=scene.position[:, :1].expand_as(scene.position)))
     noise = torch.rand(video.shape, generator=torch.Generator().manual_seed(0))
-    assert judge(torch.full_like(video, BACKGROUND), clauses, 3).total.max() < 0.1
-    assert judge(noise, clauses, 3).total.max() < 0.1
-    assert judge(frozen, clauses, 3).total.mean() < 0.3
+    assert score_clips(torch.full_like(video, BACKGROUND), clauses, 3).total.max() < 0.1
+    assert score_clips(noise, clauses, 3).total.max() < 0.1
+    assert score_clips(frozen, clauses, 3).total.mean() < 0.3
 
 
 def test_resting_at_the_far_wall_does_not_pass_for_moving():
     clauses = [chunk_clauses(parse("a red circle moves right"), 4)]
     scene = roll(clauses, 3, torch.Generator().manual_seed(0))
     far = torch.tensor([SIDE - float(margin(scene.radius)[0, 0]), 16.0]).expand_as(scene.position)
-    assert judge(render(replace(scene, position=far)), clauses, 3).total < 0.3
+    assert score_clips(render(replace(scene, position=far)), clauses, 3).total < 0.3
 
 
 def test_moving_does_not_pass_for_resting():
     clauses, _, video = truth("moving")
     rests = [[replace(clause, motion="rests", direction=None) for clause in script] for script in clauses]
-    assert judge(video, rests, 3).MQ.mean() < 0.1
+    assert score_clips(video, rests, 3).MQ.mean() < 0.1
 
 
 def test_small_errors_cost_little():
@@ -149,21 +149,21 @@ def test_small_errors_cost_little():
     soft = blurred(video, torch.full(video.shape[:2], 0.5)) + 0.02
     grain = 0.01 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
     assert ((soft + grain - video) ** 2).mean() > 3e-4
-    assert judge((soft + grain).clamp(0, 1), clauses, 3).total.mean() >= 0.95
+    assert score_clips((soft + grain).clamp(0, 1), clauses, 3).total.mean() >= 0.95
 
 
 def test_a_score_does_not_depend_on_the_batch():
     clauses, _, video = truth("full")
-    together, alone = true_scores("full"), judge(video[5:6], clauses[5:6], 3)
+    together, alone = true_scores("full"), score_clips(video[5:6], clauses[5:6], 3)
     for axis in (*ORACLE_AXES, "total"):
         torch.testing.assert_close(getattr(together, axis)[5:6], getattr(alone, axis), rtol=0, atol=2e-3)
-    again = judge(video, clauses, 3)
+    again = score_clips(video, clauses, 3)
     assert torch.equal(together.total, again.total)
 
 
 def test_total_is_the_geometric_mean():
     clauses, scene, _ = truth("moving")
-    scores = judge(fakes.FAKES["jitter"](scene, torch.full((CLIPS,), 0.3)), clauses, 3)
+    scores = score_clips(fakes.FAKES["jitter"](scene, torch.full((CLIPS,), 0.3)), clauses, 3)
     product = scores.VQ * scores.MQ * scores.TA * scores.physics
     torch.testing.assert_close(scores.total, product**0.25)
 
@@ -181,8 +181,8 @@ def test_diversity_counts_different_clips():
 def test_wrong_shapes_are_refused():
     clauses, _, video = truth("moving")
     with pytest.raises(ValueError, match="scripts"):
-        judge(video[:3], clauses, 3)
+        score_clips(video[:3], clauses, 3)
     with pytest.raises(ValueError, match="scripts"):
-        judge(video, clauses, 4)
+        score_clips(video, clauses, 4)
     with pytest.raises(ValueError, match="oracle judges"):
-        judge(video[..., :16], clauses, 3)
+        score_clips(video[..., :16], clauses, 3)

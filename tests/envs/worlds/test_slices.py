@@ -6,7 +6,7 @@ import torch
 from reelgym.envs.worlds import slices
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, parse, script_text, split_of
-from reelgym.envs.worlds.oracle import judge
+from reelgym.envs.worlds.oracle import score_clips
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.slices import SLICES, heard, slice_scene, slice_scripts
 
@@ -23,8 +23,8 @@ def drawn(name, split="test", seed=1):
 def test_the_truth_scores_near_one(name):
     scripts, clauses, chunks = drawn(name)
     video = render(slice_scene(name, scripts, chunks, FRAMES, seed=5))
-    assert judge(video, clauses, FRAMES).total.mean() >= 0.98
-    assert judge(video, clauses, FRAMES, given=FRAMES).total.mean() >= 0.98
+    assert score_clips(video, clauses, FRAMES).total.mean() >= 0.98
+    assert score_clips(video, clauses, FRAMES, given=FRAMES).total.mean() >= 0.98
 
 
 @pytest.mark.parametrize("name", SLICES)
@@ -109,9 +109,13 @@ def test_frames_that_are_given_do_not_count_and_are_seen():
     true = render(scene)
     blank = FAKES["blank"](scene, torch.ones(COUNT))
     spoilt = torch.cat((blank[:, :FRAMES], true[:, FRAMES:]), 1)
-    assert judge(spoilt, clauses, FRAMES).VQ.mean() < 0.8 < judge(spoilt, clauses, FRAMES, given=FRAMES).VQ.mean()
+    assert (
+        score_clips(spoilt, clauses, FRAMES).VQ.mean()
+        < 0.8
+        < score_clips(spoilt, clauses, FRAMES, given=FRAMES).VQ.mean()
+    )
     elsewhere = torch.cat((true[:, :FRAMES], true[:, FRAMES:].flip(-1)), 1)
-    honest, leapt = (judge(video, clauses, FRAMES, given=FRAMES).physics.mean() for video in (true, elsewhere))
+    honest, leapt = (score_clips(video, clauses, FRAMES, given=FRAMES).physics.mean() for video in (true, elsewhere))
     assert leapt < honest - 0.2
 
 

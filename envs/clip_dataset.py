@@ -1,4 +1,4 @@
-"""Banks of real, scripted-fake and generated clips, all filmed by one camera: what StreamDetect replays.
+"""Datasets of real, scripted-fake and generated clips, all filmed by one camera: what StreamDetect replays.
 
 M clips, n chunks a clip, f frames a chunk, C channels, H x W pixels.
 """
@@ -39,7 +39,7 @@ Scripts = Callable[[int, int], Sequence[Script]]
 
 
 @dataclass(frozen=True)
-class Bank:
+class ClipDataset:
     """Clips and what they are; all of one length, rate, size and depth.
 
     video: uint8 [M, n, f, C, H, W].   label: bool [M], whether it is a fake.   family: int64 [M], of `names`.
@@ -56,15 +56,15 @@ class Bank:
     def __post_init__(self) -> None:
         if self.video.dtype != torch.uint8 or self.video.ndim != 6 or not len(self.video):
             shape = f"{self.video.dtype} {list(self.video.shape)}"
-            raise ValueError(f"a bank's video is uint8 [M, n, f, C, H, W] of at least one clip, not {shape}")
+            raise ValueError(f"a dataset's video is uint8 [M, n, f, C, H, W] of at least one clip, not {shape}")
         if not len(self.video) == len(self.label) == len(self.family) == len(self.texts):
-            raise ValueError("video, label, family and texts of a bank are of one length")
+            raise ValueError("video, label, family and texts of a dataset are of one length")
 
     def __len__(self) -> int:
         return len(self.video)
 
-    def to(self, device: torch.device | str) -> Bank:
-        """The bank on a device."""
+    def to(self, device: torch.device | str) -> ClipDataset:
+        """The dataset on a device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in ("video", "label", "family")})
 
 
@@ -86,7 +86,7 @@ def _clips(stack: Stack, embeds: Tensor, keys: Tensor, opening: Tensor | None) -
     return video if opening is None else torch.cat((opening, video[:, opening.shape[1] :]), 1)
 
 
-def build_bank(
+def build_dataset(
     clips: int = 512,
     *,
     seed: int = 0,
@@ -102,8 +102,8 @@ def build_bank(
     generated: float = 0.25,
     camera: str = "tinted",
     device: torch.device | str = "cpu",
-) -> Bank:
-    """A bank of `clips` clips, half of them real, a pure function of its arguments.
+) -> ClipDataset:
+    """A dataset of `clips` clips, half of them real, a pure function of its arguments.
 
     Every script is played twice, once true and once faked, so that what is asked for says nothing. All clips go
     through the same camera, mixed.
@@ -138,7 +138,7 @@ def build_bank(
     video = _filmed(torch.cat(parts)[order], lens, random).unflatten(1, (chunks, frames_per_chunk))
     texts = [tuple(str(clause) for clause in chunk_clauses(script, chunks)) for script in drawn] * 2
     told = tuple(texts[row] for row in order.tolist())
-    return Bank(video, family[order] != 0, family[order], told).to(device)
+    return ClipDataset(video, family[order] != 0, family[order], told).to(device)
 
 
 def scripted(

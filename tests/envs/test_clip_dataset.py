@@ -1,12 +1,12 @@
-"""Banks of clips: what is in them, and that nothing but the pictures tells real from fake."""
+"""Datasets of clips: what is in them, and that nothing but the pictures tells real from fake."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from reelgym.envs import detect_bank
-from reelgym.envs.detect_bank import HELD_OUT, NAMES, SHOWN, build_bank, scripted
+from reelgym.envs import clip_dataset
+from reelgym.envs.clip_dataset import HELD_OUT, NAMES, SHOWN, build_dataset, scripted
 from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.camera import CAMERAS, Camera
 from reelgym.envs.worlds.grammar import GRAMMARS, chunk_clauses, parse
@@ -20,8 +20,8 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def bank(source):
-    return build_bank(48, seed=1, source=source)
+def dataset(source):
+    return build_dataset(48, seed=1, source=source)
 
 
 @pytest.fixture
@@ -30,28 +30,28 @@ def clean(monkeypatch):
     return "exact"
 
 
-def test_half_is_real_and_every_script_is_played_twice(bank):
-    assert bank.video.shape == (48, 4, 3, 3, 32, 32) and bank.video.dtype == torch.uint8 and bank.fps == 8
-    assert bank.label.sum() == 24 and torch.equal(bank.label, bank.family != 0)
-    real, fake = (sorted(bank.texts[row] for row in (bank.label == side).nonzero()) for side in (False, True))
+def test_half_is_real_and_every_script_is_played_twice(dataset):
+    assert dataset.video.shape == (48, 4, 3, 3, 32, 32) and dataset.video.dtype == torch.uint8 and dataset.fps == 8
+    assert dataset.label.sum() == 24 and torch.equal(dataset.label, dataset.family != 0)
+    real, fake = (sorted(dataset.texts[row] for row in (dataset.label == side).nonzero()) for side in (False, True))
     assert real == fake
-    assert (bank.family == NAMES.index("generated")).sum() == 6
-    assert not bank.label[:24].all() and bank.label[:24].any()
+    assert (dataset.family == NAMES.index("generated")).sum() == 6
+    assert not dataset.label[:24].all() and dataset.label[:24].any()
 
 
 def test_a_pure_function_of_the_seed():
-    one, same, other = (build_bank(24, seed=seed) for seed in (3, 3, 4))
+    one, same, other = (build_dataset(24, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.video, same.video) and torch.equal(one.label, same.label) and one.texts == same.texts
     assert not torch.equal(one.video, other.video)
 
 
-def test_families_held_out(bank):
+def test_families_held_out(dataset):
     assert set(SHOWN) | set(HELD_OUT) | {"real", "generated"} == set(NAMES) and len(HELD_OUT) == 2
-    assert not {NAMES[kind] for kind in bank.family.tolist()} & set(HELD_OUT)
-    unseen = build_bank(24, split="test", families=HELD_OUT)
+    assert not {NAMES[kind] for kind in dataset.family.tolist()} & set(HELD_OUT)
+    unseen = build_dataset(24, split="test", families=HELD_OUT)
     assert {NAMES[kind] for kind in unseen.family.tolist()} == {"real", *HELD_OUT}
     with pytest.raises(ValueError, match="ghosting, energy_gain: held out of training"):
-        build_bank(24, families=HELD_OUT)
+        build_dataset(24, families=HELD_OUT)
 
 
 def test_every_fake_shows_something(clean):
@@ -59,15 +59,15 @@ def test_every_fake_shows_something(clean):
     scene = roll(rests, 3, torch.Generator().manual_seed(0))
     real = render(scene)
     fake, family = scripted(scene, real, SHOWN, (0.4, 1.0), torch.Generator().manual_seed(0))
-    assert ((fake - real).abs().flatten(1).amax(1) > detect_bank.VISIBLE).all()
+    assert ((fake - real).abs().flatten(1).amax(1) > clip_dataset.VISIBLE).all()
     found = {NAMES[kind] for kind in family.tolist()}
     assert "frozen_tail" not in found and len(found) == len(SHOWN) - 1
 
 
 def test_generated_clips_follow_their_prompts(source, clean):
-    bank = build_bank(8, generated=1.0, source=source, camera=clean, scripts=lambda count, seed: SCRIPTS * count)
-    assert {NAMES[kind] for kind in bank.family.tolist()} == {"real", "generated"}
-    red, green, blue = (bank.video[bank.label].float() / 255).amax((-1, -2)).mean((0, 1, 2))
+    dataset = build_dataset(8, generated=1.0, source=source, camera=clean, scripts=lambda count, seed: SCRIPTS * count)
+    assert {NAMES[kind] for kind in dataset.family.tolist()} == {"real", "generated"}
+    red, green, blue = (dataset.video[dataset.label].float() / 255).amax((-1, -2)).mean((0, 1, 2))
     assert red > 0.7 and green < 0.5 and blue < 0.5
 
 
@@ -77,19 +77,19 @@ SCRIPTS = [parse("a red circle moves left")]
 def test_what_the_generator_cannot_say_begins_as_the_truth(source, clean):
     odd = [parse("a small red circle orbits")]
     for how in ({"scripts": lambda count, seed: odd * count}, {"slice": "low_contrast"}):
-        bank = build_bank(4, generated=1.0, source=source, camera=clean, **how)
-        real, fake = bank.video[~bank.label], bank.video[bank.label]
+        dataset = build_dataset(4, generated=1.0, source=source, camera=clean, **how)
+        real, fake = dataset.video[~dataset.label], dataset.video[dataset.label]
         for clip in fake:
             assert any(torch.equal(clip[0], other[0]) and not torch.equal(clip[1], other[1]) for other in real)
 
 
 def test_slices_and_grammars(source):
-    assert build_bank(4, slice="long_horizon").video.shape[1] == 16
-    assert build_bank(4, slice="prompt_switch", chunks=2).video.shape[1] == 2
-    light = build_bank(8, slice="odd_light", source=source)
+    assert build_dataset(4, slice="long_horizon").video.shape[1] == 16
+    assert build_dataset(4, slice="prompt_switch", chunks=2).video.shape[1] == 2
+    light = build_dataset(8, slice="odd_light", source=source)
     assert all("light" in text for row in light.texts for text in row)
     words = set(GRAMMARS["full"].vocabulary()) - set(GRAMMARS["plain"].vocabulary())
-    assert words & {word for row in build_bank(40, grammar="full").texts for text in row for word in text.split()}
+    assert words & {word for row in build_dataset(40, grammar="full").texts for text in row for word in text.split()}
 
 
 @pytest.mark.parametrize(
@@ -109,18 +109,18 @@ def test_slices_and_grammars(source):
 )
 def test_bad_input_is_told(wrong, match):
     with pytest.raises(ValueError, match=match):
-        build_bank(**{"clips": 4, **wrong})
+        build_dataset(**{"clips": 4, **wrong})
 
 
-def means(bank):
+def means(dataset):
     """What a probe may know of a clip: number of frames, rate, height, width, and its mean colour."""
-    sizes = torch.tensor([bank.video.shape[1] * bank.video.shape[2], bank.fps, *bank.video.shape[-2:]])
-    return torch.cat((sizes.expand(len(bank), -1), bank.video.float().mean((1, 2, 4, 5))), 1)
+    sizes = torch.tensor([dataset.video.shape[1] * dataset.video.shape[2], dataset.fps, *dataset.video.shape[-2:]])
+    return torch.cat((sizes.expand(len(dataset), -1), dataset.video.float().mean((1, 2, 4, 5))), 1)
 
 
-def frames(bank):
+def frames(dataset):
     """The mean colour of every frame, and how much it changes."""
-    colour = bank.video.float().mean((-1, -2)).flatten(1, 2)
+    colour = dataset.video.float().mean((-1, -2)).flatten(1, 2)
     steps = colour.diff(dim=1).abs() / colour[:, 1:].mean((1, 2), keepdim=True)
     return torch.cat((steps.amax(1), steps.mean(1)), 1)
 
@@ -167,29 +167,29 @@ def area(score, label):
 
 
 def probed(known, new, features=means):
-    """AUC of each probe that learns from one bank and judges another."""
+    """AUC of each probe that learns from one dataset and judges another."""
     x, y = alike(features(known), features(new))
     return {probe.__name__: area(probe(x, known.label, y), new.label) for probe in (logistic, perceptron, neighbours)}
 
 
 @pytest.fixture(scope="module")
-def banks(source):
-    """Two banks with generated clips."""
-    return [build_bank(800, seed=seed, source=source) for seed in (11, 12)]
+def datasets(source):
+    """Two datasets with generated clips."""
+    return [build_dataset(800, seed=seed, source=source) for seed in (11, 12)]
 
 
-def test_length_rate_size_and_mean_colour_say_nothing(banks):
-    found = probed(*banks)
+def test_length_rate_size_and_mean_colour_say_nothing(datasets):
+    found = probed(*datasets)
     assert all(0.44 < value < 0.56 for value in found.values()), found
 
 
 def test_nor_do_they_of_scripted_fakes_alone():
-    found = probed(*(build_bank(1600, seed=seed) for seed in (11, 12)))
+    found = probed(*(build_dataset(1600, seed=seed) for seed in (11, 12)))
     assert all(0.44 < value < 0.56 for value in found.values()), found
 
 
-def test_the_probes_find_what_another_camera_lets_through(banks):
-    leaky = probed(*(build_bank(800, seed=seed, camera="phone") for seed in (11, 12)))
+def test_the_probes_find_what_another_camera_lets_through(datasets):
+    leaky = probed(*(build_dataset(800, seed=seed, camera="phone") for seed in (11, 12)))
     assert leaky["perceptron"] > 0.62 and leaky["neighbours"] > 0.62, leaky
-    over_time = probed(*banks, features=frames)
+    over_time = probed(*datasets, features=frames)
     assert min(over_time.values()) > 0.6, over_time
