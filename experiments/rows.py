@@ -20,9 +20,9 @@ _Results = Sequence[Mapping[str, Any]]
 """Of a row of the table, one per seed."""
 _Runs = Mapping[str, _Results]
 """Results by row."""
-DECLARED = (("stream-r1", "dmd"), ("forward", "start"), ("reward", "start"))
+PREREGISTERED = (("stream-r1", "dmd"), ("forward", "start"), ("reward", "start"))
 """Questions asked before the run."""
-DESCRIBED = (
+EXPLORATORY = (
     *((name, "start") for name in METHODS),
     ("forward", "raven"),
     ("forward", "dmd"),
@@ -48,7 +48,7 @@ def questions(runs: _Runs) -> list[tuple[str, str]]:
     """
     trained = sorted((name for name in runs if name not in REFERENCES), key=lambda name: -scores(runs[name]).mean())
     added = [(name, "start") for name in runs if name not in REFERENCES | METHODS]
-    asked = dict.fromkeys((*DECLARED, *DESCRIBED, *added, *pairwise(trained[:2])))
+    asked = dict.fromkeys((*PREREGISTERED, *EXPLORATORY, *added, *pairwise(trained[:2])))
     return [(ours, theirs) for ours, theirs in asked if ours in runs and theirs in runs]
 
 
@@ -74,7 +74,7 @@ def spent(results: _Results) -> Row:
 def contrast_row(ours: str, theirs: str, runs: _Runs) -> Row:
     """The paired difference of oracle totals of two rows of the table."""
     a, b = scores(runs[ours]), scores(runs[theirs])
-    difference, declared = paired_difference(a, b), (ours, theirs) in DECLARED
+    difference, declared = paired_difference(a, b), (ours, theirs) in PREREGISTERED
     against = "start" if theirs == "start" else label_of(theirs)
     row: Row = {"kind": "contrast", "ours": ours, "theirs": theirs}
     row["label"] = f"{label_of(ours)} - {against}" + (" *" if declared else "")

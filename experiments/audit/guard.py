@@ -22,10 +22,10 @@ from ..options import StudyOptions
 from ..stats import exam_scores, mean_interval, paired_difference
 from ..study import Results, Study, run_study, seeds_of
 from ..tables import Column, Row, interval, markdown_table, number
-from .guard_runs import CASES, HACKED_AXES, Attempt, Case, work
+from .guard_runs import CASES, HACKED_AXES, Case, GuardTask, work
 
 __all__ = ["COLUMNS", "Config", "report", "run"]
-ENDS = {"start": "start", "without": "end without the guard", "with": "end with the guard"}
+CONDITIONS = {"start": "start", "without": "end without the guard", "with": "end with the guard"}
 CONTRASTS = (("without", "start"), ("with", "start"), ("with", "without"))
 
 
@@ -61,7 +61,7 @@ def run(config: Config) -> None:
     run_study(STUDY, config)
 
 
-def attempts(config: Config, results: Results) -> list[Job]:
+def jobs_of(config: Config, results: Results) -> list[Job]:
     """The start once for every seed, and every case without and with the guard; ValueError for what cannot be."""
     if config.seeds < 1 or (config.updates is not None and config.updates < 1):
         raise ValueError(f"seeds and updates are at least 1, not {config.seeds} and {config.updates}")
@@ -72,11 +72,11 @@ def attempts(config: Config, results: Results) -> list[Job]:
     validation = EvalConfig(prompts=config.validation, clips=1, long_prompts=0, split="validation", grammar=grammar)
     made: dict[str, Any] = {"exam": exam, "validation": validation, "stack": config.spec}
     guard = GuardConfig(every=config.every, prompts=config.watched)
-    jobs = [Job(_name("start", "", s), Attempt("start", "all", s, 0, 0.0, guard, **made), 0.5) for s in seeds]
+    jobs = [Job(_name("start", "", s), GuardTask("start", "all", s, 0, 0.0, guard, **made), 0.5) for s in seeds]
     for case in config.cases:
         for end, cost in (("without", 2.0), ("with", 1.0)):
             given = (config.updates or CASES[case].updates, config.rate or CASES[case].rate, guard)
-            jobs += [Job(_name(end, case, s), Attempt(end, case, s, *given, **made), cost) for s in seeds]
+            jobs += [Job(_name(end, case, s), GuardTask(end, case, s, *given, **made), cost) for s in seeds]
     return jobs
 
 
@@ -92,7 +92,7 @@ def _rows_of(config: Config, results: Results) -> list[Row]:
     rows: list[Row] = []
     seeds = seeds_of(config)
     for case in config.cases:
-        found = {end: [_climbed(results[_name(end, case, seed)][1], case) for seed in seeds] for end in ENDS}
+        found = {end: [_climbed(results[_name(end, case, seed)][1], case) for seed in seeds] for end in CONDITIONS}
         rows += [_mean_row(case, end, runs) for end, runs in found.items()]
         rows += [_contrast(case, found, *pair) for pair in CONTRASTS]
         for end, runs in found.items():
@@ -130,7 +130,7 @@ def _contrast(case: str, found: Mapping[str, Sequence[Mapping[str, Any]]], ours:
 
 
 ROW_COLUMNS = (
-    Column("weights", "of the student", lambda row: ENDS[row["end"]]),
+    Column("weights", "of the student", lambda row: CONDITIONS[row["end"]]),
     Column("oracle [95%]", "total of the oracle on test prompts, 0 to 1", interval("total", ".3f")),
     Column("VQ", "oracle, visual quality", number("VQ", ".3f")),
     Column("MQ", "oracle, motion quality", number("MQ", ".3f")),
@@ -146,7 +146,7 @@ _CONTRAST_COLUMNS = (
     Column(
         "difference",
         "paired: same seeds, prompts and noise",
-        lambda row: f"{ENDS[row['end']]} - {ENDS[row['against']]}",
+        lambda row: f"{CONDITIONS[row['end']]} - {CONDITIONS[row['against']]}",
     ),
     Column("oracle [95%]", "", interval("total", "+.3f", "total_")),
     Column("trained [95%]", "", interval("trained", "+.3f", "trained_")),
@@ -182,4 +182,4 @@ def verdict(pairs: Sequence[Row]) -> str:
     return " ".join(lines)
 
 
-STUDY = Study("audit guard", work, attempts, _rows_of, lambda found: report(found["rows"]))
+STUDY = Study("audit guard", work, jobs_of, _rows_of, lambda found: report(found["rows"]))

@@ -47,7 +47,7 @@ HACKED_AXES = ("VQ", "MQ", "TA")
 
 
 @dataclass(frozen=True)
-class Attempt:
+class GuardTask:
     """One run, or the start: "start", or the end of a run "without" or "with" the guard."""
 
     end: str
@@ -61,18 +61,18 @@ class Attempt:
     stack: StackSpec
 
 
-def work(attempt: Attempt) -> Result:
-    """Train as the attempt says, then examine. JSON: per-prompt scores of the exam, and the curve of its looks."""
-    case = CASES[attempt.case]
-    stack = attempt.stack.load()
+def work(task: GuardTask) -> Result:
+    """Train as the task says, then examine. JSON: per-prompt scores of the exam, and the curve of its looks."""
+    case = CASES[task.case]
+    stack = task.stack.load()
     stack = stack.with_parts(reward=StreamReward(stack.reward.model, RewardSettings(axes=case.axes or None)))
     student = stack.student()
-    if attempt.end == "start":
-        return {}, examined(stack, student, attempt)
-    recipe = replace(case.recipe, learner=rate(attempt.rate), seed=attempt.seed)
+    if task.end == "start":
+        return {}, examined(stack, student, task)
+    recipe = replace(case.recipe, learner=rate(task.rate), seed=task.seed)
     trainer = recipe.trainer(stack, student)
-    watched = attempt.end == "with"
-    guard = guard_of(stack, attempt.guard if watched else replace(attempt.guard, patience=10**9), student)
+    watched = task.end == "with"
+    guard = guard_of(stack, task.guard if watched else replace(task.guard, patience=10**9), student)
     curve: list[dict[str, Any]] = []
 
     def note(measured: Mapping[str, float], update: int) -> None:
@@ -81,29 +81,29 @@ def work(attempt: Attempt) -> Result:
             curve.append({"update": update, "oracle": measured.get("oracle", begun["oracle"]), **looked})
 
     def judged() -> dict[str, float]:
-        found = evaluate(as_system(stack, student), attempt.validation, VALIDATION_NOISE, long=False)
+        found = evaluate(as_system(stack, student), task.validation, VALIDATION_NOISE, long=False)
         return {"oracle": float(found.scores["total"].mean())}
 
     def looked() -> dict[str, float]:
         return judged() | guard.evaluate(trainer.counts.updates)
 
     begun = judged()
-    every = attempt.guard.every
+    every = task.guard.every
     if watched:
-        fit(trainer, attempt.updates, log=note, evaluate=judged, evaluate_every=every, guard=guard)
+        fit(trainer, task.updates, log=note, evaluate=judged, evaluate_every=every, guard=guard)
     else:
         note(guard.evaluate(0), 0)
-        fit(trainer, attempt.updates, log=note, evaluate=looked, evaluate_every=every)
+        fit(trainer, task.updates, log=note, evaluate=looked, evaluate_every=every)
     ended = {"updates": trainer.counts.updates, "seconds": trainer.counts.seconds, "why": guard.stop_reason}
     kept = guard.best.update if guard.stop_reason and guard.best else trainer.counts.updates
     spent = {"kept": kept, "curve": curve, "guard": asdict(guard.counts)}
-    return {}, examined(stack, student, attempt) | ended | spent
+    return {}, examined(stack, student, task) | ended | spent
 
 
-def examined(stack: Stack, student: Generator, attempt: Attempt) -> dict[str, Any]:
+def examined(stack: Stack, student: Generator, task: GuardTask) -> dict[str, Any]:
     """Per test prompt [P] what the oracle finds, and of the same clips each axis of the reward and the held-out one."""
-    grades = evaluate(as_system(stack, student), attempt.exam, attempt.seed, long=False)
-    exam, settings = attempt.exam, RewardSettings(axes=HACKED_AXES)
+    grades = evaluate(as_system(stack, student), task.exam, task.seed, long=False)
+    exam, settings = task.exam, RewardSettings(axes=HACKED_AXES)
     rewards = (StreamReward(model, settings) for model in (stack.reward.model, stack.heldout.model))
     scores = (reward_scores(stack, reward, exam, grades).scores for reward in rewards)
     whole, heldout = (clips.unflatten(0, (exam.prompts, exam.clips)).mean(1) for clips in scores)  # [P, A]

@@ -23,7 +23,7 @@ from .adaptation_runs import (
     FROM_PARTS,
     ORDERS,
     AdaptationTask,
-    Plan,
+    DetectorSchedule,
     clips_job,
     detector_eval_schedule,
     work,
@@ -41,7 +41,7 @@ REALS = (4, 2)
 
 
 @dataclass(frozen=True)
-class Config(StudyOptions, Plan):
+class Config(StudyOptions, DetectorSchedule):
     """What is run; a run that was killed goes on with the jobs that are not finished."""
 
     orders: tuple[str, ...] = ("student", "ghosting")
@@ -132,9 +132,9 @@ def check(config: Config) -> None:
             raise ValueError(f"{_league(config, seed)}: it looks at {size} pixels a side, not {side}")
 
 
-def _plan_of(config: Config) -> Plan:
+def _plan_of(config: Config) -> DetectorSchedule:
     """The config's own part of it."""
-    return Plan(**{field.name: getattr(config, field.name) for field in fields(Plan)})
+    return DetectorSchedule(**{field.name: getattr(config, field.name) for field in fields(DetectorSchedule)})
 
 
 def _methods(config: Config) -> list[str]:

@@ -34,7 +34,7 @@ FIRST_RUNG = 8
 
 
 @dataclass(frozen=True)
-class Order:
+class DomainSequence:
     """known: families that a detector is trained on first. new: the one that then appears. later: one that it never
     meets."""
 
@@ -49,10 +49,10 @@ class Order:
 
 
 ORDERS = {
-    "student": Order(("flicker", "jitter", "hue_drift"), "student", "tuned"),
-    "ghosting": Order(("flicker", "jitter", "student"), "ghosting", "student-2"),
-    "teleport": Order(("flicker", "jitter", "student"), "teleport", "ghosting"),
-    "hue-drift": Order(("flicker", "teleport", "student-2"), "hue_drift", "student"),
+    "student": DomainSequence(("flicker", "jitter", "hue_drift"), "student", "tuned"),
+    "ghosting": DomainSequence(("flicker", "jitter", "student"), "ghosting", "student-2"),
+    "teleport": DomainSequence(("flicker", "jitter", "student"), "teleport", "ghosting"),
+    "hue-drift": DomainSequence(("flicker", "teleport", "student-2"), "hue_drift", "student"),
 }
 """What can be run. The teacher is never new: so near the world are its clips that a full retrain hardly reaches .8."""
 ADAPTATIONS = {
@@ -73,7 +73,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class Plan:
+class DetectorSchedule:
     """How detectors learn and how often they are looked at."""
 
     fakes: int = 256
@@ -118,9 +118,9 @@ class AdaptationTask:
     """Meet the new family of an order by one method; BASE: train from scratch on the known families alone."""
 
     method: str
-    order: Order
+    order: DomainSequence
     seed: int
-    plan: Plan
+    plan: DetectorSchedule
     clips: str
     """Folder of the jobs that made the clips."""
     start: str = ""
@@ -159,13 +159,13 @@ class OrderClips:
     train: uint8 clips by family, the world's too. film: test clips as a detector sees them. seconds: to sample one.
     """
 
-    order: Order
+    order: DomainSequence
     train: Mapping[str, Tensor]
     film: Mapping[str, Tensor]
     seconds: Mapping[str, float]
 
     @classmethod
-    def load(cls, folder: str, order: Order, detection: DetectionConfig) -> OrderClips:
+    def load(cls, folder: str, order: DomainSequence, detection: DetectionConfig) -> OrderClips:
         """From what the clip jobs wrote."""
         found = {name: load_checkpoint(Path(folder) / clips_job(name)) for name in (REAL_FOOTAGE, *order.families)}
         film, camera = {}, CAMERAS[detection.camera]

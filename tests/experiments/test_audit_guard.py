@@ -16,9 +16,9 @@ def test_it_runs_and_goes_on(stack, tmp_path, capsys, monkeypatch):
     first = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["seeds"] == [20] and guard.report(results["rows"]) in first
-    assert all(f"| {end} |" in first for end in guard.ENDS.values())
+    assert all(f"| {end} |" in first for end in guard.CONDITIONS.values())
     runs = {row["end"]: row for row in results["rows"] if row["kind"] == "run"}
-    assert list(runs) == list(guard.ENDS) and not runs["without"]["why"]
+    assert list(runs) == list(guard.CONDITIONS) and not runs["without"]["why"]
     assert (runs["with"]["kept"] < runs["with"]["updates"]) == bool(runs["with"]["why"])
     assert runs["start"]["trained"] != runs["start"]["heldout"]
     curves = [[row for row in results["rows"] if row["kind"] == "curve" and row["end"] == end] for end in runs]

@@ -16,9 +16,9 @@ from reelgym.experiments.bench.adaptation_clips import FAMILIES, ClipsTask, samp
 from reelgym.experiments.bench.adaptation_runs import (
     ADAPTATIONS,
     ORDERS,
-    Order,
+    DetectorSchedule,
+    DomainSequence,
     OrderClips,
-    Plan,
     detector_eval_schedule,
     work,
 )
@@ -34,7 +34,7 @@ SMALL += ["--last", "3", "--every", "1", "--batch", "2", "--workers", "1"]
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(ORDERS, "tiny", Order(("flicker", "student"), "ghosting", "student-1"))
+    monkeypatch.setitem(ORDERS, "tiny", DomainSequence(("flicker", "student"), "ghosting", "student-1"))
 
 
 def rows_of(folder, kind):
@@ -84,7 +84,7 @@ def test_end_to_end_and_again(tiny, weights, tmp_path, monkeypatch, capsys):
 
 def test_known_families_are_replayed_whole_and_the_new_one_in_part():
     clips = {name: torch.full((12, 1), value) for value, name in enumerate(("real", "flicker", "swap", "teleport"))}
-    reel = OrderClips(Order(("flicker", "swap"), "teleport", "student"), clips, {}, {})
+    reel = OrderClips(DomainSequence(("flicker", "swap"), "teleport", "student"), clips, {}, {})
     pool = reel.pool(True, 8).families
     assert {name: found.unique().tolist() for name, found in pool.items()} == {"known": [1, 2], "new": [3]}
     assert {name: len(found) for name, found in pool.items()} == {"known": 24, "new": 8}
@@ -128,7 +128,7 @@ def test_eval_schedule():
         100,
     ]
     assert detector_eval_schedule(8) == [8] and detector_eval_schedule(5) == [5]
-    plan = Plan(fakes=16, rung=4, last=6, every=2)
+    plan = DetectorSchedule(fakes=16, rung=4, last=6, every=2)
     assert plan.eval_points == [(8, 2), (8, 4), (16, 2), (16, 4), (16, 6)]
 
 
@@ -231,5 +231,5 @@ def test_detectors_of_another_size_are_refused(tmp_path, capsys):
 
 
 def test_who_goes_on_has_as_many_updates_as_who_begins_anew():
-    plan = Plan()
+    plan = DetectorSchedule()
     assert len(plan.eval_points) * plan.every == plan.scratch and plan.eval_points[-1] == (plan.fakes, plan.last)
