@@ -19,7 +19,7 @@ from ..envs.worlds.camera import CAMERAS, shoot
 from ..models.detector import ClipDetector
 from ..noise import SeedDomain, fold
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import own_draw
+from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 
@@ -108,7 +108,7 @@ class Detection:
     def update(self) -> dict[str, float]:
         """As many real clips as made ones, filmed together, one step of cross-entropy."""
         started, config = time.monotonic(), self.config
-        step = own_draw(config.seed, self.counts.updates, None)
+        step = process_seed(config.seed, self.counts.updates, None)
         random = torch.Generator().manual_seed(step)
         video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random, self.weights)))
         film = pooled_film(shoot(video, CAMERAS[config.camera], random), config.pool) / 255

@@ -23,7 +23,7 @@ from ..models.generator import Generator
 from ..noise import fold, stream_keys
 from ..rewards.stream_reward import PixelError, StreamReward
 from ..training.learner import Groups, Learner, LearnerConfig, NonFiniteError
-from ..training.loop import own_draw
+from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
@@ -189,7 +189,7 @@ class FineTune:
 
     def _play(self) -> tuple[Rollout, Tensor]:
         config = self.config
-        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
+        draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
         _, texts = self.prompts(config.prompts, draw)
         keys = fold(stream_keys(config.seed, self.env.num_envs, self.env.device), draw)
         repeated = [row for row in texts for _ in range(config.group)]

@@ -20,7 +20,7 @@ from ..models.sampler import renoise, shifted
 from ..models.wan import CausalWan
 from ..noise import SeedDomain, fold, normal, stream_keys, uniform, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import own_draw
+from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 
@@ -134,7 +134,7 @@ class CausalInit:
     def update(self) -> dict[str, float]:
         """One regression step; it generates nothing."""
         started, config = time.monotonic(), self.config
-        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
+        draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
         x0, embeds = self.clips(config.batch, draw)
         keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)
         loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)

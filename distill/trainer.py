@@ -26,7 +26,7 @@ from ..rewards.reliability import BalanceConfig, BalanceState, balance
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import ChunkLayout, clip_prompts
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import own_draw
+from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
@@ -153,7 +153,7 @@ class Distill:
     def update(self) -> dict[str, float]:
         """One rollout with gradient, the critic's updates, and then the generator's."""
         started, config = time.monotonic(), self.config
-        draw = own_draw(config.seed, self.counts.updates, self.learner.accelerator)
+        draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
         embeds, texts = self.prompts(config.batch, draw)
         embeds = embeds.to(self.null.device)
         keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)

@@ -71,7 +71,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
 
     What the generator makes does not depend on the detector. So `opponent` plays whole clips ahead, many at once, and
     the streams are dealt out: a reset plays N; where rows are to go on one by one, a buffer of M clips is played, from
-    which each row draws by its own key, and after `lasts` steps another buffer in its place.
+    which each row draws by its own key, and after `refresh_every` steps another buffer in its place.
 
     Observation [N, K]: one flat Box of the last w chunks as the detector sees them, and how many were shown; see
     `columns`. Action [N]: 0 wait, 1 it is real, 2 it is made. Reward [N]: the game's, to the detector: 1 for a right
@@ -87,8 +87,8 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         codec, prompts, truth, rules, layout: see SelfPlayGame.
         opponent: what makes the clips that are not real.
         clips: M.
-        lasts: steps that a buffer serves; None: (n + 1) * M / N, as long as M episodes of full length take. Agents that
-            decide earlier meet some clips again; from M / N down they meet none twice but by chance.
+        refresh_every: steps that a buffer serves; None: (n + 1) * M / N, as long as M episodes of full length take.
+            Agents that decide earlier meet some clips again; from M / N down they meet none twice but by chance.
         others: autoreset_mode, render_mode, device and check, see TensorVectorEnv.
 
     Attributes:
@@ -110,12 +110,12 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         rules: GameRules | None = None,
         layout: ChunkLayout = TINY_LAYOUT,
         clips: int = 64,
-        lasts: int | None = None,
+        refresh_every: int | None = None,
         device: torch.device | str = "cpu",
         **others: Any,
     ) -> None:
-        if clips < 1 or (lasts is not None and lasts < 1):
-            raise ValueError(f"clips and lasts are at least 1, not {clips} and {lasts}")
+        if clips < 1 or (refresh_every is not None and refresh_every < 1):
+            raise ValueError(f"clips and refresh_every are at least 1, not {clips} and {refresh_every}")
         unscored: Reward = Unscored()
         self.game = SelfPlayGame(
             num_envs, codec, unscored, prompts, truth=truth, rules=rules, layout=layout, device=torch.device(device)
@@ -124,7 +124,7 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
         if shape != self.game.clips.chunk.shape:
             raise ValueError(f"the opponent makes chunks {list(shape)}, the game's are {self.game.clips.chunk.shape}")
         self.opponent, self.rules, self.layout, self.prompts = opponent, self.game.rules, layout, prompts
-        self.clips, self.lasts = clips, lasts
+        self.clips, self.refresh_every = clips, refresh_every
         self.clip_shape = tuple(self.game.spaces[DETECTOR]["video"].shape or ())
         size = int(np.prod(self.clip_shape))
         self.columns = {"clip": slice(0, size), "position": slice(size, size + layout.chunks + 1)}
@@ -168,8 +168,8 @@ class SelfPlayDetectorVectorEnv(TensorVectorEnv[EpisodeBufferState]):
     def _refilled(self, state: EpisodeBufferState) -> EpisodeBufferState:
         """The state with a buffer that is not used up."""
         moves = self.layout.chunks + 1
-        lasts = self.lasts or max(1, moves * self.clips // self.num_envs)
-        if state.buffer is not None and state.age < lasts:
+        refresh_every = self.refresh_every or max(1, moves * self.clips // self.num_envs)
+        if state.buffer is not None and state.age < refresh_every:
             return state
         seed = int(fold(torch.tensor([state.seed]), state.played + 1)) % 2**31
         return replace(state, buffer=self.play(self.clips, seed), age=0, played=state.played + 1)
@@ -211,8 +211,8 @@ def make(
     **options: Any,
 ) -> SelfPlayDetectorVectorEnv:
     """N streams over a stack. opponent: by default the stack's student. max_episode_steps: moves of a clip, one more
-    than chunks. options: those of `clip_parts` but slice and reward, truth, rules, clips, lasts, autoreset_mode,
-    render_mode, check and device."""
+    than chunks. options: those of `clip_parts` but slice and reward, truth, rules, clips, refresh_every,
+    autoreset_mode, render_mode, check and device."""
     if max_episode_steps is not None:
         if max_episode_steps < 2:
             raise ValueError(f"a clip of one chunk takes 2 moves, not max_episode_steps={max_episode_steps}")

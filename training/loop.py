@@ -159,7 +159,7 @@ def _resume(trainer: Trainer, guard: Callback | None, checkpoint: Path) -> None:
 GUARD = "guard-"
 
 
-def own_draw(seed: int, update: int, accelerator: Accelerator | None) -> int:
+def process_seed(seed: int, update: int, accelerator: Accelerator | None) -> int:
     """A number that no other seed, update or process has: what is drawn for `update` here follows from it."""
     own = update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
     return update_seed(seed, own)

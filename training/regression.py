@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .learner import Groups, Learner, LearnerConfig, Trained
-from .loop import own_draw
+from .loop import process_seed
 from .state import State, pack, unpack
 from .usage import ComputeUsage
 
@@ -98,7 +98,7 @@ class Regression(Generic[Trained]):
     def update(self) -> dict[str, float]:
         """One step on the loss of a batch."""
         started = time.monotonic()
-        drawn = own_draw(self.schedule.seed, self.counts.updates, None)
+        drawn = process_seed(self.schedule.seed, self.counts.updates, None)
         torch.manual_seed(drawn)  # for what a network draws itself
         measured = self.learner.step(self.loss(self.learner.module, torch.Generator().manual_seed(drawn), self.share))
         self.counts.updates += 1

@@ -99,7 +99,7 @@ class _Task:
     truth: str = ""
 
 
-class Still(Learner[CausalWan]):
+class GradientRecorder(Learner[CausalWan]):
     """A learner that hands every gradient over and moves nothing."""
 
     def __init__(self, learner: Learner[CausalWan]) -> None:
@@ -145,7 +145,7 @@ def work(task: _Task) -> Result:
     """The truth's job keeps the gradient itself; the others, of every update, its length along the truth and in all."""
     stack = task.stack.load()
     trainer = task.recipe.trainer(stack, stack.student())
-    trainer.learner = still = Still(trainer.learner)
+    trainer.learner = still = GradientRecorder(trainer.learner)
     while trainer.counts.chunks < task.chunks:
         trainer.update()
     found = torch.stack(still.found)

@@ -147,7 +147,7 @@ def work(task: ClipsTask | AdaptationTask) -> Result:
         _, looks = _from_scratch(task, clips, task.plan.fakes)
     else:
         detector = _started(task)
-        looks = [{"fakes": 0, "updates": 0, "seconds": 0.0, **clips.look(detector)}]
+        looks = [{"fakes": 0, "updates": 0, "seconds": 0.0, **clips.evaluate(detector)}]
         looks += [] if task.method == "frozen" else _went_on(task, clips, detector)
     return {}, {"looks": looks, "sampling": clips.seconds[task.order.new]}
 
@@ -192,7 +192,7 @@ class OrderClips:
         return ReplayBuffer(clips | ({"new": new[arrive[:fakes]]} if fakes else {}))
 
     @torch.no_grad()
-    def look(self, detector: ClipDetector) -> dict[str, float]:
+    def evaluate(self, detector: ClipDetector) -> dict[str, float]:
         """AUC of verdicts on whole test clips: "known" is the mean over the known families."""
         scores = {name: detector(film)[:, -1].tolist() for name, film in self.film.items()}
         found = {name: auc(scores[REAL_FOOTAGE], scores[name]) for name in self.order.families}
@@ -237,7 +237,7 @@ def _looked(trainer: Detection, clips: OrderClips, fakes: int) -> dict[str, floa
     """A look after so many fakes of the new family, and the clock: seconds of sampling them and of training."""
     seconds = fakes * clips.seconds[clips.order.new] + trainer.counts.seconds
     spent = {"fakes": fakes, "updates": trainer.counts.updates, "seconds": seconds}
-    return spent | clips.look(trainer.learner.ema_model())
+    return spent | clips.evaluate(trainer.learner.ema_model())
 
 
 def _untrained(seed: int, detection: DetectionConfig) -> ClipDetector:

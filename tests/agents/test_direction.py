@@ -148,7 +148,7 @@ def test_where_clipping_cuts_off():
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_contrast_direction_is_the_gradient_of_diffusion_nfts_loss(beta, on_policy):
+def test_nft_direction_is_the_gradient_of_diffusion_nfts_loss(beta, on_policy):
     x0, old, clean = draw(0, 1, 2)
     old, reward_weight = x0 if on_policy else old, torch.tensor([0.9, 0.2, 0.5])
     leaf, loss = x0.clone().requires_grad_(), 0.0

@@ -33,7 +33,7 @@ def make(name, device):
     parts = {
         "reelgym/StreamDetect-v0": {"dataset": build_dataset(8)},
         "reelgym/SelfPlayGenerator-v0": {"chunks": 2, "opponent": ThresholdPolicy(ClipDetector().to(device))},
-        "reelgym/SelfPlayDetector-v0": {"chunks": 2, "clips": 4, "lasts": 2},
+        "reelgym/SelfPlayDetector-v0": {"chunks": 2, "clips": 4, "refresh_every": 2},
     }.get(name, {"chunks": 2})
     env = gymnasium.make_vec(name, num_envs=3, device=device, **parts)
     env.action_space.seed(0)

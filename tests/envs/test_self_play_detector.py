@@ -85,7 +85,7 @@ def test_rows_end_alone_and_go_on_with_other_clips(make):
 
 
 def test_a_stock_serves_so_many_steps(make):
-    env, stocks = make(4, clips=8, lasts=3), []
+    env, stocks = make(4, clips=8, refresh_every=3), []
     env.reset(seed=0)
     for said in actions(9, 4):
         env.step(said)
@@ -109,7 +109,7 @@ def played(env, said):
 def test_seeds_decide_everything_and_a_fork_goes_on_alike(make):
     runs = []
     for seed in (3, 3, 4):
-        env = make(clips=8, lasts=2)
+        env = make(clips=8, refresh_every=2)
         runs.append([env.reset(seed=seed)[0], *played(env, actions(12, 6))])
     assert all(torch.equal(one, two) for one, two in zip(runs[0], runs[1], strict=True))
     assert not torch.equal(runs[0][1], runs[2][1])
@@ -144,8 +144,8 @@ def test_a_mask_of_all_rows_is_a_reset_by_its_seed(make):
 
 
 def test_bad_input_is_told(make, generator):
-    for wrong in ({"clips": 0}, {"lasts": 0}):
-        with pytest.raises(ValueError, match="clips and lasts are at least 1"):
+    for wrong in ({"clips": 0}, {"refresh_every": 0}):
+        with pytest.raises(ValueError, match="clips and refresh_every are at least 1"):
             make(**wrong)
     with pytest.raises(ValueError, match=r"the opponent makes chunks \[2, 4, 4, 4\]"):
         SelfPlayDetectorVectorEnv(1, make().game.clips.codec, make().prompts, replace(generator, frames_per_chunk=2))
