@@ -30,7 +30,7 @@ def write_events(folder: Path, runs: Mapping[str, Mapping[str, Any]], media: Med
                     writer.add_image(name, enlarge(film_strip(clip), 2), place, dataformats="HWC")
 
 
-def _scalars(writer: Any, group: str, row: Mapping[str, float]) -> None:
+def _scalars(writer: Any, group: str, row: Mapping[str, Any]) -> None:
     for key, value in row.items():
-        if key != "update":
+        if key != "update" and isinstance(value, int | float):
             writer.add_scalar(f"{group}/{key}", value, int(row["update"]))

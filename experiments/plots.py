@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,11 @@ from ..video import mark
 _WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, _TOP, BOTTOM = 52, 16, 30, 40
 HEAD = 48
-PALETTE = ("#0072b2", "#008561", "#a8488a", "#d55e00", "#b8860b", "#777777", "#56b4e9", "#000000")
-"""Of the classes c0 to c7 in a picture that stands alone."""
+PALETTE = (
+    *("#0072b2", "#008561", "#a8488a", "#d55e00", "#b8860b", "#777777", "#56b4e9", "#000000"),
+    *("#6a3d9a", "#c2185b", "#66a61e", "#8d5524"),
+)
+"""Of the classes c0, c1, ... in a picture that stands alone."""
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"'
@@ -35,62 +39,96 @@ XMP = (
 
 @dataclass(frozen=True)
 class Line:
-    """points: (x, y) in order of x. colour: 0-7, an entry of the page's palette. faint: one run behind its mean."""
+    """points: (x, y) in order of x. colour: an entry of the page's palette. style: "faint" is one run behind its mean,
+    "band" the area that the points enclose; "dashed", "dotted"."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     colour: int
-    faint: bool = False
+    style: str = ""
 
 
-def line_chart(lines: Sequence[Line], title: str, x_label: str, baseline: float | None = None) -> str:
-    """An inline SVG whose colours are the page's (classes `c0`...`c7`, `axis`, `grid`), so it follows dark mode."""
+def curve_lines(
+    rows: Iterable[Mapping[str, Any]], of: str, labels: Mapping[str, str], x: str, y: str, band: bool = False
+) -> list[Line]:
+    """Learning curves of what `labels` names: rows that have its name under `of` hold a "seed", and under `x` and `y` a
+    point of that run. Drawn is the mean of the runs; behind it a faint line for each, or a band from lowest to highest.
+
+    A run goes straight from point to point and stays where it was when it has ended; the mean begins where all have.
+    """
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {name: {} for name in labels}
+    for row in rows:
+        if row[of] in points and row.get(y) is not None:
+            points[row[of]].setdefault(row["seed"], []).append((row[x], row[y]))
+    lines: list[Line] = []
+    for colour, (name, runs) in enumerate(points.items()):
+        if not runs:
+            continue
+        begun = max(run[0][0] for run in runs.values())
+        places = sorted({at for run in runs.values() for at, _ in run if at >= begun})
+        found = np.array([np.interp(places, [at for at, _ in run], [up for _, up in run]) for run in runs.values()])
+        mean, top, floor = (
+            tuple(zip(places, map(float, f(0)), strict=True)) for f in (found.mean, found.max, found.min)
+        )
+        faint = [Line(f"{labels[name]}, seed {seed}", tuple(run), colour, "faint") for seed, run in runs.items()]
+        lines += [Line(labels[name], top + floor[::-1], colour, "band")] if band else faint
+        lines.append(Line(labels[name], mean, colour))
+    return lines
+
+
+def line_chart(
+    lines: Sequence[Line], title: str, x_label: str, levels: Sequence[tuple[str, float]] = (), width: int = _WIDTH
+) -> str:
+    """An inline SVG whose colours are the page's (classes `c0`, ..., `axis`, `grid`), so it follows dark mode.
+
+    levels: (name, height) of lines across the whole chart, behind all others."""
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points))
-    heights = [y for _, y in points] + ([] if baseline is None else [baseline])
+    heights = [y for _, y in points] + [height for _, height in levels]
     y_ticks = ticks(min(heights), max(heights))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + across * (_WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - _TOP - BOTTOM)
+        return LEFT + across * (width - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - _TOP - BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts = [f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     parts.append(f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>')
     for y in y_ticks:
         height = place(x_ticks[0], y)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{_WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 7}" y="{height + 4:.1f}">{y:g}</text>')
     for x in x_ticks:
         parts.append(
             f'<text class="tick" text-anchor="middle" x="{place(x, 0)[0]:.1f}" y="{HEIGHT - BOTTOM + 17}">{x:g}</text>'
         )
-    parts.append(f'<text class="tick" text-anchor="end" x="{_WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
-    if baseline is not None:
-        height = place(x_ticks[0], baseline)[1]
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{_WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-    for line in sorted(lines, key=lambda line: not line.faint):
+    parts.append(f'<text class="tick" text-anchor="end" x="{width - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
+    for name, level in levels:
+        height = place(x_ticks[0], level)[1]
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT + 4}" y="{height - 4:.1f}">{escape(name)}</text>')
+    for line in sorted(lines, key=lambda line: line.style not in ("faint", "band")):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
-        kind = f"c{line.colour}" + (" faint" if line.faint else "")
+        kind = f"c{line.colour % len(PALETTE)} {line.style}".rstrip()
         parts.append(f'<polyline class="{kind}" points="{path}"><title>{escape(line.name)}</title></polyline>')
     return "\n".join([*parts, "</svg>"])
 
 
-def stacked_svg(charts: Sequence[str], names: Sequence[str], columns: int = 1) -> str:
-    """Charts of `line_chart` in so many columns over their legend, as a picture that stands alone; the legend has names
-    in the colours of their lines, two a row."""
-    tall = ceil(len(charts) / columns) * HEIGHT
-    height = tall + 16 * (len(names) + 1) // 2 + 16
-    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * _WIDTH} {height}" role="img">'
-    corners = [(place % columns * _WIDTH, place // columns * HEIGHT) for place in range(len(charts))]
+def stacked_svg(charts: Sequence[str], names: Sequence[str], columns: int = 1, width: int = _WIDTH) -> str:
+    """Charts of `line_chart`, each `width` wide, in so many columns over their legend, as a picture that stands alone;
+    the legend has names in the colours of their lines."""
+    tall, row = ceil(len(charts) / columns) * HEIGHT, max(2, columns * width // 250)
+    height = tall + 16 * ceil(len(names) / row) + 16
+    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * width} {height}" role="img">'
+    corners = [(place % columns * width, place // columns * HEIGHT) for place in range(len(charts))]
     placed = (f'<g transform="translate({x} {y})">{chart}</g>' for (x, y), chart in zip(corners, charts, strict=True))
-    sized = [chart.replace("<svg ", f'<svg width="{_WIDTH}" height="{HEIGHT}" ', 1) for chart in placed]
+    sized = [chart.replace("<svg ", f'<svg width="{width}" height="{HEIGHT}" ', 1) for chart in placed]
     legend = ""
     for place, name in enumerate(names):
-        x, y = LEFT + place % 2 * 250, 12 + place // 2 * 16
-        legend += f'<text x="{x}" y="{y}" style="fill: {PALETTE[place]}; font-weight: 600">{escape(name)}</text>'
+        x, y, colour = LEFT + place % row * 250, 12 + place // row * 16, PALETTE[place % len(PALETTE)]
+        legend += f'<text x="{x}" y="{y}" style="fill: {colour}; font-weight: 600">{escape(name)}</text>'
     return "\n".join([box, style_svg(), *sized, f'<g transform="translate(0 {tall})">{legend}</g>', "</svg>"])
 
 
@@ -98,9 +136,10 @@ def style_svg() -> str:
     """What a page's style sheet says for charts, for a picture that stands alone."""
     fixed = "text { font: 11px sans-serif; fill: #555; } .title { font-weight: 600; font-size: 12px; } "
     fixed += ".grid { stroke: #ddd; } .axis { stroke: #777; } polyline { fill: none; stroke-width: 2.5; } "
-    fixed += ".faint { stroke-width: 1; opacity: .3; } "
-    colours = " ".join(f".c{place} {{ stroke: {colour}; }}" for place, colour in enumerate(PALETTE))
-    return f"<style>{fixed}{colours}</style>"
+    fixed += ".faint { stroke-width: 1; opacity: .3; } .dashed { stroke-dasharray: 7 3; } "
+    fixed += ".dotted { stroke-dasharray: 2 3; } "
+    colours = " ".join(f".c{place} {{ stroke: {it}; color: {it}; }}" for place, it in enumerate(PALETTE))
+    return f"<style>{fixed}{colours} .band {{ stroke: none; fill: currentColor; opacity: .12; }}</style>"
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

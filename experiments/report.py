@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from ..checkpoint import has_checkpoint, load_checkpoint
 from ..envs.draw import overlay
 from .findings import CONTRAST_COLUMNS, METHOD_COLUMNS, SLICE_COLUMNS, SLICES_NOTE, slice_table_rows, verdict_lines
-from .plots import Line, animation, contact_sheet, data_uri, film_strip, line_chart, png, side_by_side
+from .plots import PALETTE, animation, contact_sheet, curve_lines, data_uri, film_strip, line_chart, png, side_by_side
 from .tables import Row, html_legend, html_table, plain_table, rows_of
 
 Media = Mapping[str, NDArray[Any]]
 SCALE, MAP_SCALE = 4, 3
 COMPARED = "the methods of a comparison, ground truth apart"
-_COLOURS = 9
-"""Entries of the page's palette."""
 
 
 def write_report(folder: Path | str, fps: float = 8) -> Path:
@@ -133,32 +131,17 @@ def _curves(results: Row) -> str:
         return ""
     names = {row["method"]: row["label"] for row in rows_of(results, "method")}
     order = list(dict.fromkeys(row["method"] for row in curves))
-    charts = "".join(
-        f"<div>{line_chart(_lines(curves, order, names, key), title, 'share of the update budget')}</div>"
-        for key, title in (("oracle", "Oracle total, validation prompts"), ("reward", "Trained reward (z), same clips"))
-    )
+    labels = {name: names.get(name, name) for name in order}
+    charts = ""
+    for key, title in (("oracle", "Oracle total, validation prompts"), ("reward", "Trained reward (z), same clips")):
+        lines = curve_lines(curves, "method", labels, "share", key)
+        charts += f"<div>{line_chart(lines, title, 'share of the update budget')}</div>"
     keys = "".join(
-        f'<span><svg viewBox="0 0 22 10"><polyline class="c{place % _COLOURS}" points="0,5 22,5"/></svg>'
+        f'<span><svg viewBox="0 0 22 10"><polyline class="c{place % len(PALETTE)}" points="0,5 22,5"/></svg>'
         f"{escape(names.get(method, method))}</span>"
         for place, method in enumerate(order)
     )
     return f'<h2>Learning curves</h2><p>{_CURVES}</p><div class="keys">{keys}</div><div class="charts">{charts}</div>'
-
-
-def _lines(curves: list[Row], order: list[str], names: Mapping[str, str], key: str) -> list[Line]:
-    """For each method a thin line for every seed, and a thick one for their mean."""
-    lines = []
-    for place, method in enumerate(order):
-        name, colour = names.get(method, method), place % _COLOURS
-        runs: dict[int, dict[float, float]] = {}
-        for row in curves:
-            if row["method"] == method and row.get(key) is not None:
-                runs.setdefault(row["seed"], {})[row["share"]] = row[key]
-        shares = sorted({share for run in runs.values() for share in run})
-        mean = [(share, float(np.mean([run[share] for run in runs.values() if share in run]))) for share in shares]
-        lines += [Line(f"{name}, seed {seed}", tuple(sorted(run.items())), colour, True) for seed, run in runs.items()]
-        lines.append(Line(name, tuple(mean), colour))
-    return lines
 
 
 def _pictures(results: Row, media: Media, of: str, title: str, caption: str, fps: float) -> str:

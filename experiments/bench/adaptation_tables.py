@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.time_to_target import Times, first_at, ratio_cells, ratio_shown, span_of, time_shown
-from ..plots import Line, line_chart, stacked_svg
+from ..plots import curve_lines, line_chart, stacked_svg
 from ..stats import mean_interval
 from ..tables import Column, Row, interval, markdown_table, number, rows_of
 from .adaptation_clips import FAMILIES
@@ -210,30 +210,16 @@ _AXES = {"new": "AUC on B, held out", "known": "AUC on A, held out"}
 
 
 def adaptation_curves_svg(rows: Sequence[Row]) -> str:
-    """For every order AUC on B, and on A, against seconds; thin lines are runs, thick ones means at equal looks."""
+    """For every order AUC on B, and on A, against seconds; thin lines are runs, thick ones means. What was there before
+    the first second stands at 1 second; what is frozen stays as it is."""
     curve = rows_of({"rows": rows}, "curve")
-    drawn = [method for method in ADAPTATIONS if any(row["method"] == method for row in curve)]
+    labels = {name: label for name, label in ADAPTATIONS.items() if any(row["method"] == name for row in curve)}
     charts = []
     for order in (row["order"] for row in rows_of({"rows": rows}, "order")):
         own = [row | {"x": math.log2(max(row["seconds"], 1.0))} for row in curve if row["order"] == order]
+        last = max(row["x"] for row in own)
+        own += [row | {"x": last} for row in own if row["method"] == "frozen"]
         for key, title in _AXES.items():
-            lines = [line for place, method in enumerate(drawn) for line in _lines(own, method, place, key)]
+            lines = curve_lines(own, "method", labels, "x", key)
             charts.append(line_chart(lines, f"{order}: {title}", "seconds of sampling and training: 2 to the power of"))
-    return stacked_svg(charts, [ADAPTATIONS[method] for method in drawn], columns=2)
-
-
-def _lines(curve: Sequence[Row], method: str, colour: int, key: str) -> list[Line]:
-    """One for every seed, and their mean; what was there before the first second stands at 1 second. What is frozen
-    stays as it is."""
-    runs: dict[int, list[tuple[float, float]]] = {}
-    for row in curve:
-        if row["method"] == method:
-            runs.setdefault(row["seed"], []).append((row["x"], row[key]))
-    if method == "frozen":
-        end = max(row["x"] for row in curve)
-        runs = {seed: [(0.0, run[0][1]), (end, run[0][1])] for seed, run in runs.items()}
-    if not runs:
-        return []
-    mean = tuple((float(x), float(y)) for x, y in np.mean(list(runs.values()), 0))
-    thin = [Line(f"{ADAPTATIONS[method]}, seed {seed}", tuple(run), colour, True) for seed, run in sorted(runs.items())]
-    return [*thin, Line(ADAPTATIONS[method], mean, colour)]
+    return stacked_svg(charts, list(labels.values()), columns=2)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...training.recipe import Recipe
 from ..evaluation.time_to_target import Times, first_at, ratio_cells, ratio_shown, span_cells, span_of, time_shown
-from ..plots import PALETTE, Line, line_chart, stacked_svg
+from ..plots import curve_lines, line_chart, stacked_svg
 from ..stats import iqm, paired_difference, probability_of_improvement
 from ..tables import Column, Row, interval, markdown_table, number, rows_of
 from .rl_runs import BASELINES, OURS, RL_SETTINGS
@@ -176,35 +176,13 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def rl_curves_svg(rows: Sequence[Row]) -> str:
-    """Gain of the oracle, and below it of the trained reward, against chunks; thin lines are runs, thick ones means.
-
-    Eight settings at most. A run that has stopped stays where it was, in the mean too.
-    """
+    """Gain of the oracle, and below it of the trained reward, against chunks; thin lines are runs, thick ones means."""
     results = {"rows": rows}
-    names = [row["setting"] for row in rows_of(results, "setting")][: len(PALETTE)]
+    labels = {row["setting"]: _label_of(row["setting"]) for row in rows_of(results, "setting")}
     start = next(row for row in rows_of(results, "reference") if row["row"] == "start")
     charts = []
     for key, title in (("oracle", "Oracle total gained (held out)"), ("reward", "Trained reward gained")):
-        lines = [line for place, name in enumerate(names) for line in _lines(results, name, place, key, start[key])]
-        charts.append(line_chart(lines, title, "chunks generated: 2 to the power of", baseline=0.0))
-    return stacked_svg(charts, [_label_of(name) for name in names])
-
-
-def _lines(results: Row, name: str, colour: int, key: str, start: float) -> list[Line]:
-    runs: dict[int, dict[int, float]] = {}
-    for row in rows_of(results, "curve"):
-        if row["setting"] == name:
-            runs.setdefault(row["seed"], {})[row["rung"]] = row[key] - start
-    rungs = sorted({rung for run in runs.values() for rung in run})
-    lines = [
-        Line(f"{_label_of(name)}, seed {seed}", tuple((math.log2(x), y) for x, y in run.items()), colour, True)
-        for seed, run in runs.items()
-    ]
-    shared = [rung for rung in rungs if all(min(run) <= rung for run in runs.values())]
-    mean = [(math.log2(rung), float(np.mean([_held(run, rung) for run in runs.values()]))) for rung in shared]
-    return [*lines, Line(_label_of(name), tuple(mean), colour)] if mean else lines
-
-
-def _held(run: Mapping[int, float], rung: int) -> float:
-    """A run's value at its last look up to `rung`."""
-    return run[max(at for at in run if at <= rung)]
+        gained = (row | {"x": math.log2(row["rung"]), key: row[key] - start[key]} for row in rows_of(results, "curve"))
+        lines = curve_lines(gained, "setting", labels, "x", key)
+        charts.append(line_chart(lines, title, "chunks generated: 2 to the power of", [("", 0.0)]))
+    return stacked_svg(charts, list(labels.values()))

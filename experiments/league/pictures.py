@@ -52,7 +52,7 @@ def auc_svg(rows: Sequence[Row]) -> str:
     arms = [START, *(arm for arm in VARIANTS if any(row["arm"] == arm for row in rows_of({"rows": rows}, "family")))]
     for families, title in ((UNSEEN, "families that no league learns from"), (SEEN, "families seen in training")):
         lines = [Line(VARIANT_LABELS[arm], _curve(rows, arm, families), place) for place, arm in enumerate(arms)]
-        charts.append(line_chart(lines, f"AUC, {title}", "chunks seen", baseline=0.5))
+        charts.append(line_chart(lines, f"AUC, {title}", "chunks seen", [("", 0.5)]))
     return stacked_svg(charts, [VARIANT_LABELS[arm] for arm in arms])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...agents.recipes import AGENTS, DETECT, STEER
-from ..plots import Line, line_chart, stacked_svg
+from ..plots import curve_lines, line_chart, stacked_svg
 from ..stats import exam_scores, mean_interval, paired_difference
 from ..tables import Column, Row, interval, markdown_table, number
 
@@ -131,15 +131,6 @@ def agent_curves_svg(rows: Sequence[Row], env: str) -> str:
     """The learning curves of an environment: validation return against steps, a thick line for the mean of the seeds,
     thin ones for each."""
     points = [row for row in rows if row["kind"] == "curve" and row["env"] == env]
-    names = list(dict.fromkeys(row["row"] for row in points))
-    lines = []
-    for colour, name in enumerate(names):
-        runs: dict[int, list[tuple[float, float]]] = {}
-        for row in points:
-            if row["row"] == name:
-                runs.setdefault(row["seed"], []).append((row["steps"], row["reward"]))
-        lines += [Line(f"seed {seed}", tuple(run), colour, faint=True) for seed, run in runs.items()]
-        columns = zip(*runs.values(), strict=False)
-        mean = tuple((float(np.mean([x for x, _ in at])), float(np.mean([y for _, y in at]))) for at in columns)
-        lines.append(Line(AGENT_LABELS[name], mean, colour))
-    return stacked_svg([line_chart(lines, env, "steps")], [AGENT_LABELS[name] for name in names])
+    labels = {row["row"]: AGENT_LABELS[row["row"]] for row in points}
+    lines = curve_lines(points, "row", labels, "steps", "reward")
+    return stacked_svg([line_chart(lines, env, "steps")], list(labels.values()))

@@ -145,11 +145,6 @@ def test_half_of_the_gain_is_timed_too(monkeypatch):
     assert [row["gain"] for row in ratios] == pytest.approx([0.2, 0.1]) and [row["chunks"] for row in ratios] == [1, 1]
 
 
-def test_the_curve_of_a_run_that_stopped_stays():
-    held = {64: 1.0, 128: 2.0}
-    assert [rl_tables._held(held, rung) for rung in (64, 96, 128, 512)] == [1, 1, 2, 2]
-
-
 def test_looks_and_exam_share_no_prompt(monkeypatch):
     exam = EvalConfig(prompts=32, long_prompts=0)
     look = apart(EvalConfig(prompts=24, long_prompts=0, scripts_seed=2), exam)

@@ -13,7 +13,7 @@ from reelgym.checkpoint import save_checkpoint
 from reelgym.envs.draw import overlay
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments.findings import METHOD_COLUMNS, SLICE_COLUMNS, findings, slice_table_rows
-from reelgym.experiments.plots import Line, animation, film_strip, line_chart, side_by_side, ticks
+from reelgym.experiments.plots import Line, animation, curve_lines, film_strip, line_chart, side_by_side, ticks
 from reelgym.experiments.report import report_html, summary_text, write_picture, write_report
 from reelgym.experiments.tables import NOTHING, markdown_table, rows_of
 from reelgym.video import mark
@@ -233,10 +233,23 @@ def test_ticks_enclose_and_are_round(low, high):
 
 def test_a_chart_stays_inside_its_box():
     lines = [Line("a", ((0, 0.2), (1, 0.9)), 0), Line("b", ((0, 0.4), (0.5, -2)), 1)]
-    chart = line_chart(lines, "t", "x", baseline=0.3)
+    chart = line_chart(lines, "t", "x", [("level", 0.3)])
     points = [float(n) for line in re.findall(r'points="([^"]*)"', chart) for n in re.split("[ ,]", line)]
     assert all(0 <= x <= 560 for x in points[::2]) and all(0 <= y <= 300 for y in points[1::2])
     assert line_chart([], "t", "x") == ""
+
+
+def test_the_mean_of_curves_begins_with_the_last_and_a_run_that_stopped_stays():
+    runs = {0: ((0, 1.0), (2, 2.0)), 1: ((1, 3.0), (4, 6.0), (5, None))}
+    rows = [{"of": "a", "seed": seed, "x": x, "y": y} for seed, run in runs.items() for x, y in run]
+    first, second, mean = curve_lines([*rows, rows[0] | {"of": "b"}], "of", {"none": "-", "a": "A"}, "x", "y")
+    assert first == Line("A, seed 0", runs[0], 1, "faint") and second.points == runs[1][:2]
+    assert mean == Line("A", ((1, 2.25), (2, 3.0), (4, 4.0)), 1)
+    band, again = curve_lines(rows, "of", {"a": "A"}, "x", "y", band=True)
+    assert band.points == ((1, 3.0), (2, 4.0), (4, 6.0), (4, 2.0), (2, 2.0), (1, 1.5)) and again.points == mean.points
+    assert (
+        'class="c0 band"' in line_chart([band, again], "t", "x") and curve_lines([], "of", {"a": "A"}, "x", "y") == []
+    )
 
 
 def test_film_strip_and_overlay_shapes(media):
