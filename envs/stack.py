@@ -20,7 +20,7 @@ from ..models.detector import Detector
 from ..models.generator import Generator
 from ..models.prompts import WordEncoder
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import TINY_FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
+from ..models.tiny import STEPS, TINY_FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.wan import CausalWan
 from ..plugins import find
 from ..rewards.compose import as_reward
@@ -104,6 +104,10 @@ class Stack:
     def with_cache(self, cache: CacheConfig) -> Stack:
         """The stack with another cache of its student: what is trained from it evicts as it will when it streams."""
         return self.with_parts(generator=self.pipeline.with_cache(cache).generator)
+
+    def with_steps(self, steps: int | None) -> Stack:
+        """The stack with a student of so many denoising steps, for all that samples or trains it; None: its own."""
+        return self if steps is None else self.with_parts(generator=self.generator.with_steps(steps))
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of the weights of every part that has a folder."""
@@ -206,6 +210,8 @@ class StackSpec:
     world: str = ""
     """Import path or name of a world (envs.worlds.world.World) in place of ShapeStream."""
     device: str = "cpu"
+    steps: int | None = None
+    """Denoising steps of the student; None: its own."""
 
     def load(self) -> Stack:
         """The stack; asked for again in the same process, it is not loaded again."""
@@ -227,7 +233,7 @@ class StackSpec:
 def _loaded(spec: StackSpec) -> Stack:
     own = {"reward": ("rewards", spec.reward), "world": ("worlds", spec.world)}
     parts = {name: find(group, path, {}) for name, (group, path) in own.items() if path}
-    return Stack.load(spec.stack, spec.device).with_parts(**parts)
+    return Stack.load(spec.stack, spec.device).with_parts(**parts).with_steps(spec.steps)
 
 
 def _same(part: Any) -> Any:
@@ -252,13 +258,19 @@ def _made(places: Mapping[str, Path], folder: Path, layout: ChunkLayout, device:
         parts["encoder"] = cache(partial(load_encoder, words, places[words]))
         parts["grammar"] = cache(partial(_grammar, words, places[words]))
     if {"codec", "student"} <= set(parts):
-        parts["generator"] = cache(lambda: build_generator(parts["student"](), parts["codec"]()))
+        steps = partial(steps_of, places["student"])
+        parts["generator"] = cache(lambda: build_generator(parts["student"](), parts["codec"](), steps()))
     return Stack(parts, layout, folder, device, places)
 
 
 def _network(name: Any, place: Path, device: torch.device) -> Any:
     network = load_tiny(name, place, device).requires_grad_(False)
     return StreamReward(network) if name in ("reward", "heldout") else network
+
+
+def steps_of(student: Path) -> int:
+    """Denoising steps that the student in a folder was made for."""
+    return int(load_manifest("student", student).get("sampler_steps", STEPS))
 
 
 def _grammar(name: Any, place: Path) -> str:

@@ -143,11 +143,12 @@ def settle_start(out: Path, stack: Stack, options: TrainOptions) -> None:
     they differ."""
     note = out / "start.json"
     made: dict[str, Any] = {**stack.weights(), "cache": asdict(stack.generator.model.cache_config)}
+    made |= {"sampler_steps": len(stack.generator.sigmas)}
     made |= {name: path for name in ("reward", "world") if (path := getattr(options, name))}
     if has_checkpoint(out / "checkpoint") and note.exists() and json.loads(note.read_text()) != made:
         raise CheckpointError(
-            f"{out} holds a run from other weights than those of {stack.folder}, or another cache, reward or world: "
-            "give another --out"
+            f"{out} holds a run from other weights than those of {stack.folder}, or another cache, number of steps, "
+            "reward or world: give another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, made)
@@ -177,6 +178,7 @@ def save_student(
     start = load_manifest("student", stack.places["student"])
     kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
     told: dict[str, Any] = {"part": "student", "recipe": {**as_config(recipe), "grammar": stack.grammar}}
-    told |= {"seed": recipe.seed, "steps": steps, "made_from": stack.weights()["student"]}
+    told |= {"seed": recipe.seed, "steps": steps, "sampler_steps": len(stack.generator.sigmas)}
+    told |= {"made_from": stack.weights()["student"]}
     told |= {"quality": dict(quality or {}), "guard": None if guard is None else guard.stop_reason}
     save_tiny(folder, student.model, kept | told)

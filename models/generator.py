@@ -11,7 +11,7 @@ from torch import Tensor
 from ..noise import normal
 from .cache import KVCache
 from .causal_attention import Recall
-from .sampler import Kernel, KernelOf, consistency, denoise
+from .sampler import SAMPLER_SHIFT, Kernel, KernelOf, consistency, denoise, step_sigmas
 from .wan import CausalWan
 
 
@@ -35,6 +35,12 @@ class Generator:
         never meets eviction, nor does a training on such rollouts."""
         size = self.frames_per_chunk
         return self.model.cache_config.evicts(chunks * size, size)
+
+    def with_steps(self, steps: int, shift: float = SAMPLER_SHIFT) -> Generator:
+        """The same weights under a sampler of so many steps; ValueError below 1."""
+        if steps < 1:
+            raise ValueError(f"a sampler has at least 1 step, not {steps}")
+        return replace(self, sigmas=step_sigmas(steps, shift))
 
     def denoise(
         self, x: Tensor, sigma: float | Tensor, embeds: Tensor, cache: KVCache | Recall | None = None

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+SAMPLER_SHIFT = 5.0
+"""Wan's: how far the levels of samplers are moved towards noise."""
 Level = TypeVar("Level", float, Tensor)
 
 

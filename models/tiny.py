@@ -16,7 +16,7 @@ from .detector import ClipDetector
 from .generator import Generator
 from .prompts import WordEncoder
 from .reward_net import TinyReward
-from .sampler import TeacherSampling, step_sigmas
+from .sampler import SAMPLER_SHIFT, TeacherSampling, step_sigmas
 from .wan import CausalWan
 
 Part = Literal["codec", "teacher", "student", "reward", "heldout", "detector", "rival"]
@@ -56,7 +56,6 @@ CHUNKS = 4
 TEXT_LEN = 8
 TINY_FPS = 8.0
 """Frames a second of the video that this tier is trained on."""
-SAMPLER_SHIFT = 5.0
 STEPS = 4
 TEACHER_SAMPLING = TeacherSampling(steps=32, guidance=2.0, shift=SAMPLER_SHIFT, slope=1.0)
 ROPE_THETA = 16.0
@@ -84,10 +83,10 @@ def build_wan(text_dim: int, cache: CacheConfig = STREAMING_CACHE) -> CausalWan:
     return CausalWan.from_config({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache, ROPE_THETA)
 
 
-def build_generator(model: CausalWan, codec: Codec) -> Generator:
-    """The four-step sampler around a causal transformer of this tier."""
+def build_generator(model: CausalWan, codec: Codec, steps: int = STEPS) -> Generator:
+    """A sampler of so many steps around a causal transformer of this tier."""
     grid = codec.grid(1)
-    sigmas = step_sigmas(STEPS, SAMPLER_SHIFT)
+    sigmas = step_sigmas(steps, SAMPLER_SHIFT)
     return Generator(model, sigmas, (codec.channels, grid.h, grid.w), model.frames_per_chunk)
 
 
