@@ -5,7 +5,6 @@ B clips of each kind, F frames, f frames a chunk, n chunks, H x W pixels.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,21 +106,21 @@ class Detection:
 
     def update(self) -> dict[str, float]:
         """As many real clips as made ones, filmed together, one step of cross-entropy."""
-        started, config = time.monotonic(), self.config
-        step = process_seed(config.seed, self.counts.updates, None)
-        random = torch.Generator().manual_seed(step)
-        video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random, self.weights)))
-        film = pooled_film(shoot(video, CAMERAS[config.camera], random), config.pool) / 255
-        film = film.to(next(self.detector.parameters()).device)
-        label = torch.arange(len(film), device=film.device) >= config.batch
-        logits = self.detector(film)[:, self.chunk - 1 :: self.chunk]
-        wanted = label.float() * (1 - 2 * config.smooth) + config.smooth
-        loss = binary_cross_entropy_with_logits(logits, wanted[:, None].expand_as(logits))
-        measured = self.learner.step(loss)
-        right = ((logits[:, -1] > 0) == label).float().mean()
-        self.counts.chunks += logits.numel()
-        self.counts.updates += 1
-        self.counts.seconds += time.monotonic() - started
+        with self.counts.timed():
+            config = self.config
+            step = process_seed(config.seed, self.counts.updates, None)
+            random = torch.Generator().manual_seed(step)
+            video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random, self.weights)))
+            film = pooled_film(shoot(video, CAMERAS[config.camera], random), config.pool) / 255
+            film = film.to(next(self.detector.parameters()).device)
+            label = torch.arange(len(film), device=film.device) >= config.batch
+            logits = self.detector(film)[:, self.chunk - 1 :: self.chunk]
+            wanted = label.float() * (1 - 2 * config.smooth) + config.smooth
+            loss = binary_cross_entropy_with_logits(logits, wanted[:, None].expand_as(logits))
+            measured = self.learner.step(loss)
+            right = ((logits[:, -1] > 0) == label).float().mean()
+            self.counts.chunks += logits.numel()
+            self.counts.updates += 1
         return {**measured, "right": float(right)}
 
     def state(self) -> State:

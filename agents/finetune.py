@@ -6,7 +6,6 @@ B streams (prompts x group), n chunks, f latent frames a chunk.
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,24 +161,24 @@ class FineTune:
             ) from error
 
     def _update(self) -> dict[str, float]:
-        started, config, chunks = time.monotonic(), self.config, self.env.layout.chunks
-        played, keys = self._play()
-        advantage, measured = self._estimate(played)
-        batch = config.direction.training_samples(played, keys, self.actor, self.env)
-        rewards = played.rewards
-        if batch.returns is not None:
-            rewards = batch.returns[:, None] / chunks
-            self.counts.reward_calls += played.chunks
-        samples = [(number, sample) for one in batch.minibatches for number, sample in enumerate(one)]
-        penalty = self._penalty(played, samples)
-        olds, skipped = [sample.old_x0 for _, sample in samples], 0.0
-        for _ in range(config.epochs):
-            found = self._backward(played, samples, olds, penalty, advantage)
-            measured |= {name: float(value) for name, value in found.items()} | self.learner.optimizer_step()
-            skipped += measured["skipped"]
-        measured["skipped"] = skipped
-        self.counts.updates += 1
-        self.counts.seconds += time.monotonic() - started
+        with self.counts.timed():
+            config, chunks = self.config, self.env.layout.chunks
+            played, keys = self._play()
+            advantage, measured = self._estimate(played)
+            batch = config.direction.training_samples(played, keys, self.actor, self.env)
+            rewards = played.rewards
+            if batch.returns is not None:
+                rewards = batch.returns[:, None] / chunks
+                self.counts.reward_calls += played.chunks
+            samples = [(number, sample) for one in batch.minibatches for number, sample in enumerate(one)]
+            penalty = self._penalty(played, samples)
+            olds, skipped = [sample.old_x0 for _, sample in samples], 0.0
+            for _ in range(config.epochs):
+                found = self._backward(played, samples, olds, penalty, advantage)
+                measured |= {name: float(value) for name, value in found.items()} | self.learner.optimizer_step()
+                skipped += measured["skipped"]
+            measured["skipped"] = skipped
+            self.counts.updates += 1
         spread = rewards.unflatten(0, (-1, config.group)).std(1, correction=0).mean()
         told = {
             "charts/episodic_return": float(rewards.mean()) * chunks,

@@ -5,7 +5,6 @@ B clips, n chunks, f latent frames a chunk, F = n f.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +26,6 @@ from ..training.usage import ComputeUsage
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-"""Seeds of the clips that a student goes on with, away from those that it was pretrained on."""
 LatentSampler = Callable[[int, int], tuple[Tensor, Tensor]]
 """`clips(batch, step)` -> latents [batch, F, C, h, w] and prompts [batch, n, L, D], a pure function."""
 
@@ -59,14 +57,7 @@ class CausalInitConfig:
 
     def trainer(self, stack: Stack, generator: Generator) -> CausalInit:
         """The starting recipe goes on, on clips of the world that pretraining has not met."""
-        world = make_clips(self.pool, split="train", seed=SeedDomain.FRESH_CLIPS + self.seed, grammar=stack.grammar)
-        pool = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
-
-        def clips(batch: int, step: int) -> tuple[Tensor, Tensor]:
-            latents, embeds = pool.draw(batch, torch.Generator().manual_seed(update_seed(self.seed, step)))
-            return latents.to(stack.device), embeds.to(stack.device)
-
-        return CausalInit(self, generator, clips)
+        return CausalInit(self, generator, world_clips(stack, self.pool, self.seed))
 
     def with_learning_rate(self, rate: float) -> CausalInitConfig:
         """With another rate."""
@@ -79,6 +70,18 @@ class CausalInitConfig:
     def with_batch(self, clips: int) -> CausalInitConfig:
         """With so many clips an update."""
         return replace(self, batch=clips)
+
+
+def world_clips(stack: Stack, pool: int, seed: int) -> LatentSampler:
+    """Draws from so many clips of the world that pretraining has not met."""
+    world = make_clips(pool, split="train", seed=SeedDomain.FRESH_CLIPS + seed, grammar=stack.grammar)
+    encoded = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
+
+    def clips(batch: int, step: int) -> tuple[Tensor, Tensor]:
+        latents, embeds = encoded.draw(batch, torch.Generator().manual_seed(update_seed(seed, step)))
+        return latents.to(stack.device), embeds.to(stack.device)
+
+    return clips
 
 
 def chunk_levels(u: Tensor, sigmas: tuple[float, ...], sampler_share: float) -> Tensor:
@@ -133,15 +136,15 @@ class CausalInit:
 
     def update(self) -> dict[str, float]:
         """One regression step; it generates nothing."""
-        started, config = time.monotonic(), self.config
-        draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
-        x0, embeds = self.clips(config.batch, draw)
-        keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)
-        loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)
-        measured = self.learner.step(loss)
-        self.counts.generator_calls += (2 if config.past == "clean" else 1) * config.batch * embeds.shape[1]
-        self.counts.updates += 1
-        self.counts.seconds += time.monotonic() - started
+        with self.counts.timed():
+            config = self.config
+            draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
+            x0, embeds = self.clips(config.batch, draw)
+            keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)
+            loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)
+            measured = self.learner.step(loss)
+            self.counts.generator_calls += (2 if config.past == "clean" else 1) * config.batch * embeds.shape[1]
+            self.counts.updates += 1
         return measured
 
     def state(self) -> State:

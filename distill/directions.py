@@ -14,5 +14,9 @@ def clip_levels(u: Tensor, shift: float, low: float, high: float) -> Tensor:
 
 def dmd_direction(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """(fake - real) / mean|x0 - real| per clip, all of them x0 predictions [B, F, C, h, w] (DMD's gradient)."""
-    scale = (x0 - real).abs().mean(dim=tuple(range(1, x0.ndim)), keepdim=True)
-    return (fake - real) / scale.clamp_min(1e-5)
+    return (fake - real) / distance(x0, real)
+
+
+def distance(x0: Tensor, real: Tensor) -> Tensor:
+    """mean|x0 - real| per clip [B, 1, ...], at least 1e-5: what directions are divided by."""
+    return (x0 - real).abs().mean(dim=tuple(range(1, x0.ndim)), keepdim=True).clamp_min(1e-5)

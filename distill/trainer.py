@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import random
-import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
-from .directions import clip_levels, dmd_direction
+from .directions import clip_levels, distance, dmd_direction
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,6 +49,8 @@ class DistillConfig:
     """Clips an update."""
     critic_updates: int = 3
     """Critic updates to one of the generator."""
+    critic_share: float = 1.0
+    """Share of an update's clips that each of them learns from, in turn."""
     critic_rollouts: int = 3
     """Rollouts that they learn from, taken in turn: the generator's own and so many less one besides. 1 is cheapest."""
     guidance: float = 2.0
@@ -57,12 +58,38 @@ class DistillConfig:
     shift: float = 5.0
     """Levels of the scores are uniform, shifted by this much, and clamped to `levels`."""
     levels: tuple[float, float] = (0.02, 0.98)
+    matching: Literal["dmd", "sid"] = "dmd"
+    """How the two scores become a direction: DMD's (2311.18828), or SiD's (2404.04057), which differentiates them."""
     reliability: bool = False
     """Weigh clips by exp(beta r) (Stream-R1)."""
-    perplexity: bool = False
-    """Weigh latent cells by where the reward is sensitive (Stream-R1)."""
+    axes: tuple[str, ...] | None = None
+    """The scores that reliability and perplexity read; None: all."""
+    perplexity: Literal["spatial", "temporal", "full"] | None = None
+    """Weigh latent cells by where the reward is sensitive (Stream-R1): within their frame, frames alone, or both."""
+    tau: float = 1.0
+    """Temperature at which the axes' saliency is fused: small, the weakest axis alone; infinite, all alike."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.critic_share <= 1:
+            raise ValueError(f"critic_share lies in (0, 1], not {self.critic_share}")
+        if self.matching not in ("dmd", "sid") or self.perplexity not in (None, "spatial", "temporal", "full"):
+            raise ValueError(f"matching is dmd or sid, perplexity None, spatial, temporal or full: {self}")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a reward weighs the direction."""
+        return self.reliability or self.perplexity is not None
+
+    def reading(self, reward: StreamReward) -> StreamReward:
+        """The reward as this recipe reads it; a floor of 1 makes weights of 1."""
+        settings = replace(reward.settings, tau=self.tau, axes=self.axes)
+        if self.perplexity == "spatial":
+            settings = replace(settings, temporal_floor=1.0)
+        elif self.perplexity == "temporal":
+            settings = replace(settings, spatial_floor=1.0)
+        return StreamReward(reward.model, settings)
 
     @property
     def learning_rate(self) -> float:
@@ -71,9 +98,10 @@ class DistillConfig:
 
     def trainer(self, stack: Stack, generator: Generator) -> Distill:
         """With the stack's teacher, training prompts and reward."""
-        helpers: dict[str, Any] = {"codec": stack.codec, "reward": stack.reward, "layout": stack.layout}
-        weighted = self.reliability or self.perplexity
-        return Distill(self, generator, stack.teacher, stack.prompts(), stack.null(), **(helpers if weighted else {}))
+        helpers: dict[str, Any] = {}
+        if self.weighted:
+            helpers = {"codec": stack.codec, "reward": stack.reward, "layout": stack.layout}
+        return Distill(self, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
 
     def with_learning_rate(self, rate: float) -> DistillConfig:
         """With another rate of the generator; the critic's stays in proportion."""
@@ -110,6 +138,23 @@ def score_direction(
     return dmd_direction(x0, conditional, denoise(fake, x, sigma, embeds))
 
 
+def sid_direction(
+    x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor, null: Tensor, scores: tuple[CausalWan, CausalWan], w: float
+) -> Tensor:
+    """SiD's direction (2404.04057, alpha 1), arguments as `score_direction`'s: the gradient of
+    (real - fake) . (fake - x0) / mean|x0 - real| with respect to x0, through both scores."""
+    real, fake = scores
+    with torch.enable_grad():
+        leaf = x0.detach().requires_grad_()
+        x = renoise(leaf, eps, sigma)
+        conditional, own = denoise(real, x, sigma, embeds), denoise(fake, x, sigma, embeds)
+        if w != 1:
+            conditional = guided(denoise(real, x, sigma, null.expand_as(embeds)), conditional, w)
+        gap = conditional - own
+        (gradient,) = torch.autograd.grad((gap * (own - leaf)).sum(), leaf)
+    return gradient / distance(x0, conditional.detach())
+
+
 def flow_loss(model: CausalWan, x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
     """Mean squared error of the velocity of clips x0 [B, F, C, h, w] at levels sigma [B]."""
     return (model(renoise(x0, eps, sigma), sigma, embeds) - (eps - x0)).square().mean()
@@ -136,14 +181,15 @@ class Distill:
         layout: ChunkLayout | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
-        weighted = config.reliability or config.perplexity
-        if weighted and (codec is None or reward is None or layout is None):
+        if config.weighted and (codec is None or reward is None or layout is None):
             raise ValueError("reliability and perplexity come from a reward: pass codec, reward and layout")
         self.config, self.generator, self.prompts, self.null = config, generator, prompts, null
         critic = copy.deepcopy(teacher).requires_grad_(True)
         self.teacher = teacher.requires_grad_(False)
         self.codec, self.layout = codec, layout
-        self.reward = reward.windowed(layout, codec) if weighted and reward and codec and layout else None
+        self.reward = (
+            config.reading(reward).windowed(layout, codec) if config.weighted and reward and codec and layout else None
+        )
         self.learner = Learner(generator.model, config.generator, accelerator)
         self.critic = Learner(critic, config.critic, accelerator)
         axes = len(self.reward.axes) if self.reward else 1
@@ -152,25 +198,26 @@ class Distill:
 
     def update(self) -> dict[str, float]:
         """One rollout with gradient, the critic's updates, and then the generator's."""
-        started, config = time.monotonic(), self.config
-        draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
-        embeds, texts = self.prompts(config.batch, draw)
-        embeds = embeds.to(self.null.device)
-        keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
-        x0 = self._rollout(embeds, keys, grad=True)
-        measured = self._train_critic(x0.detach(), embeds, keys)
-        eps, sigma = self._noise(x0, fold(keys, Domain.UPDATE))
-        scores = (self.teacher, self.critic.module)
-        direction = score_direction(x0.detach(), eps, sigma, embeds, self.null, scores, config.guidance)
-        weight, scored = self._weight(x0.detach(), embeds, texts)
-        measured |= scored | self.learner.step(surrogate(x0, direction, weight))
-        measured["direction"] = float(direction.abs().mean())
-        measured["cache_evicted_frames"] = float(self.generator.evicted_in(embeds.shape[1]))
-        calls = config.batch * embeds.shape[1]
-        self.counts.teacher_calls += calls * (1 if config.guidance == 1 else 2)
-        self.counts.critic_calls += calls
-        self.counts.updates += 1
-        self.counts.seconds += time.monotonic() - started
+        with self.counts.timed():
+            config = self.config
+            draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
+            embeds, texts = self.prompts(config.batch, draw)
+            embeds = embeds.to(self.null.device)
+            keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
+            x0 = self._rollout(embeds, keys, grad=True)
+            measured = self._train_critic(x0.detach(), embeds, keys)
+            eps, sigma = self._noise(x0, fold(keys, Domain.UPDATE))
+            scores = (self.teacher, self.critic.module)
+            match = sid_direction if config.matching == "sid" else score_direction
+            direction = match(x0.detach(), eps, sigma, embeds, self.null, scores, config.guidance)
+            weight, scored = self._weight(x0.detach(), embeds, texts)
+            measured |= scored | self.learner.step(surrogate(x0, direction, weight))
+            measured["direction"] = float(direction.abs().mean())
+            measured["cache_evicted_frames"] = float(self.generator.evicted_in(embeds.shape[1]))
+            calls = config.batch * embeds.shape[1]
+            self.counts.teacher_calls += calls * (1 if config.guidance == 1 else 2)
+            self.counts.critic_calls += calls
+            self.counts.updates += 1
         return measured
 
     def _rollout(self, embeds: Tensor, keys: Tensor, grad: bool = False) -> Tensor:
@@ -182,15 +229,18 @@ class Distill:
         return self_forcing(self.generator, embeds, keys, exit_step, grad)
 
     def _train_critic(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> dict[str, float]:
-        losses, clips = [], [x0]
-        for turn in range(self.config.critic_updates):
+        losses, clips, config = [], [x0], self.config
+        count = max(1, round(config.critic_share * len(x0)))
+        for turn in range(config.critic_updates):
             fresh = fold(keys, Domain.UPDATE + 1 + turn)
-            if 0 < turn < self.config.critic_rollouts:
+            if 0 < turn < config.critic_rollouts:
                 clips.append(self._rollout(embeds, fresh))
-            x0 = clips[turn % len(clips)]
-            eps, sigma = self._noise(x0, fold(fresh, Domain.UPDATE))
-            losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds))["loss"])
-            self.counts.critic_calls += len(keys) * embeds.shape[1]
+            first = (self.counts.updates * config.critic_updates + turn) * count
+            rows = (first + torch.arange(count, device=x0.device)) % len(x0) if count < len(x0) else slice(None)
+            x0 = clips[turn % len(clips)][rows]
+            eps, sigma = self._noise(x0, fold(fresh[rows], Domain.UPDATE))
+            losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds[rows]))["loss"])
+            self.counts.critic_calls += count * embeds.shape[1]
         return {"critic_loss": sum(losses) / len(losses)} if losses else {}
 
     def _noise(self, x0: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,7 +253,7 @@ class Distill:
             return 1.0, {}
         with torch.no_grad():
             video = self.codec.decode(x0)
-        need = {"scores", "perplexity"} if self.config.perplexity else {"scores"}
+        need = {"scores", "perplexity"} if self.config.perplexity is not None else {"scores"}
         signal = self.reward(video, clip_prompts(embeds, texts), self.codec.grid(video.shape[1]), need=need)
         self.counts.reward_calls += len(texts) * embeds.shape[1]
         reliability, self.balance = balance(signal.scores, self.balance, self.config.balance, self._over_processes)

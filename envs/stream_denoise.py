@@ -16,8 +16,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
 
 from ..models.codec import Codec
-from ..models.sampler import step_sigmas
-from ..models.tiny import SAMPLER_SHIFT, STEPS
+from ..models.sampler import SAMPLER_SHIFT, step_sigmas
+from ..models.tiny import STEPS
 from ..noise import normal
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .clips import Clips, ClipState, Reward

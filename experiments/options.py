@@ -30,7 +30,7 @@ class StackOptions:
     import path module:name."""
     reward: str = ""
     """A reward in place of the stack's: an import path module:name, or the name that an installed package gives it."""
-    steps: int | None = None
+    student_steps: int | None = None
     """Denoising steps of the student: 1, 2, 4 or any other number; by default those that it was made for."""
     world: str = ""
     """A world in place of ShapeStream: an import path module:name (docs/world.md), or an installed name."""
@@ -45,7 +45,7 @@ class StackOptions:
         stack = stack if place.exists() else installed("stacks").get(stack, stack)
         named = {"rewards": self.reward, "worlds": self.world}
         reward, world = (installed(group).get(name, name) for group, name in named.items())
-        return StackSpec(stack, reward, world, str(pick_device(self.device)), self.steps)
+        return StackSpec(stack, reward, world, str(pick_device(self.device)), self.student_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

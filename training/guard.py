@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -145,11 +144,10 @@ class Guard:
 
     def evaluate(self, update: int) -> dict[str, float]:
         """Evaluate, judge, and where it is time, stop and put the best weights back; returns what is to be logged."""
-        started = time.monotonic()
-        self.stop_reason = self.stop_reason if self.stopped else ""
-        now = self._see(update)
-        self._judge(now)
-        self.counts.seconds += time.monotonic() - started
+        with self.counts.timed():
+            self.stop_reason = self.stop_reason if self.stopped else ""
+            now = self._see(update)
+            self._judge(now)
         return {f"guard/{name}": value for name, value in now.values.items()} | {
             "guard/bad_evals": float(self.bad_evals)
         }

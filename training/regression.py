@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic
@@ -97,12 +96,13 @@ class Regression(Generic[Trained]):
 
     def update(self) -> dict[str, float]:
         """One step on the loss of a batch."""
-        started = time.monotonic()
-        drawn = process_seed(self.schedule.seed, self.counts.updates, None)
-        torch.manual_seed(drawn)  # for what a network draws itself
-        measured = self.learner.step(self.loss(self.learner.module, torch.Generator().manual_seed(drawn), self.share))
-        self.counts.updates += 1
-        self.counts.seconds += time.monotonic() - started
+        with self.counts.timed():
+            drawn = process_seed(self.schedule.seed, self.counts.updates, None)
+            torch.manual_seed(drawn)  # for what a network draws itself
+            measured = self.learner.step(
+                self.loss(self.learner.module, torch.Generator().manual_seed(drawn), self.share)
+            )
+            self.counts.updates += 1
         return measured
 
     def state(self) -> State:

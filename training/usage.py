@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass
@@ -20,8 +22,18 @@ class ComputeUsage:
     teacher_calls: int = 0
     critic_calls: int = 0
     reward_calls: int = 0
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     """Spent in `update`."""
+    cpu_seconds: float = field(default=0.0, compare=False)
+    """Of the process in `update`, over all its threads: what one core needs, on a busy machine too."""
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the seconds of its body; of one that fails none."""
+        wall, busy = time.monotonic(), time.process_time()
+        yield
+        self.seconds += time.monotonic() - wall
+        self.cpu_seconds += time.process_time() - busy
 
 
 def added(usages: Sequence[ComputeUsage]) -> ComputeUsage:

@@ -6,7 +6,6 @@ reelgym compare --add best_of_n:best_of_n=20
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,22 +55,22 @@ class BestOfNTrainer:
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
-        started, config = time.monotonic(), self.config
-        draw = config.seed * 1_000_003 + self.counts.updates
-        texts = [row for row in self.prompts(config.prompts, draw)[1] for _ in range(config.n)]
-        keys = fold(stream_keys(config.seed, len(texts)), draw)
-        with torch.no_grad():
-            played = rollout(self.env, GeneratorPolicy(self.generator), keys, texts, config.n)
-        earned = played.rewards.sum(1)
-        best = earned.unflatten(0, (-1, config.n)).argmax(1) + torch.arange(config.prompts) * config.n
-        x0, embeds = played.latents.detach()[best], played.embeds[best]
-        loss = causal_loss(self.generator.model, x0, embeds, fold(keys[best], 1), self.generator.sigmas, REGRESSION)
-        measured = self.learner.step(loss)
-        self.counts.updates += 1
-        self.counts.chunks += played.chunks
-        self.counts.reward_calls += played.chunks
-        self.counts.generator_calls += played.calls + embeds.shape[0] * embeds.shape[1]
-        self.counts.seconds += time.monotonic() - started
+        with self.counts.timed():
+            config = self.config
+            draw = config.seed * 1_000_003 + self.counts.updates
+            texts = [row for row in self.prompts(config.prompts, draw)[1] for _ in range(config.n)]
+            keys = fold(stream_keys(config.seed, len(texts)), draw)
+            with torch.no_grad():
+                played = rollout(self.env, GeneratorPolicy(self.generator), keys, texts, config.n)
+            earned = played.rewards.sum(1)
+            best = earned.unflatten(0, (-1, config.n)).argmax(1) + torch.arange(config.prompts) * config.n
+            x0, embeds = played.latents.detach()[best], played.embeds[best]
+            loss = causal_loss(self.generator.model, x0, embeds, fold(keys[best], 1), self.generator.sigmas, REGRESSION)
+            measured = self.learner.step(loss)
+            self.counts.updates += 1
+            self.counts.chunks += played.chunks
+            self.counts.reward_calls += played.chunks
+            self.counts.generator_calls += played.calls + embeds.shape[0] * embeds.shape[1]
         return measured | {"reward": float(earned.mean()), "kept": float(earned[best].mean())}
 
     def state(self) -> Any:

@@ -6,7 +6,7 @@ All of them went through the codec, so that what a codec leaves behind tells not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +18,7 @@ from ...envs.stack import Stack, StackSpec
 from ...envs.worlds.clips import scenes
 from ...envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts
 from ...envs.worlds.render import render
-from ...models.sampler import step_sigmas
-from ...models.tiny import CHUNKS, SAMPLER_SHIFT, STEPS
+from ...models.tiny import CHUNKS, STEPS
 from ...noise import stream_keys
 from ..jobs import Job, Result, run_jobs
 from ..systems import reference
@@ -88,8 +87,7 @@ def clips_of(stack: Stack, family: str, scripts: Sequence[Script], seed: int, *,
     """Clips [B, F, 3, H, W] in [0, 1] of scripts by one family: REAL, one of FAMILIES, or a scripted fake by its name;
     visible: leave out fakes that show nothing."""
     if family in STUDENTS:
-        sigmas = step_sigmas(STUDENTS[family], SAMPLER_SHIFT)
-        return generate(stack.with_parts(generator=replace(stack.generator, sigmas=sigmas)), scripts, CHUNKS, seed)
+        return generate(stack.with_steps(STUDENTS[family]), scripts, CHUNKS, seed)
     if family == "teacher":
         clauses, keys = [chunk_clauses(script, CHUNKS) for script in scripts], stream_keys(seed, len(scripts))
         rows = torch.arange(len(scripts)).split(_AT_ONCE)

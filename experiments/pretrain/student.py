@@ -11,8 +11,8 @@ from ...distill.causal_init import CausalInitConfig, causal_loss
 from ...envs.stack import Stack
 from ...envs.worlds.clips import LatentClips, encode_clips, make_clips, word_encoder
 from ...models.generator import stream
-from ...models.sampler import step_sigmas
-from ...models.tiny import SAMPLER_SHIFT, STEPS, build_generator
+from ...models.sampler import SAMPLER_SHIFT, step_sigmas
+from ...models.tiny import STEPS, build_generator
 from ...models.wan import CausalWan
 from ...noise import stream_keys
 from ...training.regression import Schedule

@@ -21,7 +21,7 @@ from reelgym.training.loop import fit
 LEARNER = LearnerConfig(learning_rate=1e-3, betas=(0.0, 0.999), max_grad_norm=10.0, ema=0.5)
 SMALL = {"batch": 3, "critic_updates": 2, "generator": LEARNER, "critic": LEARNER}
 
-DMD, STREAM_R1 = DistillConfig(), DistillConfig(reliability=True, perplexity=True)
+DMD, STREAM_R1 = DistillConfig(), DistillConfig(reliability=True, perplexity="full")
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_with_fake_equal_to_real_there_is_nothing_to_learn(distill):
 
 def test_stream_r1_with_weights_of_one_is_dmd(distill):
     plain = distill()
-    flat = distill(STREAM_R1, perplexity=False, balance=BalanceConfig(beta=0.0))
+    flat = distill(STREAM_R1, perplexity=None, balance=BalanceConfig(beta=0.0))
     for _ in range(2):
         plain.update()
         flat.update()
