@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..checkpoint import save_checkpoint
 from ..envs.stack import StackSpec
+from ..models.tiny import STEPS
 from ..training.recipe import find_recipe
 from ..training.sequence import Sequence as RecipeSequence
 from ..training.sequence import Stage
@@ -32,8 +33,9 @@ __all__ = ["BLOCKS", "PICTURES", "Config", "run"]
 class Config(StackOptions):
     """What to compare; a run that was killed goes on where it was, jobs that are finished are not redone."""
 
-    preset: Literal["quick", "standard", "smoke"] = "quick"
-    """quick: a look, in minutes. standard: evidence, in less than an hour. smoke: only shows that everything runs."""
+    preset: Literal["quick", "one-step", "two-steps", "standard", "smoke"] = "quick"
+    """quick: a look at two steps, in minutes. one-step, two-steps, standard (four steps): evidence, rungs of the map.
+    smoke: only shows that everything runs."""
     add: tuple[str, ...] = ()
     """Recipes of your own beside those of the preset: module:name=UPDATES, or the name that an installed package gives
     them; UPDATES within the preset's seconds on your machine."""
@@ -67,6 +69,18 @@ def preset_of(config: Config) -> Preset:
     of: dict[str, str] = {"grammar": config.spec.load().grammar, "world": config.world}
     exam, validation = replace(preset.exam, **of), replace(preset.validation, **of)  # type: ignore[arg-type]
     return replace(preset, seeds=seeds, exam=exam, validation=validation)
+
+
+def spec_of(config: Config) -> StackSpec:
+    """The stack, its student with the steps that are asked for, else those of the preset, else its own."""
+    spec = config.spec
+    return spec if spec.steps is not None else replace(spec, steps=PRESETS[config.preset].student_steps)
+
+
+def references_of(config: Config) -> list[str]:
+    """What is measured beside the methods; the starting student at its full steps where the methods have fewer."""
+    fewer = len(spec_of(config).load().generator.sigmas) < STEPS
+    return [name for name in REFERENCES if name != "four-steps" or fewer]
 
 
 def _seeds_of(config: Config) -> list[int]:
@@ -103,7 +117,7 @@ def search_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     preset = preset_of(config)
     share, cost = preset.search_share, 2 * preset.search_share
     return [
-        Job(folder_of(job), Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, config.spec), cost)
+        Job(folder_of(job), Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, spec_of(config)), cost)
         for name, start in plans.items()
         for job, recipe in tries_of(name, start.recipe, preset.search).items()
         for plan in [Stage(recipe, max(1, round(share * start.updates)))]
@@ -114,7 +128,7 @@ def reference_jobs(config: Config) -> list[Job]:
     """Ground truth, codec, teacher and starting student, under the noise of every seed."""
     preset = preset_of(config)
     slow = replace(preset.exam, prompts=min(preset.exam.prompts, preset.teacher_prompts))
-    exams = {name: (slow, 3.0) if name == "teacher" else (preset.exam, 1.0) for name in REFERENCES}
+    exams = {name: (slow, 3.0) if name == "teacher" else (preset.exam, 1.0) for name in references_of(config)}
     return [
         Job(f"{name}-{seed}", Task(name, seed, exam, preset.validation, None, 1, *_common(config, seed)), cost)
         for name, (exam, cost) in exams.items()
@@ -140,7 +154,7 @@ def folder_of(name: str) -> str:
 
 def _common(config: Config, seed: int) -> tuple[int, StackSpec]:
     """What tasks with an exam end with: how many prompts are shown, those of the first seed, and the stack."""
-    return PRESETS[config.preset].shown if seed == config.seed else 0, config.spec
+    return PRESETS[config.preset].shown if seed == config.seed else 0, spec_of(config)
 
 
 def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Results) -> dict[str, Stage]:
@@ -162,7 +176,7 @@ def _chosen(config: Config, results: Results) -> dict[str, Stage]:
 
 def _runs(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
     """Results by row of the table, one per seed."""
-    names = (*REFERENCES, *plans_of(config))
+    names = (*references_of(config), *plans_of(config))
     return {
         name: [{"seed": seed, **results[folder_of(f"{name}-{seed}")][1]} for seed in _seeds_of(config)]
         for name in names
@@ -186,6 +200,7 @@ def _settings_of(config: Config, results: Results) -> dict[str, Any]:
     settings: dict[str, Any] = {"preset": asdict(preset)}
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
     settings |= {"notes": [*notes(preset, plans), *diverged(_runs(config, results))], "workers": config.workers}
+    settings |= {"steps": len(spec_of(config).load().generator.sigmas)}
     settings |= {"weights": "shipped" if config.stack == "tiny" else config.stack}
     settings |= {name: path for name in ("reward", "world") if (path := getattr(config, name))}
     return settings | {"prompts": preset.exam.prompts, "clips": preset.exam.clips}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..agents.finetune_recipes import FINETUNE
 from ..distill.recipes import CONTINUED, DISTILL
+from ..training.mixture import Mixture
 from ..training.recipe import Recipe
 from ..training.sequence import Sequence, Stage
 from .evaluate import EvalConfig
@@ -20,10 +22,25 @@ METHODS = {
     "forward": "forward process (NFT)",
     "reward": "reward gradient",
     "raven": "policy gradient, whole clip",
+    "teacher-forcing": "teacher forcing",
+    "consistency": "causal consistency",
+    "on-policy": "on-policy distillation",
+    "sid": "SiD",
+    "dmd-spatial": "DMD + spatial",
+    "dmd-balanced": "DMD + spatial + balanced",
+    "dmd-reliability": "DMD + inter-reliability",
+    "re-dmd": "Re-DMD",
+    "dmd&reward": "DMD and reward gradient",
+    "dmd&forward": "DMD and forward process",
     "dmd+forward": "DMD, then forward process",
     "stream-r1+reward": "Stream-R1, then reward gradient",
+    "reward+dmd": "reward gradient, then DMD",
+    "on-policy+dmd": "on-policy distillation, then DMD",
+    "consistency+dmd": "causal consistency, then DMD",
 }
-"""Rows that train the starting student; a name with a + is a sequence of others."""
+"""Rows that train the starting student; in a name, + stands between those of a sequence, & within one update."""
+RL = ("policy", "forward", "reward", "raven")
+"""Of these, what learns from a reward alone."""
 _LABELS = REFERENCES | METHODS
 
 
@@ -32,13 +49,38 @@ def label_of(name: str) -> str:
     return _LABELS.get(name, name)
 
 
-SEQUENCES = tuple(name for name in METHODS if "+" in name)
-ALONE = tuple(name for name in METHODS if name not in SEQUENCES)
+def kind_of(name: str) -> str:
+    """What a method learns from: "rl", "distillation", "both" or "start" (the starting recipe goes on)."""
+    parts = re.split("[+&]", name)
+    if name == "continued":
+        return "start"
+    return "both" if len({part in RL for part in parts}) > 1 else "rl" if parts[0] in RL else "distillation"
 
 
-METHOD_RECIPES: dict[str, Recipe] = {**DISTILL, **FINETUNE, "raven": FINETUNE["raven"].with_learning_rate(1.7e-5)}
-"""Every method's recipe, at the rate that the search of the committed standard run chose; later ones look around it. A
+SEQUENCES = ("dmd+forward", "stream-r1+reward")
+FOUR_STEPS = ("continued", "dmd", "stream-r1", "policy", "forward", "reward", "raven")
+"""Methods of the comparison at four steps, without its SEQUENCES."""
+
+
+def together(stages: Mapping[str, int], **changes: Recipe) -> Mixture:
+    """So many updates of each method in one of the mixture; changes: recipes in place of the methods' own."""
+    known = {**DISTILL, **FINETUNE, **changes}
+    return Mixture(tuple(Stage(known[name], updates) for name, updates in stages.items()))
+
+
+_FREE = {name: replace(FINETUNE[name], kl_coef=0.0) for name in ("reward", "forward")}
+"""Beside distribution matching no pull towards the start is wanted: that start is what is to be left."""
+METHOD_RECIPES: dict[str, Recipe] = {
+    **DISTILL,
+    **FINETUNE,
+    "raven": FINETUNE["raven"].with_learning_rate(1.7e-5),
+    "dmd&reward": together({"dmd": 1, "reward": 1}, **_FREE),
+    "dmd&forward": together({"dmd": 2, "forward": 1}, **_FREE),
+}
+"""Every method's recipe, at the rate that a search chose or, in distillation, that a few runs at two steps did. A
 sequence has none."""
+FOUR_STEP_RATES = {"dmd": 1.1e-5, "stream-r1": 1.1e-5}
+"""What the search of the committed standard run chose for a student of four steps."""
 
 
 def chain(name: str, plans: Mapping[str, Stage]) -> Stage:
@@ -77,10 +119,15 @@ class Preset:
     """Clips an update, if not the recipes' own."""
     sequences: tuple[str, ...] = ()
     """Methods in turn, such as "dmd+forward": half of the updates of each part."""
+    student_steps: int | None = None
+    """Denoising steps of the student; None: its own."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning rates in place of the recipes' own."""
 
     def plans(self) -> dict[str, Stage]:
         """One recipe and its updates per method, sequences last."""
-        known = {**METHOD_RECIPES, "continued": replace(CONTINUED, pool=self.pool)}
+        known: dict[str, Recipe] = {**METHOD_RECIPES, "continued": replace(CONTINUED, pool=self.pool)}
+        known |= {name: known[name].with_learning_rate(rate) for name, rate in self.rates.items()}
         plans = {name: Stage(known[name], updates) for name, updates in self.updates.items()}
         if self.batch:
             plans = {name: replace(plan, recipe=plan.recipe.with_batch(self.batch)) for name, plan in plans.items()}
@@ -108,10 +155,11 @@ PRESETS = {
         points=4,
         shown=6,
         sequences=SEQUENCES,
+        rates=FOUR_STEP_RATES,
     ),
     "smoke": Preset(
         seconds=0,
-        updates=dict.fromkeys(ALONE, 1),
+        updates=dict.fromkeys(FOUR_STEPS, 1),
         seeds=1,
         exam=EvalConfig(prompts=2, clips=2, long_prompts=1, slice_prompts=1),
         validation=EvalConfig(prompts=1, clips=1, long_prompts=0, split="validation"),

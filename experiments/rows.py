@@ -48,7 +48,8 @@ def questions(runs: _Runs) -> list[tuple[str, str]]:
     """
     trained = sorted((name for name in runs if name not in REFERENCES), key=lambda name: -scores(runs[name]).mean())
     added = [(name, "start") for name in runs if name not in REFERENCES | METHODS]
-    asked = dict.fromkeys((*PREREGISTERED, *EXPLORATORY, *added, *pairwise(trained[:2])))
+    full = [(name, "four-steps") for name in trained]
+    asked = dict.fromkeys((*PREREGISTERED, *EXPLORATORY, *added, *full, *pairwise(trained[:2])))
     return [(ours, theirs) for ours, theirs in asked if ours in runs and theirs in runs]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,24 +57,27 @@ def work(task: Task) -> Result:
         return _measured(stack, task)
     student = stack.student()
     trainer = task.plan.recipe.with_seed(task.seed).trainer(stack, student)
-    curve, log = [_validate(stack, task, student) | {"update": 0}], []
+    curve, log = list[dict[str, Any]](), list[dict[str, Any]]()
 
-    def note(measured: Mapping[str, float], update: int) -> None:
-        log.append({"update": update, **{key: value for key, value in measured.items() if key not in curve[0]}})
-        if "oracle" in measured:
-            curve.append({"update": update, **{key: measured[key] for key in curve[0] if key != "update"}})
+    def look() -> dict[str, float]:
+        spent = trainer.counts
+        curve.append({"update": spent.updates, "seconds": spent.cpu_seconds, **_validate(stack, task, student)})
+        return {}
 
+    look()
     updates = task.plan.updates
     every = -(-updates // task.points)
+    note = partial(_noted, log)
     try:
-        fit(trainer, updates, log=note, evaluate=lambda: _validate(stack, task, student), evaluate_every=every)
+        fit(trainer, updates, log=note, evaluate=look, evaluate_every=every)
         diverged = None
     except NonFiniteError:
         diverged = trainer.counts.updates
         if task.exam is None:
             curve.append({**curve[0], "update": updates, "oracle": 0.0})
     if curve[-1]["update"] < updates:
-        curve.append(_validate(stack, task, student) | {"update": updates})
+        look()
+        curve[-1]["update"] = updates
     groups: dict[str, dict[str, Tensor]] = {}
     result: dict[str, Any] = {"curve": curve, "log": log, "counts": asdict(trainer.counts), "diverged": diverged}
     result["learning_rate"] = task.plan.recipe.learning_rate
@@ -102,13 +106,18 @@ def _sliced(stack: Stack, system: VideoModel, exam: EvalConfig, seed: int) -> di
     return {"slices": slices} if slices else {}
 
 
+def _noted(log: list[dict[str, Any]], measured: Mapping[str, float], update: int) -> None:
+    log.append({"update": update, **measured})
+
+
 @torch.no_grad()
-def _validate(stack: Stack, task: Task, student: Generator) -> dict[str, float]:
-    """The oracle's total and the trained reward on the same clips of the validation prompts."""
+def _validate(stack: Stack, task: Task, student: Generator) -> dict[str, Any]:
+    """The oracle's total, also by prompt, and the trained reward on the same clips of the validation prompts."""
     exam = task.validation
     grades = evaluate(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False)
     reward = reward_scores(stack, stack.reward, exam, grades).reward
-    return {"oracle": float(grades.scores["total"].mean()), "reward": float(reward.mean())}
+    total = grades.scores["total"]
+    return {"oracle": float(total.mean()), "reward": float(reward.mean()), "scores": _numbers(total)}
 
 
 def _maps(stack: Stack, exam: EvalConfig, grades: EvalResult, shown: int) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from ..models.generator import Generator, stream
 from ..models.prompts import TextEncoder
 from ..models.sampler import TeacherSampling, sample_teacher
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import TEACHER_SAMPLING
+from ..models.tiny import STEPS, TEACHER_SAMPLING
 from ..models.wan import CausalWan
 from ..noise import normal
 
@@ -126,8 +126,9 @@ REFERENCES = {
     "codec": "codec ceiling",
     "teacher": "teacher",
     "start": "starting student",
+    "four-steps": "starting student, 4 steps",
 }
-"""What is measured beside trained students, and is not trained."""
+"""What is measured beside trained students, and is not trained; the last, where students have another number."""
 
 
 def reference(stack: Stack, name: str) -> VideoModel:
@@ -138,6 +139,7 @@ def reference(stack: Stack, name: str) -> VideoModel:
         "codec": lambda: Reconstruction(stack.codec, world),
         "teacher": lambda: Teacher(stack.teacher, stack.pipeline),
         "start": lambda: Student(stack.pipeline),
+        "four-steps": lambda: as_system(stack, stack.generator.with_steps(STEPS)),
     }
     return systems[name]()
 

@@ -74,32 +74,31 @@ class MixtureTrainer:
 
     def __init__(self, config: Mixture, parts: Sequence[Trainer]) -> None:
         self.config, self.parts = config, parts
-        self.updates = 0
-
-    @property
-    def counts(self) -> ComputeUsage:
-        """Of all stages; an update of the mixture counts as one."""
-        return replace(added([part.counts for part in self.parts]), updates=self.updates)
+        self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """The updates of every stage."""
         measured: dict[str, float] = {}
-        for part, count in zip(self.parts, self.config.shares(self.updates), strict=True):
+        for part, count in zip(self.parts, self.config.shares(self.counts.updates), strict=True):
             for _ in range(count):
                 measured |= part.update()
-        self.updates += 1
+        self._count(self.counts.updates + 1)
         return measured
+
+    def _count(self, updates: int) -> None:
+        """What all stages spent; an update of the mixture counts as one."""
+        self.counts = replace(added([part.counts for part in self.parts]), updates=updates)
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; the generator's weights are written with every stage."""
         groups, states = Groups(), [part.state() for part in self.parts]
         for place, (found, _) in enumerate(states):
             groups |= {f"{place}-{name}": group for name, group in found.items()}
-        return groups, {"updates": self.updates, "counts": asdict(self.counts), "parts": [told for _, told in states]}
+        return groups, {"counts": asdict(self.counts), "parts": [told for _, told in states]}
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave."""
         for place, (part, told) in enumerate(zip(self.parts, meta["parts"], strict=True)):
             begin = f"{place}-"
             part.load_state({n.removeprefix(begin): g for n, g in groups.items() if n.startswith(begin)}, told)
-        self.updates = meta["updates"]
+        self._count(meta["counts"]["updates"])
