@@ -35,7 +35,7 @@ class ConsistencyConfig:
     """A recipe (training.recipe.Recipe)."""
 
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=2e-4, betas=(0.9, 0.99)))
-    batch: int = 16
+    batch: int = 8
     """Clips an update."""
     levels: int = 4
     """Of the grid that the teacher steps along."""

@@ -35,7 +35,7 @@ class OnPolicyConfig:
     """A recipe (training.recipe.Recipe)."""
 
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-4, betas=(0.9, 0.99)))
-    batch: int = 16
+    batch: int = 8
     """Clips an update."""
     teacher_steps: int = 4
     """Levels of the teacher's sampler; it takes those that lie below the student's state."""

@@ -75,7 +75,7 @@ METHOD_RECIPES: dict[str, Recipe] = {
     **FINETUNE,
     "raven": FINETUNE["raven"].with_learning_rate(1.7e-5),
     "dmd&reward": together({"dmd": 1, "reward": 1}, **_FREE),
-    "dmd&forward": together({"dmd": 2, "forward": 1}, **_FREE),
+    "dmd&forward": together({"dmd": 1, "forward": 1}, **_FREE),
 }
 """Every method's recipe, at the rate that a search chose or, in distillation, that a few runs at two steps did. A
 sequence has none."""
@@ -134,15 +134,54 @@ class Preset:
         return plans | {name: chain(name, plans) for name in self.sequences}
 
 
+_RUNG = Preset(
+    seconds=80,
+    updates={},
+    seeds=5,
+    exam=EvalConfig(prompts=32, clips=2, long_prompts=6),
+    validation=EvalConfig(prompts=24, clips=1, long_prompts=0, split="validation"),
+    points=5,
+)
 PRESETS = {
     "quick": Preset(
-        seconds=20,
-        updates={"continued": 32, "dmd": 5, "stream-r1": 4, "policy": 11, "forward": 11, "reward": 20},
+        seconds=25,
+        updates={"continued": 24, "dmd": 18, "on-policy": 18, "forward": 12, "reward": 20, "dmd&reward": 10},
+        student_steps=2,
         seeds=2,
         exam=EvalConfig(prompts=24, clips=2, long_prompts=6, slice_prompts=4, scripts_seed=1),
         validation=EvalConfig(prompts=8, clips=1, long_prompts=0, split="validation"),
         points=3,
         pool=256,
+    ),
+    "two-steps": replace(
+        _RUNG,
+        student_steps=2,
+        updates={
+            "continued": 76,
+            "consistency": 44,
+            "on-policy": 50,
+            "dmd": 44,
+            "stream-r1": 32,
+            "forward": 30,
+            "reward": 52,
+            "dmd&reward": 26,
+            "dmd&forward": 18,
+        },
+        sequences=("reward+dmd",),
+    ),
+    "one-step": replace(
+        _RUNG,
+        student_steps=1,
+        seconds=120,
+        updates={
+            "continued": 112,
+            "consistency": 66,
+            "on-policy": 75,
+            "dmd": 66,
+            "forward": 45,
+            "reward": 78,
+            "dmd&reward": 39,
+        },
     ),
     "standard": Preset(
         seconds=40,
@@ -171,7 +210,5 @@ PRESETS = {
         sequences=SEQUENCES,
     ),
 }
-"""quick: a look in a few minutes. standard: evidence in about an hour. smoke: only shows that everything runs.
-
-What an update takes follows from updates and seconds of the committed standard run's rows.
-"""
+"""quick: a look in a few minutes. two-steps, one-step, standard (four): evidence, each in about an hour. smoke: only
+shows that everything runs."""
