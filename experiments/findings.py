@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..envs.worlds.slices import SLICES
+from .map import map_block
 from .tables import Column, Row, interval, legend, made_by, markdown_table, number, rows_of
 
 PICTURES = ("clips.webp",)
@@ -265,6 +266,7 @@ BLOCKS = {
     "verdict": verdict_block,
     "pictures": pictures_block,
     "slices": slices_block,
+    "map": map_block,
 }
 
 

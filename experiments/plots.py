@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import ceil, floor, log10
+from math import ceil, floor, log10, sqrt
 from textwrap import wrap
 from typing import Any
 
@@ -52,7 +52,7 @@ def curve_lines(
     rows: Iterable[Mapping[str, Any]], of: str, labels: Mapping[str, str], x: str, y: str, band: bool = False
 ) -> list[Line]:
     """Learning curves of what `labels` names: rows that have its name under `of` hold a "seed", and under `x` and `y` a
-    point of that run. Drawn is the mean of the runs; behind it a faint line for each, or a band from lowest to highest.
+    point of that run. Drawn is the mean of the runs; behind it a faint line for each, or a band of one standard error.
 
     A run goes straight from point to point and stays where it was when it has ended; the mean begins where all have.
     """
@@ -67,12 +67,13 @@ def curve_lines(
         begun = max(run[0][0] for run in runs.values())
         places = sorted({at for run in runs.values() for at, _ in run if at >= begun})
         found = np.array([np.interp(places, [at for at, _ in run], [up for _, up in run]) for run in runs.values()])
-        mean, top, floor = (
-            tuple(zip(places, map(float, f(0)), strict=True)) for f in (found.mean, found.max, found.min)
+        mean, error = found.mean(0), found.std(0) / sqrt(max(1, len(runs) - 1))
+        line, top, bottom = (
+            tuple(zip(places, map(float, up), strict=True)) for up in (mean, mean + error, mean - error)
         )
         faint = [Line(f"{labels[name]}, seed {seed}", tuple(run), colour, "faint") for seed, run in runs.items()]
-        lines += [Line(labels[name], top + floor[::-1], colour, "band")] if band else faint
-        lines.append(Line(labels[name], mean, colour))
+        lines += [Line(labels[name], top + bottom[::-1], colour, "band")] if band else faint
+        lines.append(Line(labels[name], line, colour))
     return lines
 
 
@@ -119,7 +120,7 @@ def line_chart(
 def stacked_svg(charts: Sequence[str], names: Sequence[str], columns: int = 1, width: int = _WIDTH) -> str:
     """Charts of `line_chart`, each `width` wide, in so many columns over their legend, as a picture that stands alone;
     the legend has names in the colours of their lines."""
-    tall, row = ceil(len(charts) / columns) * HEIGHT, max(2, columns * width // 250)
+    tall, row = ceil(len(charts) / columns) * HEIGHT, max(1, columns * width // 250)
     height = tall + 16 * ceil(len(names) / row) + 16
     box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * width} {height}" role="img">'
     corners = [(place % columns * width, place // columns * HEIGHT) for place in range(len(charts))]

@@ -50,9 +50,12 @@ def label_of(name: str) -> str:
 
 
 def kind_of(name: str) -> str:
-    """What a method learns from: "rl", "distillation", "both" or "start" (the starting recipe goes on)."""
+    """What a method learns from: "rl", "distillation", "both" or "start", which knows neither reward nor teacher; a row
+    that is not trained and a recipe of one's own are kinds by themselves."""
     parts = re.split("[+&]", name)
-    if name == "continued":
+    if name not in METHODS:
+        return name
+    if name in ("continued", "teacher-forcing"):
         return "start"
     return "both" if len({part in RL for part in parts}) > 1 else "rl" if parts[0] in RL else "distillation"
 

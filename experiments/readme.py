@@ -21,6 +21,7 @@ import tyro
 from ..checkpoint import MANIFEST, write_json
 from . import tables
 from .cli import GROUPS
+from .map import MAP_PICTURE, map_svg
 from .report import read_results
 from .tables import Column, Row, legend, made_by, markdown_table
 
@@ -94,14 +95,18 @@ def run(config: Config, root: Path = _ROOT) -> None:
         if made != text:
             page.write_text(made)
             print(page.relative_to(root))
+        for _, kind, paths, _ in tables.BLOCK.findall(text):
+            if kind == "map" and (found := committed(paths.split(), root)):
+                (root / IMAGES / MAP_PICTURE).write_text(map_svg(*found) + "\n")
 
 
 def take_over(run: Path, path: str, root: Path) -> None:
-    """Copy the results of a run to `path`, and its pictures to where pages show them if one has a block of `path`."""
+    """Copy the results of a run to `path`, and its pictures to where pages show them if one does."""
     results = read_results(run)
     for place in (root / path).parent, root / IMAGES:
         place.mkdir(parents=True, exist_ok=True)
-    if any(path == block[2] for page in pages(root) for block in tables.BLOCK.findall(page.read_text())):
+    shown = {found[1:3] for page in pages(root) for found in tables.BLOCK.findall(page.read_text())}
+    if shown & {("pictures", path), ("measured", path)}:
         for name in getattr(owner(results), "PICTURES", ()):
             shutil.copy(run / name, root / IMAGES / name)
     write_json(root / path, results)
@@ -120,24 +125,30 @@ def pages(root: Path = _ROOT) -> list[Path]:
 
 def filled(text: str, root: Path = _ROOT) -> str:
     """A page with the content of its blocks made anew from the files below `root`."""
-    return tables.filled_blocks(text, lambda kind, path: block(kind, root / path, path))
+    return tables.filled_blocks(text, lambda kind, paths: block(kind, paths.split(), root))
 
 
-def block(kind: str, file: Path, path: str) -> str:
+def block(kind: str, paths: Sequence[str], root: Path) -> str:
     """The content of one block; ValueError for a kind that nobody makes."""
     if kind in TRAINED:
-        return TRAINED[kind](file)
-    if not file.is_file():
-        return f"*No results are committed yet: `{path}`.*"
-    results = read_results(file.parent)
-    module = owner(results)
+        return TRAINED[kind](root / paths[0])
+    missing = [f"*No results are committed yet: `{path}`.*" for path in paths if not (root / path).is_file()]
+    found = committed(paths, root)
+    if not found:
+        return "\n\n".join(missing)
+    module = owner(found[0])
     if kind == "measured":
-        report = module.report(results["rows"])
-        return f"{made_by(results)}.\n\n{report}\n\n{legend(module.COLUMNS, results['rows'])}"
+        rows = found[0]["rows"]
+        return f"{made_by(found[0])}.\n\n{module.report(rows)}\n\n{legend(module.COLUMNS, rows)}"
     made = getattr(module, "BLOCKS", {}).get(kind)
     if made is None:
-        raise ValueError(f"{path}: no block of kind {kind!r} in {module.__name__}; see experiments/tables.py")
-    return str(made(results))
+        raise ValueError(f"{paths[0]}: no block of kind {kind!r} in {module.__name__}; see experiments/tables.py")
+    return "\n\n".join([*missing, str(made(*found))])
+
+
+def committed(paths: Sequence[str], root: Path) -> list[Row]:
+    """Those of several results that are there."""
+    return [read_results((root / path).parent) for path in paths if (root / path).is_file()]
 
 
 def weights(folder: Path) -> str:

@@ -105,10 +105,11 @@ def run_row(name: str, result: Mapping[str, Any]) -> Row:
 
 
 def curve_rows(name: str, result: Mapping[str, Any]) -> list[Row]:
-    """The learning curve of one run; share: of its updates."""
-    last = max(point["update"] for point in result["curve"])
+    """The learning curve of one run; share: of its updates. Scores of prompts become one string, for rows are flat."""
+    last = max(1, *(point["update"] for point in result["curve"]))
     start: Row = {"kind": "curve", "method": name, "seed": result["seed"]}
-    return [{**start, "share": round(point["update"] / last, 4), **point} for point in result["curve"]]
+    rows: list[Row] = [{**start, "share": round(point["update"] / last, 4), **point} for point in result["curve"]]
+    return [row | {"scores": " ".join(f"{x:.4f}" for x in row["scores"])} if "scores" in row else row for row in rows]
 
 
 def clip_rows(exam: EvalConfig, shown: int) -> list[Row]:

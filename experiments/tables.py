@@ -6,8 +6,8 @@ for a report (`html_table`); `legend` and `html_legend` say what the columns mea
 
 A page of docs holds blocks `<!-- KIND: PATH -->` ... `<!-- end -->`, which `filled` makes anew. Those of a results.json
 belong to the module of the command that wrote it (readme.py asks it): KIND measured is that module's `report(rows)`
-with a legend of its `COLUMNS`; any other KIND is a function of results in its `BLOCKS`; its `PICTURES` are files that
-docs show.
+with a legend of its `COLUMNS`; any other KIND is a function of results in its `BLOCKS`, of several where the block has
+more than one PATH; its `PICTURES` are files that docs show.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 Row = dict[str, Any]
 NOTHING = "–"
-BLOCK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-"""Of a page: head, kind, path, end."""
+BLOCK = re.compile(r"(<!-- (\w+): (\S+(?: \S+)*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""Of a page: head, kind, path or paths, end."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from reelgym.envs.worlds import grammar
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.slices import SLICES
 from reelgym.experiments import cli, readme
+from reelgym.experiments.map import MAP_PICTURE, map_svg
 from reelgym.experiments.report import write_picture
 from reelgym.experiments.tables import BLOCK
 from reelgym.models import tiny
@@ -63,17 +64,26 @@ def test_tables_are_views_of_their_files():
 
 
 def test_every_picture_belongs_to_a_command_whose_results_a_page_shows():
-    shown = {path for text in PAGES.values() for _, _, path, _ in BLOCK.findall(text) if path.endswith("results.json")}
+    blocks = [(kind, paths.split()) for text in PAGES.values() for _, kind, paths, _ in BLOCK.findall(text)]
+    shown = {path for _, paths in blocks for path in paths if path.endswith("results.json")}
     owners = [readme.owner(json.loads((ROOT / path).read_text())) for path in shown]
     owned = {name for owner in owners for name in getattr(owner, "PICTURES", ())}
+    owned |= {MAP_PICTURE for kind, _ in blocks if kind == "map"}
     assert owned == {file.name for file in (ROOT / readme.IMAGES).iterdir() if file.is_file()}
 
 
 def test_a_table_without_results_says_so():
     for text in PAGES.values():
-        for _, kind, path, _ in BLOCK.findall(text):
-            block = text[text.index(f"<!-- {kind}: {path} -->") :].split("<!-- end -->")[0]
-            assert kind == "weights" or (ROOT / path).is_file() or "No results are committed yet" in block
+        for head, kind, paths, _ in BLOCK.findall(text):
+            block = text[text.index(head) :].split("<!-- end -->")[0]
+            there = [kind == "weights" or (ROOT / path).is_file() for path in paths.split()]
+            assert block.count("No results are committed yet") == there.count(False)
+
+
+def test_the_map_is_drawn_from_what_is_committed():
+    (paths,) = [paths for text in PAGES.values() for _, kind, paths, _ in BLOCK.findall(text) if kind == "map"]
+    drawn = (ROOT / readme.IMAGES / MAP_PICTURE).read_text()
+    assert drawn == map_svg(*readme.committed(paths.split(), ROOT)) + "\n", "run python -m reelgym.experiments.readme"
 
 
 def test_commands_are_found():
