@@ -187,9 +187,7 @@ def _rows_of(config: Config, results: Results) -> list[Row]:
     """Of results.json."""
     runs, preset = _runs(config, results), preset_of(config)
     rows = table_rows(runs)
-    rows += [
-        row for name, found in runs.items() if name not in REFERENCES for one in found for row in curve_rows(name, one)
-    ]
+    rows += [row for name, found in runs.items() for one in found if "curve" in one for row in curve_rows(name, one)]
     rows += [_search_row(name, result) for name, (_, result) in results.items() if name.startswith("search-")]
     return rows + clip_rows(preset.exam, preset.shown)
 

@@ -144,6 +144,7 @@ _RUNG = Preset(
     exam=EvalConfig(prompts=32, clips=2, long_prompts=6),
     validation=EvalConfig(prompts=24, clips=1, long_prompts=0, split="validation"),
     points=5,
+    teacher_prompts=8,
 )
 PRESETS = {
     "quick": Preset(

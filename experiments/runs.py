@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..envs.stack import Stack, StackSpec
 from ..models.generator import Generator
+from ..models.tiny import STEPS
 from ..noise import SeedDomain
 from ..training.learner import NonFiniteError
 from ..training.loop import fit
@@ -97,7 +98,11 @@ def _measured(stack: Stack, task: Task) -> Result:
     groups = _media(grades, task)
     if task.row == "start" and task.shown:
         groups["media"] |= _maps(stack, task.exam, grades, task.shown)
-    return groups, grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
+    result = grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
+    if task.row == "four-steps":
+        level = _validate(stack, task, stack.generator.with_steps(STEPS))
+        result["curve"] = [{"update": 0, "seconds": 0.0, **level}]
+    return groups, result
 
 
 def _sliced(stack: Stack, system: VideoModel, exam: EvalConfig, seed: int) -> dict[str, Any]:
