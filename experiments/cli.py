@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "distill": "distil the student from its teacher (DMD, Stream-R1), watched by the same guard",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
+    "ablate": "add the parts of Stream-R1 to DMD one by one, on a student of two steps",
     "selfplay": "play a generator against a detector, both learning, beside baselines that play otherwise",
     "agents": "train SB3 and Tianshou agents in the environments, against fixed settings and an informed planner",
     "audit probe": "damage clips in a known place and see whether saliency finds it",

@@ -33,9 +33,9 @@ __all__ = ["BLOCKS", "PICTURES", "Config", "run"]
 class Config(StackOptions):
     """What to compare; a run that was killed goes on where it was, jobs that are finished are not redone."""
 
-    preset: Literal["quick", "one-step", "two-steps", "standard", "smoke"] = "quick"
+    preset: Literal["quick", "one-step", "two-steps", "ablation", "standard", "smoke"] = "quick"
     """quick: a look at two steps, in minutes. one-step, two-steps, standard (four steps): evidence, rungs of the map.
-    smoke: only shows that everything runs."""
+    ablation: what `reelgym ablate` trains. smoke: only shows that everything runs."""
     add: tuple[str, ...] = ()
     """Recipes of your own beside those of the preset: module:name=UPDATES, or the name that an installed package gives
     them; UPDATES within the preset's seconds on your machine."""

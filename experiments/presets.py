@@ -60,6 +60,9 @@ def kind_of(name: str) -> str:
     return "both" if len({part in RL for part in parts}) > 1 else "rl" if parts[0] in RL else "distillation"
 
 
+ABLATION = ("dmd-spatial", "dmd-balanced", "stream-r1", "dmd-reliability", "re-dmd")
+"""Parts of Stream-R1 on DMD: weights within a frame, then also reliability and balanced axes, then also weights of
+frames; and reliability alone, of all axes and of motion."""
 SEQUENCES = ("dmd+forward", "stream-r1+reward")
 FOUR_STEPS = ("continued", "dmd", "stream-r1", "policy", "forward", "reward", "raven")
 """Methods of the comparison at four steps, without its SEQUENCES."""
@@ -173,6 +176,7 @@ PRESETS = {
         },
         sequences=("reward+dmd",),
     ),
+    "ablation": replace(_RUNG, student_steps=2, updates=dict.fromkeys(("dmd", *ABLATION), 36), points=6),
     "one-step": replace(
         _RUNG,
         student_steps=1,
@@ -202,7 +206,7 @@ PRESETS = {
     ),
     "smoke": Preset(
         seconds=0,
-        updates=dict.fromkeys(FOUR_STEPS, 1),
+        updates=dict.fromkeys((*FOUR_STEPS, "dmd&reward"), 1),
         seeds=1,
         exam=EvalConfig(prompts=2, clips=2, long_prompts=1, slice_prompts=1),
         validation=EvalConfig(prompts=1, clips=1, long_prompts=0, split="validation"),

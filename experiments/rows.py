@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .evaluate import AXES, EvalConfig, texts_of
-from .presets import METHODS, label_of
+from .presets import ABLATION, METHODS, label_of
 from .stats import iqm, mean_interval, paired_difference, probability_of_improvement, sign_test
 from .systems import REFERENCES
 from .tables import Row
@@ -20,7 +20,15 @@ _Results = Sequence[Mapping[str, Any]]
 """Of a row of the table, one per seed."""
 _Runs = Mapping[str, _Results]
 """Results by row."""
-PREREGISTERED = (("stream-r1", "dmd"), ("forward", "start"), ("reward", "start"))
+PREREGISTERED = (
+    ("stream-r1", "dmd"),
+    ("forward", "start"),
+    ("reward", "start"),
+    ("dmd", "start"),
+    ("dmd&reward", "dmd"),
+    ("dmd&reward", "reward"),
+    ("dmd&reward", "four-steps"),
+)
 """Questions asked before the run."""
 EXPLORATORY = (
     *((name, "start") for name in METHODS),
@@ -29,6 +37,10 @@ EXPLORATORY = (
     ("reward", "stream-r1"),
     ("dmd+forward", "forward"),
     ("stream-r1+reward", "reward"),
+    ("dmd&forward", "dmd"),
+    ("dmd&forward", "forward"),
+    ("dmd&reward", "reward+dmd"),
+    *((name, "dmd") for name in ABLATION if name != "stream-r1"),
 )
 """Others whose answers are shown."""
 

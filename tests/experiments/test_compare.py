@@ -21,12 +21,37 @@ from reelgym.experiments.compare import (
     winners,
 )
 from reelgym.experiments.jobs import digests_of, stored
-from reelgym.experiments.presets import ALONE, METHODS, PRESETS, SEQUENCES, chain
+from reelgym.experiments.presets import ABLATION, FOUR_STEPS, METHODS, PRESETS, SEQUENCES, chain, kind_of
 from reelgym.experiments.rows import curve_rows, table_rows
 from reelgym.experiments.runs import Task, work
 from reelgym.experiments.systems import REFERENCES
 from reelgym.training.learner import NonFiniteError
 from reelgym.training.loop import fit
+
+SMOKE = [*PRESETS["smoke"].updates, *SEQUENCES]
+OWN_STEPS = [name for name in REFERENCES if name != "four-steps"]
+
+
+def test_methods_learn_from_the_teacher_from_rewards_or_from_both():
+    kinds = {
+        name: kind_of(name) for name in ("dmd", "reward", "dmd&reward", "reward+dmd", "on-policy+dmd", "continued")
+    }
+    assert list(kinds.values()) == ["distillation", "rl", "both", "both", "distillation", "start"]
+
+
+def test_few_step_rungs_stand_beside_the_four_step_start(weights):
+    config = Config("two-steps", stack=str(weights), device="cpu")
+    references = [job for job in reference_jobs(config) if job.config.seed == 0]
+    assert [job.config.row for job in references] == [*REFERENCES]
+    steps = {
+        len(job.config.stack.load().generator.sigmas) for job in [*references, *training_jobs(config, plans_of(config))]
+    }
+    assert steps == {2}
+    assert len(training_jobs(replace(config, student_steps=3), {})) == 0
+    exam = replace(preset_of(config).exam, prompts=1, clips=2, long_prompts=0)
+    four = work(replace(references[-1].config, shown=0, exam=exam, validation=replace(exam, split="validation")))[1]
+    two = work(replace(references[-2].config, shown=0, exam=exam, validation=exam))[1]
+    assert four["scores"] != two["scores"] and four["curve"][0]["scores"] and "curve" not in two
 
 
 def kill_at(job):
@@ -47,18 +72,18 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     before = training_jobs(config, plans_of(config))
     digests = digests_of(before, compare.STUDY.work)
     there = [stored(job, digests[job.name], tmp_path / "jobs") is not None for job in before]
-    assert there == [True] * 3 + [False] * (len(METHODS) - 3)
+    assert there == [True] * 3 + [False] * (len(SMOKE) - 3)
 
     done = []
     monkeypatch.setattr(compare, "STUDY", replace(STUDY, work=lambda task: done.append(task.row) or work(task)))
     run(config)
-    assert done == list(METHODS)[3:]
+    assert done == SMOKE[3:]
 
     shown = capsys.readouterr()
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results) == {"command", "commit", "versions", "device", "seeds", "config", "rows"}
     methods = [row for row in results["rows"] if row["kind"] == "method"]
-    assert [row["method"] for row in methods] == [*REFERENCES, *METHODS]
+    assert [row["method"] for row in methods] == [*OWN_STEPS, *SMOKE]
     assert all(row["label"] in shown.out for row in methods)
     assert str(tmp_path / "report.html") in shown.out and "compare: " in shown.err
     spent = {row["method"]: row for row in methods}
@@ -71,7 +96,7 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     assert spent["dmd+forward"]["chunks"] == spent["dmd"]["chunks"] + spent["forward"]["chunks"]
     assert spent["truth"]["diversity"] == 1 and spent["teacher"]["late"] is None
     edges = [(row["method"], row["slice"]) for row in results["rows"] if row["kind"] == "slice"]
-    assert edges == [(name, edge) for name in (*REFERENCES, *METHODS) if name != "teacher" for edge in SLICES]
+    assert edges == [(name, edge) for name in (*OWN_STEPS, *SMOKE) if name != "teacher" for edge in SLICES]
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == 3 and "Learning curves" in page
     assert "Edge slices" in page and "Edge slices" in shown.out
@@ -82,7 +107,7 @@ def test_smoke_from_end_to_end_and_again_after_a_kill(weights, tmp_path, monkeyp
     assert any(not torch.equal(changed[name], start[name]) for name in start)
 
     run(replace(config, seeds=1))
-    assert done == list(METHODS)[3:]
+    assert done == SMOKE[3:]
 
 
 def test_other_weights_or_another_size_are_other_jobs(weights, tmp_path, monkeypatch):
@@ -108,8 +133,8 @@ def test_every_method_gets_the_same_search(weights, monkeypatch):
     config = Config("smoke", stack=str(weights), device="cpu")
     plans = plans_of(config)
     tries = search_jobs(config, plans)
-    assert {row: sum(job.config.row == row for job in tries) for row in ALONE} == dict.fromkeys(ALONE, 2)
-    assert not any(job.config.row in SEQUENCES for job in tries)
+    assert {row: sum(job.config.row == row for job in tries) for row in FOUR_STEPS} == dict.fromkeys(FOUR_STEPS, 2)
+    assert not any(job.config.row in (*SEQUENCES, "dmd&reward") for job in tries)
     assert all(job.config.exam is None and job.config.validation.split == "validation" for job in tries)
     assert not {job.config.seed for job in tries} & {config.seed}
     ends = {}
@@ -117,7 +142,7 @@ def test_every_method_gets_the_same_search(weights, monkeypatch):
         curve = [{"oracle": 0.9}, {"oracle": number}]
         ends[job.name] = ({}, {"curve": curve, "learning_rate": job.config.plan.recipe.learning_rate})
     found = winners(plans, tries, ends)
-    for name in ALONE:
+    for name in FOUR_STEPS:
         assert found[name].recipe.learning_rate == 2 * plans[name].recipe.learning_rate
     rates = [stage.recipe.learning_rate for stage in found["stream-r1+reward"].recipe.stages]
     assert rates == [found[name].recipe.learning_rate for name in ("stream-r1", "reward")]
@@ -128,10 +153,10 @@ def test_every_method_gets_the_same_search(weights, monkeypatch):
 def test_presets_have_whole_plans_and_test_scripts_are_test_scripts():
     for name, preset in PRESETS.items():
         plans = preset.plans()
-        assert set(plans) == set(METHODS) or name == "quick" and set(plans) == set(ALONE) - {"raven"}
+        assert set(plans) <= set(METHODS) and "dmd" in plans
         assert preset.exam.split == "test" and preset.validation.split == "validation"
         assert preset.seeds >= 2 or name == "smoke"
-        for name in ALONE:
+        for name in FOUR_STEPS:
             assert name not in plans or plans[name].recipe.with_learning_rate(0.5).learning_rate == 0.5
     with pytest.raises(ValueError, match="of its parts"):
         plans["dmd+forward"].recipe.with_learning_rate(0.5)
@@ -206,22 +231,25 @@ def test_rows_by_hand():
     assert dmd["total"] == pytest.approx(0.45) and dmd["low"] < 0.45 < dmd["high"]
     assert dmd["diversity"] == pytest.approx(0.75) and dmd["late"] == 0.4 and dmd["seconds"] == 1.5
     contrasts = {(row["ours"], row["theirs"]): row for row in rows if row["kind"] == "contrast"}
-    declared = [("stream-r1", "dmd"), ("forward", "start"), ("reward", "start")]
-    assert list(contrasts)[:3] == declared == [pair for pair, row in contrasts.items() if row["declared"]]
+    declared = [("stream-r1", "dmd"), ("forward", "start"), ("reward", "start"), ("dmd", "start")]
+    declared += [("dmd&reward", other) for other in ("dmd", "reward", "four-steps")]
+    assert list(contrasts)[:7] == declared == [pair for pair, row in contrasts.items() if row["declared"]]
     described = {("forward", "raven"), ("forward", "dmd"), ("reward", "stream-r1")}
     described |= {("dmd+forward", "forward"), ("stream-r1+reward", "reward"), *((name, "start") for name in METHODS)}
+    described |= {("dmd&forward", "dmd"), ("dmd&forward", "forward"), ("dmd&reward", "reward+dmd")}
+    described |= {*((name, "four-steps") for name in METHODS), *((name, "dmd") for name in ABLATION)}
     chosen = {("continued", "dmd")}
     assert set(contrasts) == {*declared, *described, *chosen}
     assert contrasts["stream-r1", "dmd"]["verdict"] == "unclear"
     assert contrasts["policy", "start"]["difference"] == pytest.approx(0.15)
     assert contrasts["policy", "start"]["diversity_ratio"] == pytest.approx(0.75)
-    few = table_rows({name: found for name, found in table.items() if name in (*REFERENCES, "reward", "stream-r1")})
+    few = table_rows({name: found for name, found in table.items() if name in (*OWN_STEPS, "reward", "stream-r1")})
     asked = [(row["ours"], row["theirs"]) for row in few if row["kind"] == "contrast"]
     assert asked[:3] == [("reward", "start"), ("stream-r1", "start"), ("reward", "stream-r1")]
     assert asked[3:] == [("stream-r1", "reward")]
     curve = {"seed": 0, "curve": [{"update": 0, "oracle": 0.1}, {"update": 4, "oracle": 0.2}]}
     assert [row["share"] for row in curve_rows("dmd", curve)] == [0, 1]
-    assert np.isclose(sum(row["kind"] == "run" for row in rows), 2 * (4 + 9))
+    assert np.isclose(sum(row["kind"] == "run" for row in rows), 2 * (len(REFERENCES) + len(METHODS)))
 
 
 def test_a_curve_begins_at_the_start_and_ends_at_the_last_update(weights):
