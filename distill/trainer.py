@@ -206,17 +206,11 @@ class Distill:
             keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
             x0 = self._rollout(embeds, keys, grad=True)
             measured = self._train_critic(x0.detach(), embeds, keys)
-            eps, sigma = self._noise(x0, fold(keys, Domain.UPDATE))
-            scores = (self.teacher, self.critic.module)
-            match = sid_direction if config.matching == "sid" else score_direction
-            direction = match(x0.detach(), eps, sigma, embeds, self.null, scores, config.guidance)
+            direction = self._direction(x0.detach(), embeds, keys)
             weight, scored = self._weight(x0.detach(), embeds, texts)
             measured |= scored | self.learner.step(surrogate(x0, direction, weight))
             measured["direction"] = float(direction.abs().mean())
             measured["cache_evicted_frames"] = float(self.generator.evicted_in(embeds.shape[1]))
-            calls = config.batch * embeds.shape[1]
-            self.counts.teacher_calls += calls * (1 if config.guidance == 1 else 2)
-            self.counts.critic_calls += calls
             self.counts.updates += 1
         return measured
 
@@ -242,6 +236,14 @@ class Distill:
             losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds[rows]))["loss"])
             self.counts.critic_calls += count * embeds.shape[1]
         return {"critic_loss": sum(losses) / len(losses)} if losses else {}
+
+    def _direction(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> Tensor:
+        eps, sigma = self._noise(x0, fold(keys, Domain.UPDATE))
+        calls, guidance = len(x0) * embeds.shape[1], self.config.guidance
+        self.counts.teacher_calls += calls * (1 if guidance == 1 else 2)
+        self.counts.critic_calls += calls
+        match = sid_direction if self.config.matching == "sid" else score_direction
+        return match(x0, eps, sigma, embeds, self.null, (self.teacher, self.critic.module), guidance)
 
     def _noise(self, x0: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         u = uniform(keys, 0, 0, ())

@@ -27,6 +27,7 @@ COMMANDS = {
     "bench reward": "time scores and saliency against the published procedure",
     "bench envs": "time the environments: alone, with inference, with training, and doing nothing",
     "bench streaming": "time chunks of a stream: early and late, against full recomputation, compiled, in batches",
+    "bench distill": "time the parts of an update of distillation, by recipe",
     "bench rl": "time to a real gain: chunks and seconds of every way to fine-tune, against published ones",
     "bench adaptation": "time until a detector knows a new family of fakes, and what it forgets, by method",
 }
