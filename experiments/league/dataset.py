@@ -75,14 +75,14 @@ def dataset_jobs(budget: Budget, stack: StackSpec) -> list[Job]:
 
 
 @dataclass(frozen=True)
-class ClipDataset:
+class FamilyClips:
     """clips: uint8 [M, F, 3, H, W] by split and family."""
 
     clips: Mapping[tuple[str, str], Tensor]
 
     @classmethod
     @lru_cache(maxsize=1)
-    def load(cls, folder: str, budget: Budget) -> ClipDataset:
+    def load(cls, folder: str, budget: Budget) -> FamilyClips:
         """What `dataset_jobs` left in a folder of jobs; asked for again in the same process, it is not read again."""
         clips = {}
         for split, wanted in budget.families().items():

@@ -28,7 +28,7 @@ from ...noise import SeedDomain
 from ..stats import auc, calibration_error, tpr_at
 
 Recordings = Mapping[str, RecordedClips]
-"""What `ClipDataset.filmed` gives."""
+"""What `FamilyClips.filmed` gives."""
 _MARGIN = 0.2
 """Of a payoff, below which two generators count as alike: more than twice the standard error of the difference of two
 independent rates of 64 streams each, .09 at most."""

@@ -29,7 +29,7 @@ from ..jobs import Job, Result
 from ..pretrain.footage import Footage, film
 from ..runs import grades_json
 from ..systems import as_system
-from .dataset import PANEL_SEES, SEEN, Budget, ClipDataset
+from .dataset import PANEL_SEES, SEEN, Budget, FamilyClips
 from .measure import Recordings, detector_of, detector_report, generator_report, responses, standing
 
 RULES = GameRules()
@@ -73,9 +73,9 @@ class SelfPlayTask:
         return f"{self.kind}-{self.seed}"
 
     @property
-    def clips(self) -> ClipDataset:
+    def clips(self) -> FamilyClips:
         """All clips."""
-        return ClipDataset.load(self.folder, self.budget)
+        return FamilyClips.load(self.folder, self.budget)
 
     def filmed(self) -> Recordings:
         """What nobody learns from."""

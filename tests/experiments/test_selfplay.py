@@ -9,7 +9,7 @@ import pytest
 from reelgym.agents.league.league import League
 from reelgym.checkpoint import has_checkpoint
 from reelgym.experiments import cli, jobs, selfplay
-from reelgym.experiments.league.dataset import SEEN, UNSEEN, Budget, ClipDataset
+from reelgym.experiments.league.dataset import SEEN, UNSEEN, Budget, FamilyClips
 from reelgym.experiments.league.rows import all_rows
 from reelgym.experiments.league.tables import VARIANT_LABELS, report, sentences
 from reelgym.experiments.readme import filled
