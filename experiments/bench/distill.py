@@ -20,18 +20,18 @@ from ..results import pick_device
 from ..tables import Column, Row, markdown_table, number
 from .timing import interleaved_timings
 
-BASE = "dmd, 16 clips, critic 6 to 1"
+AS_IT_WAS = "dmd, 16 clips, critic 6 to 1"
 """What the others are compared with: DMD as it was trained here before its critic was made cheaper."""
-_KNOWN = {BASE: replace(DMD, batch=16, critic_updates=6, critic_share=1.0), **DISTILL}
-PARTS = {"rollout": "_rollout", "critic": "_train_critic", "scores": "_direction", "reward": "_weight"}
+_KNOWN = {AS_IT_WAS: replace(DMD, batch=16, critic_updates=6, critic_share=1.0), **DISTILL}
+PHASES = {"rollout": "_rollout", "critic": "_train_critic", "scores": "_direction", "reward": "_weight"}
 """Of an update of distribution matching, with the trainer's methods; what is left is the generator's own step."""
 COLUMNS = (
     Column("recipe", "what was updated", lambda row: row["recipe"]),
     Column("clips", "clips an update", number("batch", "d")),
     Column("s an update", "mean seconds of one update", number("seconds", ".2f")),
-    *(Column(part, f"of these, in the {part}", number(part, ".2f")) for part in PARTS),
+    *(Column(part, f"of these, in the {part}", number(part, ".2f")) for part in PHASES),
     Column("step", "of these, in the generator's backward pass and step", number("step", ".2f")),
-    Column("x", f"how many times longer “{BASE}” takes", number("ratio", ".1f")),
+    Column("x", f"how many times longer “{AS_IT_WAS}” takes", number("ratio", ".1f")),
 )
 
 
@@ -53,7 +53,7 @@ def run(config: Config) -> None:
     """Time every recipe in turn, print the table, write results.json."""
     device = pick_device(config.device)
     stack = Stack.load("tiny", device).with_steps(config.student_steps)
-    names = (BASE, *config.recipes)
+    names = (AS_IT_WAS, *config.recipes)
     with on_threads(config.threads):
         subjects = [_Subject(name, stack, config.seed) for name in names]
         times = interleaved_timings([one.update for one in subjects], config.repeats, device, warm_up=1)
@@ -71,10 +71,10 @@ class _Subject:
         trainer: Any = self.recipe.trainer(stack, stack.student())
         self.update: Callable[[], object] = trainer.update
         self.spent: dict[str, list[float]] = (
-            {part: [] for part in PARTS} if isinstance(self.recipe, DistillConfig) else {}
+            {part: [] for part in PHASES} if isinstance(self.recipe, DistillConfig) else {}
         )
         for part in self.spent:
-            setattr(trainer, PARTS[part], self._clocked(part, getattr(trainer, PARTS[part])))
+            setattr(trainer, PHASES[part], self._clocked(part, getattr(trainer, PHASES[part])))
 
     def _clocked(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
@@ -89,5 +89,5 @@ class _Subject:
         """Seconds of an update, and of its parts where it has them; the first update was a warm-up."""
         parts = {part: mean(spent[1:]) for part, spent in self.spent.items()}
         row: Row = {"kind": "update", "recipe": self.name, "batch": getattr(self.recipe, "batch", None)}
-        row |= {"seconds": seconds, **dict.fromkeys(PARTS), **parts}
+        row |= {"seconds": seconds, **dict.fromkeys(PHASES), **parts}
         return row | {"step": seconds - sum(parts.values()) if parts else None}

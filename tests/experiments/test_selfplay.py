@@ -36,7 +36,7 @@ SMALL = Budget(
 def small(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(selfplay.SELFPLAY_PRESETS, "quick", replace(selfplay.SELFPLAY_PRESETS["quick"], size=SMALL))
     monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "one state of the code")
-    ClipDataset.load.cache_clear()
+    FamilyClips.load.cache_clear()
     return ["selfplay", "--workers", "1", "--stack", str(weights), "--out", str(tmp_path / "run")]
 
 
