@@ -23,13 +23,13 @@ from .timing import interleaved_timings
 AS_IT_WAS = "dmd, 16 clips, critic 6 to 1"
 """What the others are compared with: DMD as it was trained here before its critic was made cheaper."""
 _KNOWN = {AS_IT_WAS: replace(DMD, batch=16, critic_updates=6, critic_share=1.0), **DISTILL}
-PHASES = {"rollout": "_rollout", "critic": "_train_critic", "scores": "_direction", "reward": "_weight"}
+UPDATE_PARTS = {"rollout": "_rollout", "critic": "_train_critic", "scores": "_direction", "reward": "_weight"}
 """Of an update of distribution matching, with the trainer's methods; what is left is the generator's own step."""
 COLUMNS = (
     Column("recipe", "what was updated", lambda row: row["recipe"]),
     Column("clips", "clips an update", number("batch", "d")),
     Column("s an update", "mean seconds of one update", number("seconds", ".2f")),
-    *(Column(part, f"of these, in the {part}", number(part, ".2f")) for part in PHASES),
+    *(Column(part, f"of these, in the {part}", number(part, ".2f")) for part in UPDATE_PARTS),
     Column("step", "of these, in the generator's backward pass and step", number("step", ".2f")),
     Column("x", f"how many times longer “{AS_IT_WAS}” takes", number("ratio", ".1f")),
 )
@@ -71,10 +71,10 @@ class _Subject:
         trainer: Any = self.recipe.trainer(stack, stack.student())
         self.update: Callable[[], object] = trainer.update
         self.spent: dict[str, list[float]] = (
-            {part: [] for part in PHASES} if isinstance(self.recipe, DistillConfig) else {}
+            {part: [] for part in UPDATE_PARTS} if isinstance(self.recipe, DistillConfig) else {}
         )
         for part in self.spent:
-            setattr(trainer, PHASES[part], self._clocked(part, getattr(trainer, PHASES[part])))
+            setattr(trainer, UPDATE_PARTS[part], self._clocked(part, getattr(trainer, UPDATE_PARTS[part])))
 
     def _clocked(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
@@ -89,5 +89,5 @@ class _Subject:
         """Seconds of an update, and of its parts where it has them; the first update was a warm-up."""
         parts = {part: mean(spent[1:]) for part, spent in self.spent.items()}
         row: Row = {"kind": "update", "recipe": self.name, "batch": getattr(self.recipe, "batch", None)}
-        row |= {"seconds": seconds, **dict.fromkeys(PHASES), **parts}
+        row |= {"seconds": seconds, **dict.fromkeys(UPDATE_PARTS), **parts}
         return row | {"step": seconds - sum(parts.values()) if parts else None}
