@@ -24,7 +24,7 @@ from ..models.tiny import STEPS, TINY_FPS, WEIGHTS, build_generator, load_encode
 from ..models.wan import CausalWan
 from ..plugins import find
 from ..rewards.compose import as_reward
-from ..rewards.stream_reward import StreamReward
+from ..rewards.stream_reward import RewardSettings, StreamReward
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .prompt_source import ScriptPrompts, world_prompts
 from .worlds.world import PromptRows, World
@@ -32,6 +32,8 @@ from .worlds.world import PromptRows, World
 STACKS: dict[str, Any] = {"tiny": WEIGHTS}
 """Stacks by name; installed packages add theirs as entry points `reelgym.stacks` (a folder, or a function without
 arguments that returns a folder or a Stack)."""
+REWARDS = {"local": WEIGHTS / "local"}
+"""Rewards by name, beside the stack's own: folders; installed packages add theirs as `reelgym.rewards`."""
 NETWORKS = ("codec", "student", "teacher", "reward", "heldout", "detector", "rival")
 """Parts with weights, each a folder of that name."""
 READS: tuple[Literal["student"], Literal["reward"]] = ("student", "reward")
@@ -206,7 +208,7 @@ class StackSpec:
     stack: str = "tiny"
     """What `Stack.load` takes."""
     reward: str = ""
-    """Import path or name of a reward in place of the stack's; empty: the stack's own."""
+    """Folder, import path or name of a reward in place of the stack's; empty: the stack's own."""
     world: str = ""
     """Import path or name of a world (envs.worlds.world.World) in place of ShapeStream."""
     device: str = "cpu"
@@ -231,9 +233,11 @@ class StackSpec:
 
 @lru_cache(maxsize=2)
 def _loaded(spec: StackSpec) -> Stack:
-    own = {"reward": ("rewards", spec.reward), "world": ("worlds", spec.world)}
+    stack, place = Stack.load(spec.stack, spec.device), REWARDS.get(spec.reward, Path(spec.reward))
+    folder = bool(spec.reward) and has_checkpoint(place)
+    own = {"reward": ("rewards", "" if folder else spec.reward), "world": ("worlds", spec.world)}
     parts = {name: find(group, path, {}) for name, (group, path) in own.items() if path}
-    return Stack.load(spec.stack, spec.device).with_parts(**parts).with_steps(spec.steps)
+    return (stack.with_weights(reward=place) if folder else stack).with_parts(**parts).with_steps(spec.steps)
 
 
 def _same(part: Any) -> Any:
@@ -265,7 +269,9 @@ def _made(places: Mapping[str, Path], folder: Path, layout: ChunkLayout, device:
 
 def _network(name: Any, place: Path, device: torch.device) -> Any:
     network = load_tiny(name, place, device).requires_grad_(False)
-    return StreamReward(network) if name in ("reward", "heldout") else network
+    if name not in ("reward", "heldout"):
+        return network
+    return StreamReward(network, RewardSettings(tau=getattr(network, "tau", RewardSettings.tau)))
 
 
 def steps_of(student: Path) -> int:

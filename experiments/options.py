@@ -29,7 +29,8 @@ class StackOptions:
     """The stack of models: a name (tiny is shipped), a folder of parts that `reelgym train` made, a stack.toml, or an
     import path module:name."""
     reward: str = ""
-    """A reward in place of the stack's: an import path module:name, or the name that an installed package gives it."""
+    """A reward in place of the stack's: local (docs/rewards.md), a folder that `reelgym train` made, an import path
+    module:name, or the name that an installed package gives it."""
     student_steps: int | None = None
     """Denoising steps of the student: 1, 2, 4 or any other number; by default those that it was made for."""
     world: str = ""
@@ -45,6 +46,7 @@ class StackOptions:
         stack = stack if place.exists() else installed("stacks").get(stack, stack)
         named = {"rewards": self.reward, "worlds": self.world}
         reward, world = (installed(group).get(name, name) for group, name in named.items())
+        reward = str(Path(reward).resolve()) if reward and Path(reward).is_dir() else reward
         return StackSpec(stack, reward, world, str(pick_device(self.device)), self.student_steps)
 
 

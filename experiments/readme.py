@@ -38,7 +38,7 @@ _BARS: tuple[tuple[str, str, str, float], ...] = (
     ("student", GAP, "the teacher's share less the student's", 0.08),
     *(
         bar
-        for part in ("reward", "heldout")
+        for part in ("reward", "heldout", "local")
         for bar in (
             *((part, f"accuracy_{axis}", RANKS.format(axis), 0.90) for axis in ("VQ", "MQ", "TA")),
             (part, "spearman", "rank correlation with the oracle among the student's clips of one prompt", 0.50),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..envs.stack import Stack
+from ..envs.stack import REWARDS, Stack
 from ..envs.worlds.grammar import chunk_prompts, parse
 from ..models.codec import Grid
 from ..models.prompts import PromptBatch, WordEncoder
@@ -114,7 +114,7 @@ class TinyScorer:
         if config.reward is not None and ":" in str(config.reward):
             stack = stack.with_parts(reward=resolve(str(config.reward)))
         elif config.reward is not None:
-            stack = stack.with_weights(reward=config.reward)
+            stack = stack.with_weights(reward=REWARDS.get(str(config.reward), config.reward))
         reward, place = stack.reward, stack.places.get("reward")
         encoder = stack.encoder if place is None else load_encoder("reward", place)
         manifest = {} if place is None else load_manifest("reward", place)

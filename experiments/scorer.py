@@ -37,8 +37,8 @@ class Config:
     stack: StackName = "tiny"
     """Stack with codec and reward (or detector): a name, a folder or a stack.toml."""
     reward: Path | None = None
-    """Folder of the reward model alone: VideoReward as published, or a small one of `reelgym train reward`; or your own
-    reward by import path, module:name."""
+    """Folder of the reward model alone: VideoReward as published, or a small one of `reelgym train reward` (local: the
+    shipped one of that name); or your own reward by import path, module:name."""
     backbone: str | None = None
     """VideoReward: folder or hub id of Qwen2-VL-2B-Instruct."""
     prompt_template: Path | None = None

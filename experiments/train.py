@@ -16,7 +16,8 @@ from .pretrain.pairs import PairsRecipe, summary
 from .train_agent import train_agent
 
 Target = Literal[
-    "codec", "teacher", "student", "reward", "heldout", "detector", "rival", "sb3-ppo", "sb3-sac", "tianshou-ppo"
+    "codec", "teacher", "student", "reward", "heldout", "local", "detector", "rival",
+    "sb3-ppo", "sb3-sac", "tianshou-ppo",
 ]  # fmt: skip
 
 
@@ -27,7 +28,8 @@ class Config:
 
     target: Annotated[Target, tyro.conf.Positional]
     """The part, or the agent, to train; heldout: the reward's recipe from the next seed, for who watches over it;
-    rival: a detector that sees little, which self-play starts from."""
+    local: the stack's reward with a VQ whose saliency lies on the damage; rival: a detector that sees little, which
+    self-play starts from."""
     out: Path | None = None
     """Folder for the log, the resumable checkpoint and the finished weights; runs/TARGET by default, for an agent
     runs/TARGET-ENVIRONMENT."""
@@ -124,7 +126,7 @@ def _check(config: Config) -> None:
 
 def _recipe(config: Config) -> Any:
     """How the target is made: its own recipe, as long as the options ask for."""
-    from .pretrain import codec, detector, reward, student, teacher
+    from .pretrain import codec, detector, local, reward, student, teacher
 
     recipes: dict[str, PartRecipe] = {
         "codec": codec.CodecRecipe(),
@@ -132,6 +134,7 @@ def _recipe(config: Config) -> Any:
         "student": student.StudentRecipe(),
         "reward": reward.RewardRecipe(),
         "heldout": reward.RewardRecipe(),
+        "local": local.LocalRecipe(),
         **detector.DETECTOR_RECIPES,
     }
     recipe: Any = recipes[config.target]

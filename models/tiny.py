@@ -14,15 +14,17 @@ from .cache import CacheConfig
 from .codec import Codec, FrameCodec
 from .detector import ClipDetector
 from .generator import Generator
+from .local_reward import LocalReward
 from .prompts import WordEncoder
 from .reward_net import TinyReward
 from .sampler import SAMPLER_SHIFT, TeacherSampling, step_sigmas
 from .wan import CausalWan
 
-Part = Literal["codec", "teacher", "student", "reward", "heldout", "detector", "rival"]
+Part = Literal["codec", "teacher", "student", "reward", "heldout", "local", "detector", "rival"]
 KINDS: dict[str, Any] = {
     "codec": FrameCodec,
     "transformer": CausalWan,
+    "local": LocalReward,
     "reward": TinyReward,
     "detector": ClipDetector,
 }
@@ -33,6 +35,7 @@ PARTS: dict[str, str] = {
     "student": "transformer",
     "reward": "reward",
     "heldout": "reward",
+    "local": "local",
     "detector": "detector",
     "rival": "detector",
 }
@@ -116,7 +119,7 @@ def load_tiny(name: Part, folder: str | Path | None = None, device: torch.device
     """
     tensors, meta = _read(name, folder)
     kind = meta["architecture"].pop("kind")
-    if kind != PARTS[name]:
+    if kind not in KINDS or not issubclass(KINDS[kind], KINDS[PARTS[name]]):
         raise CheckpointError(f"{folder or WEIGHTS / name}: holds a {kind} model, which is no {name}")
     module = KINDS[kind].from_config(**meta["architecture"])
     try:

@@ -69,7 +69,7 @@ class RewardRecipe:
             batch = Batch.joined(gamed(model, batch.take(climbing), generator), batch.take(rest))
             quality, agreement = model.read(batch.video, batch.embeds)
             scores = torch.cat([quality, smooth_minimum(agreement[:, 0])], dim=1)
-            return _pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)
+            return pair_loss(scores, batch.worth) + word_loss(agreement[:, 1:, 1:], batch.true)
 
         trained, seconds = pretrain(name, model, loss, self.schedule, out)
         generator = torch.Generator().manual_seed(seed)
@@ -106,7 +106,7 @@ class RewardRecipe:
         return draw
 
 
-def _pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
+def pair_loss(scores: Tensor, worth: Tensor) -> Tensor:
     """Mean Bradley-Terry loss over all pairs of a batch and all axes; worths within TIE of each other tie.
 
     scores, worth: [B, A]

@@ -14,6 +14,7 @@ from reelgym.envs.worlds.clips import make_clips, word_encoder
 from reelgym.envs.worlds.fakes import FAKES
 from reelgym.envs.worlds.grammar import GRAMMARS, parse
 from reelgym.experiments.pretrain import flawed
+from reelgym.experiments.pretrain import local as locals_
 from reelgym.experiments.pretrain import reward as rewards
 from reelgym.experiments.pretrain import student as students
 from reelgym.experiments.pretrain import teacher as teachers
@@ -134,7 +135,7 @@ def test_word_loss_ignores_what_is_unknown():
 def test_pair_loss_prefers_the_better_clip():
     worth = torch.tensor([[1.0, 0.5, 0.2], [0.4, 0.5, 0.9]])
     good, bad = worth * 8, worth.flip(0) * 8
-    assert rewards._pair_loss(good, worth) < rewards._pair_loss(bad, worth)
+    assert rewards.pair_loss(good, worth) < rewards.pair_loss(bad, worth)
 
 
 def flawed_clips(clean):
@@ -200,10 +201,12 @@ def test_every_recipe_runs(tmp_path, monkeypatch):
     def few(grammar, count=2, seed=7):
         return make_clips(2, split="validation", seed=seed, grammar=grammar)
 
+    accuracy, agreement = rewards.unseen_accuracy, rewards.oracle_agreement
+    for module in (rewards, locals_):
+        monkeypatch.setattr(module, "unseen_accuracy", partial(accuracy, count=4))
+        monkeypatch.setattr(module, "oracle_agreement", partial(agreement, prompts=2, group=2))
     for module in (teachers, students):
         monkeypatch.setattr(module, "held_out_clips", few)
-    monkeypatch.setattr(rewards, "unseen_accuracy", partial(rewards.unseen_accuracy, count=4))
-    monkeypatch.setattr(rewards, "oracle_agreement", partial(rewards.oracle_agreement, prompts=2, group=2))
     short = Schedule(steps=2, batch=4, learning_rate=1e-3, muon_lr=1e-3, checkpoint_every=1)
     stack = Stack({}).with_parts(codec=tiny.build_codec())
     teacher = teachers.TeacherRecipe(clips=4, schedule=short).train("teacher", stack, tmp_path / "teacher")
@@ -215,3 +218,9 @@ def test_every_recipe_runs(tmp_path, monkeypatch):
     reward = rewards.RewardRecipe(clips=4, remade=2, schedule=short).train("reward", stack, tmp_path / "reward")
     assert {"accuracy_VQ", "accuracy_MQ", "accuracy_TA", "spearman", "spearman_low"} <= set(reward.quality)
     assert reward.module.std.min() > 0
+    stack = stack.with_parts(reward=reward.module)
+    local = locals_.LocalRecipe(clips=4, remade=2, first=short, schedule=short).train(
+        "local", stack, tmp_path / "local"
+    )
+    assert set(local.quality) == set(reward.quality)
+    assert torch.equal(local.module.std[1:], reward.module.std[1:])
