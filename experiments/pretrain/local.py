@@ -33,7 +33,7 @@ STEEPER = 0.2
 
 @dataclass(frozen=True)
 class LocalRecipe(RewardRecipe):
-    """A batch is the reward's, but that none climbs (`gamed` has no part); half of its windows are damaged in one place."""
+    """A batch is the reward's; half of its windows are damaged in one place, none climbs (`gamed` has no part)."""
 
     remade: int = 128
     restore: float = 50.0
