@@ -20,11 +20,11 @@ from ..models.detector import Detector
 from ..models.generator import Generator
 from ..models.prompts import WordEncoder
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import STEPS, TINY_FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
+from ..models.tiny import REWARDS, STEPS, TINY_FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.wan import CausalWan
 from ..plugins import find
 from ..rewards.compose import as_reward
-from ..rewards.stream_reward import RewardSettings, StreamReward
+from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .prompt_source import ScriptPrompts, world_prompts
 from .worlds.world import PromptRows, World
@@ -32,8 +32,6 @@ from .worlds.world import PromptRows, World
 STACKS: dict[str, Any] = {"tiny": WEIGHTS}
 """Stacks by name; installed packages add theirs as entry points `reelgym.stacks` (a folder, or a function without
 arguments that returns a folder or a Stack)."""
-REWARDS = {"local": WEIGHTS / "local"}
-"""Rewards by name, beside the stack's own: folders; installed packages add theirs as `reelgym.rewards`."""
 NETWORKS = ("codec", "student", "teacher", "reward", "heldout", "detector", "rival")
 """Parts with weights, each a folder of that name."""
 READS: tuple[Literal["student"], Literal["reward"]] = ("student", "reward")
@@ -221,8 +219,7 @@ class StackSpec:
 
     @property
     def depends_on(self) -> list[Path | str]:
-        """What decides, beside these words, what is loaded: the manifests, which hold the digests of the weights, a
-        stack.toml, and the import paths in that."""
+        """What decides what is loaded, beside these words: manifests (with digests), a stack.toml, its import paths."""
         places = self.load().places.values()
         manifests = sorted(file for place in places for file in place.glob("*.json"))
         if not self.stack.endswith(".toml"):
@@ -234,10 +231,10 @@ class StackSpec:
 @lru_cache(maxsize=2)
 def _loaded(spec: StackSpec) -> Stack:
     stack, place = Stack.load(spec.stack, spec.device), REWARDS.get(spec.reward, Path(spec.reward))
-    folder = bool(spec.reward) and has_checkpoint(place)
-    own = {"reward": ("rewards", "" if folder else spec.reward), "world": ("worlds", spec.world)}
-    parts = {name: find(group, path, {}) for name, (group, path) in own.items() if path}
-    return (stack.with_weights(reward=place) if folder else stack).with_parts(**parts).with_steps(spec.steps)
+    if spec.reward and has_checkpoint(place):
+        stack, spec = stack.with_weights(reward=place), replace(spec, reward="")
+    parts = {n: find(f"{n}s", path, {}) for n, path in (("reward", spec.reward), ("world", spec.world)) if path}
+    return stack.with_parts(**parts).with_steps(spec.steps)
 
 
 def _same(part: Any) -> Any:
@@ -269,9 +266,7 @@ def _made(places: Mapping[str, Path], folder: Path, layout: ChunkLayout, device:
 
 def _network(name: Any, place: Path, device: torch.device) -> Any:
     network = load_tiny(name, place, device).requires_grad_(False)
-    if name not in ("reward", "heldout"):
-        return network
-    return StreamReward(network, RewardSettings(tau=getattr(network, "tau", RewardSettings.tau)))
+    return as_reward(network) if name in ("reward", "heldout") else network
 
 
 def steps_of(student: Path) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..envs.stack import REWARDS, Stack
+from ..envs.stack import Stack
 from ..envs.worlds.grammar import chunk_prompts, parse
 from ..models.codec import Grid
 from ..models.prompts import PromptBatch, WordEncoder
-from ..models.tiny import TINY_FPS, load_encoder, load_manifest
+from ..models.tiny import REWARDS, TINY_FPS, load_encoder, load_manifest
 from ..models.videoreward import VideoReward
 from ..models.videoreward.pixels import FACTOR, PixelConfig, fitted_clip, sample_frames
 from ..models.videoreward.prompt import read_template

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..models.prompts import PromptBatch
 from .reward_model import RewardModel
-from .stream_reward import StreamReward
+from .stream_reward import RewardSettings, StreamReward
 
 
 class CallableReward(nn.Module):
@@ -57,13 +57,13 @@ class CallableReward(nn.Module):
 
 def as_reward(part: Any) -> StreamReward:
     """A StreamReward of what a user has: a StreamReward, a RewardModel, `function(video, prompts) -> [B]`, or a
-    function without arguments that returns one of these. TypeError for anything else."""
+    function without arguments that returns one of these. A model's own `tau` is taken over. TypeError for the rest."""
     if isinstance(part, StreamReward):
         return part
     if isinstance(part, type) or (callable(part) and not hasattr(part, "score") and not signature(part).parameters):
         return as_reward(part())
     if hasattr(part, "score") and hasattr(part, "axes"):
-        return StreamReward(part)
+        return StreamReward(part, RewardSettings(tau=getattr(part, "tau", RewardSettings.tau)))
     if callable(part):
         return StreamReward(CallableReward(part, (getattr(part, "__name__", type(part).__name__),)))
     raise TypeError(

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from reelgym.envs.stack import REWARDS, Stack, StackSpec
+from reelgym.envs.stack import Stack, StackSpec
 from reelgym.experiments.audit.probe import blur, damaged, grain, look, real_clips, share_inside, touched
 from reelgym.experiments.pretrain.hurt import hurt
 from reelgym.experiments.pretrain.local import saliency_loss
 from reelgym.models.local_reward import DamageMap, LocalReward
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.reward_net import TinyReward
-from reelgym.models.tiny import load_tiny, save_tiny
+from reelgym.models.tiny import REWARDS, load_tiny, save_tiny
 
 DIM = 12
 
