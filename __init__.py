@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .agents.policy_gradient import PolicyGradient
     from .agents.reward_gradient import RewardGradient
     from .agents.rollout import GeneratorPolicy
-    from .distill.trainer import Distill, DistillConfig
+    from .distill.recipes import DISTILL
     from .envs.adapters.sb3 import SB3VecEnv
     from .envs.recording import RecordClips
     from .envs.stack import Stack
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from .training.guard import Guard, GuardConfig
     from .training.learner import LearnerConfig
     from .training.loop import fit
+    from .training.mixture import Mixture
 
 __all__ = [
     "CallableReward",
     "AdvantageEstimator",
-    "Distill",
-    "DistillConfig",
+    "DISTILL",
     "EnsembleReward",
     "FINETUNE",
     "FineTune",
@@ -48,6 +48,7 @@ __all__ = [
     "JoinedReward",
     "LearnerConfig",
     "MeasureReward",
+    "Mixture",
     "PolicyGradient",
     "PromptBatch",
     "RecordClips",
@@ -78,6 +79,7 @@ _HOMES = {
     "envs.recording": ("RecordClips",),
     "envs.adapters.sb3": ("SB3VecEnv",),
     "training.loop": ("fit",),
+    "training.mixture": ("Mixture",),
     "training.learner": ("LearnerConfig",),
     "training.guard": ("Guard", "GuardConfig"),
     "agents.rollout": ("GeneratorPolicy",),
@@ -87,7 +89,7 @@ _HOMES = {
     "agents.policy_gradient": ("PolicyGradient",),
     "agents.forward_process": ("ForwardProcess",),
     "agents.reward_gradient": ("RewardGradient",),
-    "distill.trainer": ("Distill", "DistillConfig"),
+    "distill.recipes": ("DISTILL",),
 }
 
 register_envs()

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from ..distill.recipes import DISTILL
 from ..training.recipe import find_recipe
+from .presets import METHOD_RECIPES
 from .train_student import TrainOptions, changed, train_student
+
+_KNOWN = {name.replace("&", "-with-"): recipe for name, recipe in METHOD_RECIPES.items()}
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,15 @@ class Config(TrainOptions):
     """How to distil; a run that was killed goes on from its last update."""
 
     recipe: Annotated[str, tyro.conf.Positional]
-    """dmd: distribution matching. stream-r1: weighed by reliability and perplexity. continued: the starting recipe goes
-    on. Or your own: an import path, such as my_package.recipes:mine, or the name that an installed package gives it."""
+    """dmd, sid: distribution matching. stream-r1: weighed by reliability and perplexity. on-policy, consistency: without
+    a critic. dmd-with-reward, dmd-with-forward: with RL in one update. continued, teacher-forcing: the starting recipe
+    goes on. docs/distillation.md has them all. Or your own: an import path, such as my_package.recipes:mine, or the name
+    that an installed package gives it."""
     batch: int | None = None
     """Clips an update, if not the recipe's own."""
 
 
 def run(config: Config) -> None:
     """Train, watch, save; print what the oracle found before and after."""
-    recipe = changed(find_recipe(config.recipe, DISTILL), config, batch=config.batch)
+    recipe = changed(find_recipe(config.recipe, _KNOWN), config, batch=config.batch)
     train_student("distill", config.recipe, recipe, config)

@@ -68,20 +68,14 @@ FOUR_STEPS = ("continued", "dmd", "stream-r1", "policy", "forward", "reward", "r
 """Methods of the comparison at four steps, without its SEQUENCES."""
 
 
-def together(stages: Mapping[str, int], **changes: Recipe) -> Mixture:
-    """So many updates of each method in one of the mixture; changes: recipes in place of the methods' own."""
-    known = {**DISTILL, **FINETUNE, **changes}
-    return Mixture(tuple(Stage(known[name], updates) for name, updates in stages.items()))
-
-
 _FREE = {name: replace(FINETUNE[name], kl_coef=0.0) for name in ("reward", "forward")}
 """Beside distribution matching no pull towards the start is wanted: that start is what is to be left."""
 METHOD_RECIPES: dict[str, Recipe] = {
     **DISTILL,
     **FINETUNE,
     "raven": FINETUNE["raven"].with_learning_rate(1.7e-5),
-    "dmd&reward": together({"dmd": 1, "reward": 1}, **_FREE),
-    "dmd&forward": together({"dmd": 1, "forward": 1}, **_FREE),
+    "dmd&reward": Mixture.of((DISTILL["dmd"], 1), (_FREE["reward"], 1)),
+    "dmd&forward": Mixture.of((DISTILL["dmd"], 1), (_FREE["forward"], 1)),
 }
 """Every method's recipe, at the rate that a search chose or, in distillation, that a few runs at two steps did. A
 sequence has none."""
@@ -184,7 +178,7 @@ PRESETS = {
     ),
     "standard": Preset(
         seconds=40,
-        updates={"continued": 72, "dmd": 12, "stream-r1": 9, "policy": 26, "forward": 26, "reward": 42, "raven": 13},
+        updates={"continued": 72, "dmd": 24, "stream-r1": 17, "policy": 26, "forward": 26, "reward": 42, "raven": 13},
         seeds=10,
         exam=EvalConfig(prompts=48, clips=2, long_prompts=12, slice_prompts=4),
         validation=EvalConfig(prompts=16, clips=1, long_prompts=0, split="validation"),

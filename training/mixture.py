@@ -10,6 +10,7 @@ from ..envs.stack import Stack
 from ..models.generator import Generator
 from .learner import Groups
 from .loop import Trainer
+from .recipe import Recipe
 from .sequence import Stage
 from .state import State
 from .usage import ComputeUsage, added
@@ -26,6 +27,11 @@ class Mixture:
 
     stages: tuple[Stage, ...]
     fade: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, *parts: tuple[Recipe, int], fade: tuple[int, ...] = ()) -> Mixture:
+        """From recipes, and how many updates each makes in one of the mixture."""
+        return cls(tuple(Stage(recipe, updates) for recipe, updates in parts), fade)
 
     def __post_init__(self) -> None:
         if len(self.stages) < 2 or min(stage.updates for stage in self.stages) < 1:
