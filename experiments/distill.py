@@ -19,9 +19,9 @@ class Config(TrainOptions):
     """How to distil; a run that was killed goes on from its last update."""
 
     recipe: Annotated[str, tyro.conf.Positional]
-    """dmd, sid: distribution matching. stream-r1: weighed by reliability and perplexity. on-policy, consistency: without
-    a critic. dmd-with-reward, dmd-with-forward: with RL in one update. continued, teacher-forcing: the starting recipe
-    goes on. docs/distillation.md has them all. Or your own: an import path, such as my_package.recipes:mine, or the name
+    """dmd, sid: distribution matching. stream-r1: weighed by reliability and perplexity. on-policy, consistency: no
+    critic. dmd-with-reward, dmd-with-forward: with RL in one update. continued, teacher-forcing: the starting recipe
+    goes on. All are in docs/distillation.md. Or your own: an import path, such as my_package.recipes:mine, or the name
     that an installed package gives it."""
     batch: int | None = None
     """Clips an update, if not the recipe's own."""
