@@ -20,7 +20,16 @@ from ..models.detector import Detector
 from ..models.generator import Generator
 from ..models.prompts import WordEncoder
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import REWARDS, STEPS, TINY_FPS, WEIGHTS, build_generator, load_encoder, load_manifest, load_tiny
+from ..models.tiny import (
+    SHIPPED_REWARDS,
+    STEPS,
+    TINY_FPS,
+    WEIGHTS,
+    build_generator,
+    load_encoder,
+    load_manifest,
+    load_tiny,
+)
 from ..models.wan import CausalWan
 from ..plugins import find
 from ..rewards.compose import as_reward
@@ -230,7 +239,7 @@ class StackSpec:
 
 @lru_cache(maxsize=2)
 def _loaded(spec: StackSpec) -> Stack:
-    stack, place = Stack.load(spec.stack, spec.device), REWARDS.get(spec.reward, Path(spec.reward))
+    stack, place = Stack.load(spec.stack, spec.device), SHIPPED_REWARDS.get(spec.reward, Path(spec.reward))
     if spec.reward and has_checkpoint(place):
         stack, spec = stack.with_weights(reward=place), replace(spec, reward="")
     parts = {n: find(f"{n}s", path, {}) for n, path in (("reward", spec.reward), ("world", spec.world)) if path}

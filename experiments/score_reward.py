@@ -17,7 +17,7 @@ from ..envs.stack import Stack
 from ..envs.worlds.grammar import chunk_prompts, parse
 from ..models.codec import Grid
 from ..models.prompts import PromptBatch, WordEncoder
-from ..models.tiny import REWARDS, TINY_FPS, load_encoder, load_manifest
+from ..models.tiny import SHIPPED_REWARDS, TINY_FPS, load_encoder, load_manifest
 from ..models.videoreward import VideoReward
 from ..models.videoreward.pixels import FACTOR, PixelConfig, fitted_clip, sample_frames
 from ..models.videoreward.prompt import read_template
@@ -114,7 +114,7 @@ class TinyScorer:
         if config.reward is not None and ":" in str(config.reward):
             stack = stack.with_parts(reward=resolve(str(config.reward)))
         elif config.reward is not None:
-            stack = stack.with_weights(reward=REWARDS.get(str(config.reward), config.reward))
+            stack = stack.with_weights(reward=SHIPPED_REWARDS.get(str(config.reward), config.reward))
         reward, place = stack.reward, stack.places.get("reward")
         encoder = stack.encoder if place is None else load_encoder("reward", place)
         manifest = {} if place is None else load_manifest("reward", place)

@@ -54,7 +54,7 @@ CODEC: dict[str, Any] = {
 }
 
 WEIGHTS = Path(__file__).parent / "weights"
-REWARDS = {"local": WEIGHTS / "local"}
+SHIPPED_REWARDS = {"local": WEIGHTS / "local"}
 """Shipped rewards by name, beside the stack's own."""
 FRAMES_PER_CHUNK = 3
 CHUNKS = 4

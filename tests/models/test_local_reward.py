@@ -10,7 +10,7 @@ from reelgym.experiments.pretrain.local import saliency_loss
 from reelgym.models.local_reward import DamageMap, LocalReward
 from reelgym.models.prompts import PromptBatch
 from reelgym.models.reward_net import TinyReward
-from reelgym.models.tiny import REWARDS, load_tiny, save_tiny
+from reelgym.models.tiny import SHIPPED_REWARDS, load_tiny, save_tiny
 
 DIM = 12
 
@@ -92,7 +92,7 @@ def test_the_saliency_belongs_where_the_damage_is() -> None:
 
 @pytest.mark.parametrize("damage", [blur, grain])
 def test_the_shipped_one_is_drawn_to_the_damage(damage) -> None:
-    stack = Stack.load().with_weights(reward=REWARDS["local"])
+    stack = Stack.load().with_weights(reward=SHIPPED_REWARDS["local"])
     clips = real_clips(48, "validation", 0)
     video, texts = clips.frames(torch.arange(48))[:, :4], [str(row[0]) for row in clips.clauses]
     chosen = touched(video, "lower half").nonzero().flatten()
