@@ -39,6 +39,10 @@ class Config(StackOptions):
     add: tuple[str, ...] = ()
     """Recipes of your own beside those of the preset: module:name=UPDATES, or the name that an installed package gives
     them; UPDATES within the preset's seconds on your machine."""
+    only: tuple[str, ...] = ()
+    """Methods of the preset, by their names in results.json; by default all. A sequence needs its parts beside it."""
+    times: float = 1.0
+    """How many times the preset's updates every method gets: does it only need longer?"""
     seed: int = 0
     """The first of the seeds."""
     seeds: int | None = None
@@ -64,11 +68,12 @@ def preset_of(config: Config) -> Preset:
     """The preset with the config's seeds, and the words or the world of its stack; ValueError for what cannot be."""
     preset = PRESETS[config.preset]
     seeds = preset.seeds if config.seeds is None else config.seeds
-    if seeds < 1:
-        raise ValueError("--seeds must be at least 1")
+    if seeds < 1 or config.times <= 0:
+        raise ValueError("--seeds must be at least 1, and --times above 0")
+    updates = {name: max(1, round(config.times * count)) for name, count in preset.updates.items()}
     of: dict[str, str] = {"grammar": config.spec.load().grammar, "world": config.world}
     exam, validation = replace(preset.exam, **of), replace(preset.validation, **of)  # type: ignore[arg-type]
-    return replace(preset, seeds=seeds, exam=exam, validation=validation)
+    return replace(preset, seeds=seeds, updates=updates, exam=exam, validation=validation)
 
 
 def spec_of(config: Config) -> StackSpec:
@@ -92,7 +97,12 @@ def _seeds_of(config: Config) -> list[int]:
 def plans_of(config: Config) -> dict[str, Stage]:
     """The preset's methods and the recipes that a user adds, by the name they were asked for; ValueError for a line
     that is not NAME=UPDATES."""
-    plans = preset_of(config).plans()
+    every = preset_of(config).plans()
+    plans = {name: every[name] for name in every if not config.only or name in config.only}
+    if missing := {*config.only, *(part for name in plans for part in name.split("+"))} - set(plans):
+        raise ValueError(
+            f"--only lacks {', '.join(sorted(missing))}: choose from {', '.join(every)}, with a sequence's parts"
+        )
     for line in config.add:
         name, _, updates = line.rpartition("=")
         if not name or not updates.isdigit() or int(updates) < 1:

@@ -60,7 +60,7 @@ class Study:
     """
 
     name: str
-    """The command's words: "bench rl", or all that is typed: "python -m reelgym.experiments.longer"."""
+    """The command's words, such as "bench rl"."""
     work: Work
     """task -> (groups of tensors, what JSON holds); importable by name, runs in a worker process."""
     jobs: Callable[[Any, Results], Iterable[Job]]
@@ -77,8 +77,7 @@ class Study:
     @property
     def words(self) -> list[str]:
         """What is typed before the options."""
-        words = self.name.split()
-        return words if words[0] == "python" else ["reelgym", *words]
+        return ["reelgym", *self.name.split()]
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_a_command_parses(line, monkeypatch, capsys):
         return
     module = words[words.index("-m") + 1] if "-m" in words else "reelgym"
     args = words[words.index("-m") + 2 :] if "-m" in words else words[1:]
-    assert module in ("reelgym", *(f"reelgym.experiments.{name}" for name in ("readme", "gallery", "longer")))
+    assert module in ("reelgym", *(f"reelgym.experiments.{name}" for name in ("readme", "gallery")))
     name = module.removeprefix("reelgym.experiments.")
     program = importlib.import_module(module) if module != "reelgym" else cli
     if module == "reelgym":

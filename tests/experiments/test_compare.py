@@ -8,7 +8,7 @@ import torch
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.slices import SLICES
-from reelgym.experiments import compare, longer, runs
+from reelgym.experiments import compare, runs
 from reelgym.experiments.compare import (
     STUDY,
     Config,
@@ -276,10 +276,14 @@ def test_a_try_that_diverges_loses_and_a_run_that_diverges_counts_as_it_stood(we
 
 
 def test_one_method_for_longer(weights, tmp_path, capsys):
-    config = longer.Config(method="dmd", updates=2, seeds=1, points=2, preset="smoke", out=tmp_path, stack=str(weights))
-    longer.run(config)
+    config = Config("smoke", only=("dmd",), times=2, out=tmp_path, stack=str(weights), device="cpu")
+    assert {name: plan.updates for name, plan in plans_of(config).items()} == {"dmd": 2}
+    for wrong in (("ppo",), ("dmd", "dmd+forward")):
+        with pytest.raises(ValueError, match=r"--only lacks (ppo|forward): choose from continued, dmd"):
+            plans_of(replace(config, only=wrong))
+    run(replace(config, student_steps=2, workers=1))
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [row["update"] for row in rows if row["kind"] == "curve"] == [0, 1, 2]
-    assert sum(row["kind"] == "contrast" for row in rows) == 1 and "DMD - start" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no method 'ppo': choose from continued, dmd"):
-        longer.run(replace(config, method="ppo"))
+    curve = [row for row in rows if row["kind"] == "curve" and row["method"] == "dmd"]
+    assert [row["update"] for row in curve] == [0, 2] and curve[1]["seconds"] > 0
+    asked = [(row["ours"], row["theirs"]) for row in rows if row["kind"] == "contrast"]
+    assert asked == [("dmd", "start"), ("dmd", "four-steps")] and "DMD - start" in capsys.readouterr().out
