@@ -98,13 +98,13 @@ def findings(results: Row) -> list[tuple[str, list[str]]]:
     asked = [row for row in rows_of(results, "contrast") if "ours" in row]
     answers: dict[str, list[str]] = {"declared": [], "in turn": [], "other": []}
     for row in asked:
-        kind = "declared" if row["declared"] else "in turn" if "+" in row["ours"] else "other"
+        kind = "declared" if row["declared"] else "in turn" if {*"+&"} & {*row["ours"]} else "other"
         answers[kind].append(_answer(results, row))
     parts = [
         ("What won", _ranking(results, trained)),
         ("The questions asked before the run", answers["declared"]),
         ("Was diversity kept?", _diversity(results, trained)),
-        ("What a sequence added", answers["in turn"]),
+        ("What two together added", answers["in turn"]),
         ("Other differences", answers["other"]),
         ("What each spent", [_spent(row) for row in trained]),
         ("What remains unclear", _unclear(results, asked)),

@@ -80,7 +80,10 @@ def spent(results: _Results) -> Row:
     """What one training took: counts, seconds and learning rate, means over seeds; nothing for what is not trained."""
     if not results or "counts" not in results[0]:
         return {}
-    counts = {key: float(np.mean([result["counts"][key] for result in results])) for key in (*COUNTS, "seconds")}
+    counts = {key: float(np.mean([result["counts"][key] for result in results])) for key in COUNTS}
+    counts["seconds"] = float(
+        np.mean([one["counts"].get("cpu_seconds") or one["counts"]["seconds"] for one in results])
+    )
     return {**counts, "learning_rate": results[0]["learning_rate"]}
 
 
