@@ -220,7 +220,7 @@ def test_findings_of_little(results):
     few = compared()
     few["rows"] = [row for row in few["rows"] if row["kind"] == "method"]
     heads = dict(findings(few))
-    assert "What a sequence added" not in heads and "The questions asked before the run" not in heads
+    assert "What two together added" not in heads and "The questions asked before the run" not in heads
     assert "against the start: +0.200. No interval was taken of it." in "\n".join(heads["What won"])
 
 
