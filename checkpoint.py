@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,21 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], d
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
     return tensors, meta
+
+
+def refuse_missing(whose: str, found: Iterable[str], wanted: Iterable[str]) -> None:
+    """CheckpointError where a checkpoint lacks a part that it is read for."""
+    if missing := sorted({*wanted} - {*found}):
+        raise CheckpointError(f"the checkpoint lacks parts of the {whose}: {', '.join(missing)}")
+
+
+def sha256_weights(weights: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of named tensors: their names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checkpoint import refuse_missing
+
 
 @dataclass(frozen=True)
 class BalanceConfig:
@@ -42,6 +44,7 @@ class BalanceState:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> BalanceState:
+        refuse_missing("balance", tensors, ("history", "count"))
         return cls(tensors["history"], int(tensors["count"]))
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, refuse_missing
 from ..envs.prompt_source import PromptSampler
 from ..envs.stack import Stack
 from ..models.codec import Codec
@@ -25,9 +26,8 @@ from ..rewards.stream_reward import PixelError, StreamReward
 from ..rewards.windows import ChunkLayout, clip_prompts
 from .learner import Groups
 from .state import State
+from .tripwires import UpdateTripwires, broken_bounds, shares_of_start
 from .usage import ComputeUsage
-
-"""Where the guard's prompts and noise lie among the draws: no training gets so far."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,21 @@ class GuardConfig:
     """Least diversity, as a share of the start's."""
     kl: float = 0.004
     """Most KL of the sampler's step from the start's, per latent element; 0 asks for none."""
+    saturation: float = 1.6
+    """Most saturation, as a multiple of the start's; 0 asks for none."""
+    grad_norm: float = 10.0
+    """Most gradient norm, as a multiple of its running median, three updates in a row; 0 asks for none."""
+    critic_loss: float = 3.0
+    """Most loss of a critic, as a multiple of its running median and of the teacher's loss, likewise."""
     seed: int = 0
     """Of prompts and noise."""
 
     def __post_init__(self) -> None:
         small = self.every < 1 or self.patience < 1 or self.prompts < 2 or self.clips < 2
-        if small or not self.margin >= 0 or not self.kl >= 0:
+        limits = (self.margin, self.kl, self.saturation, self.grad_norm, self.critic_loss)
+        if small or not all(limit >= 0 for limit in limits):
             raise ValueError(
-                f"every and patience are at least 1, prompts and clips at least 2, margin and kl not below 0: {self}"
+                f"every and patience are at least 1, prompts and clips at least 2, limits not below 0: {self}"
             )
 
     @property
@@ -83,18 +90,6 @@ def fallen(now: Tensor, best: Tensor, margin: float) -> bool:
     difference; so do those that are not numbers."""
     difference = now - best
     return not float(difference.mean()) >= -margin * float(difference.std()) / len(difference) ** 0.5
-
-
-def broken_bounds(values: dict[str, float], start: dict[str, float], config: GuardConfig) -> list[str]:
-    """What lies below its share of the start, or too far from it, a sentence's part for each."""
-    broken = [
-        f"{name} fell to {values[name] / (start[name] or math.nan):.2f} of the start's"
-        for name, share in config.floors.items()
-        if not values[name] >= share * start[name]
-    ]
-    if config.kl and not values["kl"] <= config.kl:
-        broken.append(f"KL from the start rose to {values['kl']:.4f}, above {config.kl:g}")
-    return broken
 
 
 def pixel_diversity(groups: Tensor) -> Tensor:
@@ -132,6 +127,7 @@ class Guard:
         self.best: EvalPoint | None = None
         self.weights: dict[str, Tensor] = {}
         self.bad_evals = 0
+        self.tripwires = UpdateTripwires(config)
         self.stopped, self.stop_reason = False, ""
         self.counts = ComputeUsage()
         self._charge = ""
@@ -148,9 +144,20 @@ class Guard:
             self.stop_reason = self.stop_reason if self.stopped else ""
             now = self._see(update)
             self._judge(now)
-        return {f"guard/{name}": value for name, value in now.values.items()} | {
-            "guard/bad_evals": float(self.bad_evals)
-        }
+        assert self.start is not None
+        shares = shares_of_start(now.values, self.start.values)
+        return (
+            {f"guard/{name}": value for name, value in now.values.items()}
+            | {"guard/bad_evals": float(self.bad_evals)}
+            | {f"tripwires/{name}": share for name, share in shares.items()}
+        )
+
+    def on_update(self, measured: Mapping[str, float], update: int) -> dict[str, float]:
+        """Hold what an update measured against its tripwires; returns what is to be logged."""
+        ratios, tripped = self.tripwires.see(measured)
+        if tripped:
+            self._stop(f"by update {update} {' and '.join(tripped)}")
+        return ratios
 
     def on_train_end(self) -> None:
         """The training has ended: after bad evaluations, put the best weights back."""
@@ -160,8 +167,7 @@ class Guard:
 
     def on_train_error(self, error: str) -> None:
         """The training cannot go on: stop it and put the best weights back."""
-        self._charge, self.stopped = f"the training diverged ({error})", True
-        self._roll_back()
+        self._stop(f"the training diverged ({error})")
 
     def state(self) -> State:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
@@ -172,12 +178,14 @@ class Guard:
             if look is not None:
                 groups["looks"][name] = look.heldout
                 meta["looks"][name] = {"update": look.update, "values": look.values}
+        meta["tripwires"] = self.tripwires.state()
         flags = {name: getattr(self, name) for name in ("bad_evals", "stopped", "stop_reason", "_charge")}
         return groups, {**meta, "flags": flags}
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave; CheckpointError when it belongs to another config."""
-        if meta["config"] != asdict(self.config):
+        refuse_missing("guard", groups, self.state()[0])
+        if {**asdict(self.config), **meta["config"]} != asdict(self.config):
             raise CheckpointError(f"the checkpoint's guard has another config: {meta['config']}")
         device = next(self.reference.parameters()).device
         self.weights = {name: value.to(device) for name, value in groups["best"].items()}
@@ -187,6 +195,7 @@ class Guard:
         former = {"strikes": "bad_evals", "why": "stop_reason"}
         for name, value in meta["flags"].items():
             setattr(self, former.get(name, name), value)
+        self.tripwires.load_state(meta.get("tripwires", self.tripwires.state()))
         self.counts = ComputeUsage(**meta["counts"])
 
     @torch.no_grad()
@@ -254,12 +263,15 @@ class Guard:
             return
         self._charge = charge(now, self.best, below, broken)
         if self.bad_evals >= self.config.patience:
-            self.stopped = True
-            self._roll_back()
+            self._stop(self._charge)
 
     def _keep(self, now: EvalPoint) -> None:
         self.best, self.bad_evals = now, 0
         self.weights = {name: value.detach().clone() for name, value in self.generator.model.state_dict().items()}
+
+    def _stop(self, charge: str) -> None:
+        self._charge, self.stopped = charge, True
+        self._roll_back()
 
     def _roll_back(self) -> None:
         assert self.best is not None

@@ -156,7 +156,8 @@ class Learner(Generic[Trained]):
         try:
             self.module.load_state_dict(groups["model"])
         except RuntimeError as error:
-            raise CheckpointError(f"the checkpoint holds weights of another module: {error}") from error
+            what = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"the checkpoint holds weights of another module: {what}") from error
         for name, optimizer in self.optimizers.items():
             unpack_optimizer(optimizer, groups[name], meta[name])
         for place, value in enumerate(self.ema):

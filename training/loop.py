@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from ..noise import update_seed
 from .learner import Groups, NonFiniteError
-from .state import State
+from .state import State, load_trainer, trainer_state
 from .usage import ComputeUsage
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class Callback(Protocol):
 
     def evaluate(self, update: int) -> dict[str, float]:
         """Look, and return what is to be logged."""
+        ...
+
+    def on_update(self, measured: Mapping[str, float], update: int) -> dict[str, float]:
+        """See what an update measured, and return what is to be logged besides."""
         ...
 
     def on_train_end(self) -> None:
@@ -113,9 +117,11 @@ def fit(
         done = trainer.counts.updates
         if accelerator is not None and not accelerator.is_main_process:
             continue
+        if guard is not None:
+            measured |= guard.on_update(measured, done)
         if evaluate is not None and evaluate_every and done % evaluate_every == 0:
             measured |= evaluate()
-        if guard is not None and guard.should_run(done, updates):
+        if guard is not None and not guard.stopped and guard.should_run(done, updates):
             measured |= guard.evaluate(done)
         if guard is not None and done == updates:
             guard.on_train_end()
@@ -135,7 +141,7 @@ def _advance(bar: tqdm, measured: Mapping[str, float]) -> None:
 
 
 def _state(trainer: Trainer, guard: Callback | None) -> State:
-    groups, meta = trainer.state()
+    groups, meta = trainer_state(trainer)
     if guard is None:
         return groups, meta
     watched, told = guard.state()
@@ -153,7 +159,7 @@ def _resume(trainer: Trainer, guard: Callback | None, checkpoint: Path) -> None:
     if guard is not None:
         watched = {name.removeprefix(GUARD): group for name, group in groups.items() if name.startswith(GUARD)}
         guard.load_state(watched, meta["guard"])
-    trainer.load_state({name: group for name, group in groups.items() if not name.startswith(GUARD)}, meta)
+    load_trainer(trainer, {name: group for name, group in groups.items() if not name.startswith(GUARD)}, meta)
 
 
 GUARD = "guard-"

@@ -12,7 +12,7 @@ from .learner import Groups
 from .loop import Trainer
 from .recipe import Recipe
 from .sequence import Stage
-from .state import State
+from .state import State, load_trainer, trainer_state
 from .usage import ComputeUsage, added
 
 
@@ -97,7 +97,7 @@ class MixtureTrainer:
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; the generator's weights are written with every stage."""
-        groups, states = Groups(), [part.state() for part in self.parts]
+        groups, states = Groups(), [trainer_state(part) for part in self.parts]
         for place, (found, _) in enumerate(states):
             groups |= {f"{place}-{name}": group for name, group in found.items()}
         return groups, {"counts": asdict(self.counts), "parts": [told for _, told in states]}
@@ -106,5 +106,5 @@ class MixtureTrainer:
         """Take over what `state` gave."""
         for place, (part, told) in enumerate(zip(self.parts, meta["parts"], strict=True)):
             begin = f"{place}-"
-            part.load_state({n.removeprefix(begin): g for n, g in groups.items() if n.startswith(begin)}, told)
+            load_trainer(part, {n.removeprefix(begin): g for n, g in groups.items() if n.startswith(begin)}, told)
         self._count(meta["counts"]["updates"])

@@ -11,7 +11,7 @@ from ..models.generator import Generator
 from .learner import Groups
 from .loop import Trainer
 from .recipe import Recipe
-from .state import State
+from .state import State, load_trainer, trainer_state
 from .usage import ComputeUsage, added
 
 
@@ -81,12 +81,12 @@ class SequenceTrainer:
 
     def state(self) -> State:
         """What the stage whose turn it is needs for a bitwise resume, and what those before it spent."""
-        groups, meta = self.trainer.state()
+        groups, meta = trainer_state(self.trainer)
         return groups, {"ended": [asdict(counts) for counts in self.ended], "part": meta, "counts": asdict(self.counts)}
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave."""
         self.ended = [ComputeUsage(**counts) for counts in meta["ended"]]
         self.trainer = self.build(self.config.stages[len(self.ended)].recipe)
-        self.trainer.load_state(groups, meta["part"])
+        load_trainer(self.trainer, groups, meta["part"])
         self.counts = added([*self.ended, self.trainer.counts])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, refuse_missing, sha256_weights
 from .learner import Groups, Learner
 from .usage import ComputeUsage
+
+if TYPE_CHECKING:
+    from .loop import Trainer
 
 OWN = __name__.split(".")[0]
 State = tuple[Groups, dict[str, Any]]
@@ -32,7 +35,10 @@ def pack(
 def unpack(
     config: Any, counts: ComputeUsage, learners: Mapping[str, Learner[Any]], groups: Groups, meta: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config."""
+    """Inverse of `pack`: fills counts and learners, returns the extra tensors; CheckpointError for another config
+    and where a part is missing."""
+    whole, told = pack(config, counts, learners)
+    refuse_missing("trainer", [*groups, *meta, *meta.get("learners", {})], [*whole, *told, *learners])
     if other := differences(config_settings(config), _renamed(plain(meta.get("config", {})))):
         raise CheckpointError(
             f"the checkpoint was written with another config; they differ in {', '.join(other)}: go on with that one, "
@@ -45,6 +51,24 @@ def unpack(
     for field, value in meta["counts"].items():
         setattr(counts, field, value)
     return groups["trainer"]
+
+
+def trainer_state(trainer: Trainer) -> State:
+    """The trainer's own state, and where it has a `teacher` module the SHA-256 of its weights."""
+    groups, meta = trainer.state()
+    return groups, meta | _teacher(trainer)
+
+
+def load_trainer(trainer: Trainer, groups: Groups, meta: dict[str, Any]) -> None:
+    """Inverse of `trainer_state`; CheckpointError for another teacher."""
+    if _teacher(trainer).get("teacher") != meta.get("teacher"):
+        raise CheckpointError("the checkpoint's run had another teacher: give that one, or another --out")
+    trainer.load_state(groups, meta)
+
+
+def _teacher(trainer: Trainer) -> dict[str, str]:
+    teacher = getattr(trainer, "teacher", None)
+    return {"teacher": sha256_weights(teacher.state_dict())} if isinstance(teacher, nn.Module) else {}
 
 
 def differences(mine: Mapping[str, Any], found: Mapping[str, Any], place: str = "") -> list[str]:

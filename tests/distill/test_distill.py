@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reelgym.checkpoint import CheckpointError
+from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, sha256_weights
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig, causal_loss, chunk_levels, forcing_loss
 from reelgym.distill.directions import clip_levels, dmd_direction
 from reelgym.distill.trainer import Distill, DistillConfig, flow_loss, score_direction, self_forcing
@@ -164,6 +164,40 @@ def test_resume_is_bitwise(distill, config, tmp_path):
     assert torch.equal(second.balance.history, unbroken.balance.history)
     with pytest.raises(CheckpointError, match="batch"):
         fit(distill(config, batch=2), 4, checkpoint=tmp_path / "at")
+
+
+@pytest.mark.parametrize("role", ["generator", "critic"])
+@pytest.mark.parametrize("part", ["model", "optimizer", "mean"])
+def test_a_checkpoint_without_a_role_is_refused(distill, role, part):
+    trainer = distill(STREAM_R1)
+    trainer.update()
+    groups, meta = trainer.state()
+    rest = {name: group for name, group in groups.items() if name != f"{role}-{part}"}
+    with pytest.raises(CheckpointError, match=f"lacks parts of the trainer: {role}-{part}$"):
+        distill(STREAM_R1).load_state(rest, meta)
+
+
+def test_a_checkpoint_without_balance_or_counter_is_refused(distill):
+    groups, meta = distill(STREAM_R1).state()
+    for lost in ("config", "counts", "learners"):
+        with pytest.raises(CheckpointError, match=f"lacks parts of the trainer: .*{lost}"):
+            distill(STREAM_R1).load_state(groups, {name: part for name, part in meta.items() if name != lost})
+    with pytest.raises(CheckpointError, match="lacks parts of the balance: count, history"):
+        distill(STREAM_R1).load_state(groups | {"trainer": {}}, meta)
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(distill, tmp_path):
+    first, second = distill(), distill()
+    fit(first, 1, checkpoint=tmp_path / "at")
+    _, meta = load_checkpoint(tmp_path / "at")
+    assert meta["teacher"] == sha256_weights(first.teacher.state_dict())
+    with torch.no_grad():
+        next(second.teacher.parameters()).flatten()[-1] += 1e-3
+    with pytest.raises(CheckpointError, match="another teacher: give that one, or another --out$"):
+        fit(second, 2, checkpoint=tmp_path / "at")
+    save_checkpoint(tmp_path / "at", *first.state())
+    with pytest.raises(CheckpointError, match="another teacher"):
+        fit(distill(), 2, checkpoint=tmp_path / "at")
 
 
 def test_plain_dmd_asks_for_no_reward_and_decodes_nothing(distill, codec, monkeypatch):

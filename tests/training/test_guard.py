@@ -13,9 +13,10 @@ from reelgym.checkpoint import CheckpointError
 from reelgym.models.generator import generate_chunk, stream
 from reelgym.models.sampler import step_sigmas
 from reelgym.rewards.stream_reward import StreamReward
-from reelgym.training.guard import EvalPoint, Guard, GuardConfig, broken_bounds, charge, fallen, pixel_diversity
+from reelgym.training.guard import EvalPoint, Guard, GuardConfig, charge, fallen, pixel_diversity
 from reelgym.training.learner import LearnerConfig, NonFiniteError
 from reelgym.training.loop import fit
+from reelgym.training.tripwires import broken_bounds
 
 HACKING = FineTuneConfig(
     RewardGradient(noise=0.0, shift=0),
@@ -24,7 +25,7 @@ HACKING = FineTuneConfig(
     group=1,
     learner=LearnerConfig(learning_rate=1e-2),
 )
-WATCH = GuardConfig(every=1, prompts=3, clips=2, sharpness=0.0, motion=0.0, diversity=0.0, kl=0.0)
+WATCH = GuardConfig(every=1, prompts=3, clips=2, sharpness=0.0, motion=0.0, diversity=0.0, saturation=0.0, kl=0.0)
 
 
 class Disagrees:
@@ -85,7 +86,9 @@ def test_what_a_look_sees(make, codec, prompts):
     trainer, guard = make(prompts=3, clips=2)
     found = guard.evaluate(0)
     names = "reward heldout sharpness flicker motion saturation diversity kl bad_evals".split()
-    assert list(found) == [f"guard/{name}" for name in names]
+    wires = ["motion", "sharpness", "diversity", "saturation"]
+    assert list(found) == [f"guard/{name}" for name in names] + [f"tripwires/{name}" for name in wires]
+    assert {found[f"tripwires/{name}"] for name in wires} == {1.0}
     assert found["guard/reward"] == pytest.approx(-found["guard/heldout"], abs=1e-6) and found["guard/kl"] < 1e-9
     assert guard.best.heldout.shape == (3,)
     counts = guard.counts
@@ -187,8 +190,8 @@ def test_the_margin_is_in_standard_errors_of_the_paired_difference():
 
 
 def test_floors_are_shares_of_the_start_and_kl_has_a_ceiling():
-    start = {"sharpness": 2.0, "motion": 1.0, "diversity": 0.5, "kl": 0.0}
-    now = {"sharpness": 1.1, "motion": 0.7, "diversity": 0.3, "kl": 0.02}
+    start = {"sharpness": 2.0, "motion": 1.0, "diversity": 0.5, "saturation": 0.1, "kl": 0.0}
+    now = {"sharpness": 1.1, "motion": 0.7, "diversity": 0.3, "saturation": 0.15, "kl": 0.02}
     config = GuardConfig(kl=0.01)
     assert broken_bounds(now, start, config) == [
         "sharpness fell to 0.55 of the start's",
@@ -196,6 +199,7 @@ def test_floors_are_shares_of_the_start_and_kl_has_a_ceiling():
     ]
     assert len(broken_bounds(now, start, replace(config, kl=0.0))) == 1
     assert len(broken_bounds({**now, "kl": float("nan")}, start, config)) == 2
+    assert broken_bounds({**now, "saturation": 0.17}, start, config)[1] == "saturation rose to 1.70 of the start's"
     assert broken_bounds(start, start, config) == []
 
 
@@ -304,6 +308,9 @@ def test_a_checkpoint_and_a_call_that_differ_are_told(make, tmp_path):
         fit(other, 2, guard=changed, checkpoint=tmp_path / "at")
     with pytest.raises(CheckpointError, match="whether there is a guard"):
         fit(other, 2, checkpoint=tmp_path / "at")
+    groups, meta = guard.state()
+    with pytest.raises(CheckpointError, match="lacks parts of the guard: best$"):
+        changed.load_state({name: group for name, group in groups.items() if name != "best"}, meta)
     fit(other, 1, checkpoint=tmp_path / "bare")
     with pytest.raises(CheckpointError, match="whether there is a guard"):
         fit(trainer, 2, guard=guard, checkpoint=tmp_path / "bare")
