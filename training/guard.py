@@ -127,7 +127,7 @@ class Guard:
         self.best: EvalPoint | None = None
         self.weights: dict[str, Tensor] = {}
         self.bad_evals = 0
-        self.tripwires = UpdateTripwires(config)
+        self.tripwires = UpdateTripwires(config.grad_norm, config.critic_loss)
         self.stopped, self.stop_reason = False, ""
         self.counts = ComputeUsage()
         self._charge = ""
@@ -254,7 +254,8 @@ class Guard:
         if self.start is None or self.best is None:
             self.start = now
             return self._keep(now)
-        broken = broken_bounds(now.values, self.start.values, self.config)
+        limits = self.config.floors, self.config.saturation, self.config.kl
+        broken = broken_bounds(now.values, self.start.values, *limits)
         if not broken and now.values["heldout"] > self.best.values["heldout"]:
             return self._keep(now)
         below = fallen(now.heldout, self.best.heldout, self.config.margin)

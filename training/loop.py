@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from ..noise import update_seed
-from .learner import Groups, NonFiniteError
-from .state import State, load_trainer, trainer_state
+from .learner import NonFiniteError
+from .state import State, Stateful, load_trainer, trainer_state
 from .usage import ComputeUsage
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Log = Callable[[Mapping[str, float], int], None]
 
 
-class Trainer(Protocol):
+class Trainer(Stateful, Protocol):
     """The face of every method."""
 
     counts: ComputeUsage
@@ -28,16 +28,8 @@ class Trainer(Protocol):
         """One update of the generator, and what it measured."""
         ...
 
-    def state(self) -> State:
-        """Everything that a bitwise resume needs."""
-        ...
 
-    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
-        ...
-
-
-class Callback(Protocol):
+class Callback(Stateful, Protocol):
     """Who watches a training from outside and may end it: guard.Guard."""
 
     stopped: bool
@@ -61,14 +53,6 @@ class Callback(Protocol):
 
     def on_train_error(self, error: str) -> None:
         """The training cannot go on, and says why."""
-        ...
-
-    def state(self) -> State:
-        """Everything that a bitwise resume needs."""
-        ...
-
-    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -12,12 +12,21 @@ from ..checkpoint import CheckpointError, refuse_missing, sha256_weights
 from .learner import Groups, Learner
 from .usage import ComputeUsage
 
-if TYPE_CHECKING:
-    from .loop import Trainer
-
 OWN = __name__.split(".")[0]
 State = tuple[Groups, dict[str, Any]]
 """Groups of tensors, and what JSON holds."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: a trainer, a guard."""
+
+    def state(self) -> State:
+        """Everything that a bitwise resume needs."""
+        ...
+
+    def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        ...
 
 
 def pack(
@@ -53,20 +62,20 @@ def unpack(
     return groups["trainer"]
 
 
-def trainer_state(trainer: Trainer) -> State:
+def trainer_state(trainer: Stateful) -> State:
     """The trainer's own state, and where it has a `teacher` module the SHA-256 of its weights."""
     groups, meta = trainer.state()
     return groups, meta | _teacher(trainer)
 
 
-def load_trainer(trainer: Trainer, groups: Groups, meta: dict[str, Any]) -> None:
+def load_trainer(trainer: Stateful, groups: Groups, meta: dict[str, Any]) -> None:
     """Inverse of `trainer_state`; CheckpointError for another teacher."""
     if _teacher(trainer).get("teacher") != meta.get("teacher"):
         raise CheckpointError("the checkpoint's run had another teacher: give that one, or another --out")
     trainer.load_state(groups, meta)
 
 
-def _teacher(trainer: Trainer) -> dict[str, str]:
+def _teacher(trainer: Stateful) -> dict[str, str]:
     teacher = getattr(trainer, "teacher", None)
     return {"teacher": sha256_weights(teacher.state_dict())} if isinstance(teacher, nn.Module) else {}
 

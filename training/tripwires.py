@@ -1,14 +1,11 @@
-"""Tripwires: what of a clip or of an update ends a training, each a ratio beside its limit in GuardConfig."""
+"""Tripwires: what of a clip or of an update ends a training, each a ratio beside its limit."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .guard import GuardConfig
+from typing import Any
 
 WINDOW, ENOUGH, IN_A_ROW = 32, 8, 3
 """Updates behind a running median, those before the first one, and updates in a row above a limit that trip."""
@@ -20,18 +17,20 @@ def shares_of_start(values: Mapping[str, float], start: Mapping[str, float]) -> 
     return {name: values[name] / start[name] if start[name] else 1.0 for name in names}
 
 
-def broken_bounds(values: Mapping[str, float], start: Mapping[str, float], config: GuardConfig) -> list[str]:
-    """What lies below its share of the start, or too far from it, a sentence's part for each."""
+def broken_bounds(
+    values: Mapping[str, float], start: Mapping[str, float], floors: Mapping[str, float], saturation: float, kl: float
+) -> list[str]:
+    """What lies below its share of the start (floors, by name), or too far from it, a sentence's part for each."""
     shares = shares_of_start(values, start)
     broken = [
         f"{name} fell to {shares[name]:.2f} of the start's"
-        for name, share in config.floors.items()
+        for name, share in floors.items()
         if not shares[name] >= share
     ]
-    if config.saturation and not shares["saturation"] <= config.saturation:
+    if saturation and not shares["saturation"] <= saturation:
         broken.append(f"saturation rose to {shares['saturation']:.2f} of the start's")
-    if config.kl and not values["kl"] <= config.kl:
-        broken.append(f"KL from the start rose to {values['kl']:.4f}, above {config.kl:g}")
+    if kl and not values["kl"] <= kl:
+        broken.append(f"KL from the start rose to {values['kl']:.4f}, above {kl:g}")
     return broken
 
 
@@ -41,9 +40,8 @@ class UpdateTripwires:
     clips. What a trainer does not log is not watched, nor are numbers that are not finite: those are the Learner's.
     Where a trainer measures other things than before, as at the next stage of a sequence, the medians begin anew."""
 
-    def __init__(self, config: GuardConfig) -> None:
-        lag = config.critic_loss
-        self.limits = {"grad_norm": config.grad_norm, "critic_loss": lag, "critic_to_teacher": lag}
+    def __init__(self, grad_norm: float, critic_loss: float) -> None:
+        self.limits = {"grad_norm": grad_norm, "critic_loss": critic_loss, "critic_to_teacher": critic_loss}
         self.measured: list[str] = []
         self.usual: dict[str, list[float]] = {"grad_norm": [], "critic_loss": []}
         self.above = dict.fromkeys(self.limits, 0)

@@ -192,15 +192,15 @@ def test_the_margin_is_in_standard_errors_of_the_paired_difference():
 def test_floors_are_shares_of_the_start_and_kl_has_a_ceiling():
     start = {"sharpness": 2.0, "motion": 1.0, "diversity": 0.5, "saturation": 0.1, "kl": 0.0}
     now = {"sharpness": 1.1, "motion": 0.7, "diversity": 0.3, "saturation": 0.15, "kl": 0.02}
-    config = GuardConfig(kl=0.01)
-    assert broken_bounds(now, start, config) == [
+    limits = GuardConfig().floors, 1.6, 0.01
+    assert broken_bounds(now, start, *limits) == [
         "sharpness fell to 0.55 of the start's",
         "KL from the start rose to 0.0200, above 0.01",
     ]
-    assert len(broken_bounds(now, start, replace(config, kl=0.0))) == 1
-    assert len(broken_bounds({**now, "kl": float("nan")}, start, config)) == 2
-    assert broken_bounds({**now, "saturation": 0.17}, start, config)[1] == "saturation rose to 1.70 of the start's"
-    assert broken_bounds(start, start, config) == []
+    assert len(broken_bounds(now, start, *limits[:2], 0.0)) == 1
+    assert len(broken_bounds({**now, "kl": float("nan")}, start, *limits)) == 2
+    assert broken_bounds({**now, "saturation": 0.17}, start, *limits)[1] == "saturation rose to 1.70 of the start's"
+    assert broken_bounds(start, start, *limits) == []
 
 
 def test_a_broken_floor_is_a_strike_however_high_the_reward(make):
