@@ -32,6 +32,7 @@ METHODS = {
     "re-dmd": "Re-DMD",
     "dmd&reward": "DMD and reward gradient",
     "dmd&forward": "DMD and forward process",
+    "consistency&reward": "causal consistency and reward gradient",
     "dmd+forward": "DMD, then forward process",
     "stream-r1+reward": "Stream-R1, then reward gradient",
     "reward+dmd": "reward gradient, then DMD",
@@ -75,6 +76,7 @@ METHOD_RECIPES: dict[str, Recipe] = {
     **FINETUNE,
     "raven": FINETUNE["raven"].with_learning_rate(1.7e-5),
     "dmd&reward": Mixture.of((DISTILL["dmd"], 1), (_FREE["reward"], 1)),
+    "consistency&reward": Mixture.of((DISTILL["consistency"], 1), (_FREE["reward"], 1)),
     "dmd&forward": Mixture.of((DISTILL["dmd"], 1), (_FREE["forward"], 1)),
 }
 """Every method's recipe, at the rate that a search chose or, in distillation, that a few runs at two steps did. A
@@ -160,22 +162,16 @@ PRESETS = {
         updates={
             "continued": 76,
             "consistency": 44,
-            "on-policy": 50,
             "dmd": 44,
             "stream-r1": 32,
             "forward": 30,
             "reward": 52,
             "dmd&reward": 26,
+            "consistency&reward": 29,
         },
-        sequences=("reward+dmd",),
     ),
     "ablation": replace(_RUNG, student_steps=2, updates=dict.fromkeys(("dmd", *ABLATION), 36), points=6),
-    "one-step": replace(
-        _RUNG,
-        student_steps=1,
-        seconds=120,
-        updates={"on-policy": 75, "dmd": 66, "reward": 78, "dmd&reward": 39},
-    ),
+    "one-step": replace(_RUNG, student_steps=1, updates={"consistency": 56, "dmd": 55, "reward": 80, "dmd&reward": 32}),
     "standard": Preset(
         seconds=40,
         updates={"continued": 72, "dmd": 24, "stream-r1": 17, "policy": 26, "forward": 26, "reward": 42, "raven": 13},

@@ -237,6 +237,7 @@ def test_rows_by_hand():
     described = {("forward", "raven"), ("forward", "dmd"), ("reward", "stream-r1")}
     described |= {("dmd+forward", "forward"), ("stream-r1+reward", "reward"), *((name, "start") for name in METHODS)}
     described |= {("dmd&forward", "dmd"), ("dmd&forward", "forward"), ("dmd&reward", "reward+dmd")}
+    described |= {("consistency&reward", "consistency"), ("consistency&reward", "reward"), ("dmd", "consistency")}
     described |= {*((name, "four-steps") for name in METHODS), *((name, "dmd") for name in ABLATION)}
     chosen = {("continued", "dmd")}
     assert set(contrasts) == {*declared, *described, *chosen}
