@@ -32,6 +32,13 @@ SMOKE = [*PRESETS["smoke"].updates, *SEQUENCES]
 OWN_STEPS = [name for name in REFERENCES if name != "four-steps"]
 
 
+@pytest.fixture(autouse=True)
+def two_slices(monkeypatch):
+    """All are examined in test_slices.py."""
+    for name in list(SLICES)[2:]:
+        monkeypatch.delitem(SLICES, name)
+
+
 def test_methods_learn_from_the_teacher_from_rewards_or_from_both():
     kinds = {
         name: kind_of(name) for name in ("dmd", "reward", "dmd&reward", "reward+dmd", "on-policy+dmd", "continued")
