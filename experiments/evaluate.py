@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..envs.stack import Stack
-from ..envs.worlds.grammar import GRAMMARS, Script, chunk_clauses, sample_scripts, script_text
+from ..envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
 from ..envs.worlds.oracle import diversity, score_clips, score_streams
 from ..envs.worlds.world import World
 from ..models.prompts import PromptBatch
@@ -22,7 +22,7 @@ from ..noise import Domain, fold, stream_keys
 from ..plugins import find, resolve
 from ..rewards.stream_reward import Scores, StreamReward
 from ..rewards.windows import clip_prompts
-from .systems import Chunks, VideoModel, encode_clauses
+from .systems import Chunks, SupportsContinuation, VideoModel, encode_clauses
 
 AXES = ("VQ", "MQ", "TA", "physics", "total")
 """Folded into an exam's noise, so that no training has met it."""
@@ -95,6 +95,7 @@ class EvalResult:
 
     scores: per axis of AXES the mean over its K clips [P].   diversity: [P], in the oracle's own unit.
     late, drift: [Q], empty without long streams.   fps: frames a second, generation and decoding.
+    first_chunk: seconds until a single stream's first chunk is there; None without long streams.
     video: the clips [P, K, F, 3, H, W].   long_video: the long streams [Q, F', 3, H, W].
     """
 
@@ -103,6 +104,7 @@ class EvalResult:
     late: Tensor
     drift: Tensor
     fps: float
+    first_chunk: float | None
     video: Tensor
     long_video: Tensor
 
@@ -127,7 +129,9 @@ def evaluate(
         judged = score_streams(streams, rows, exam.frames_per_chunk)
         late, drift = judged.tail, judged.drift
     means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in scores.items()}
-    return EvalResult(means, spread, late, drift, len(video) * video.shape[1] / seconds, groups, streams)
+    fps = len(video) * video.shape[1] / seconds
+    waited = _first_chunk(system, short[0], keys[:1]) if long and not exam.world else None
+    return EvalResult(means, spread, late, drift, fps, waited, groups, streams)
 
 
 def oracle_scores(video: Tensor, rows: Chunks, exam: EvalConfig) -> dict[str, Tensor]:
@@ -179,6 +183,12 @@ def _make(system: VideoModel, rows: Chunks, keys: Tensor, batch: int) -> tuple[T
 
 def _batches(count: int, batch: int) -> list[slice]:
     return [slice(start, start + batch) for start in range(0, count, batch)]
+
+
+def _first_chunk(system: VideoModel, row: Sequence[Clause], key: Tensor) -> float:
+    """The fastest of three."""
+    first = [row[:1] if isinstance(system, SupportsContinuation) else row]
+    return min(_make(system, first, key, 1)[1] for _ in range(3))
 
 
 def _now(keys: Tensor) -> float:

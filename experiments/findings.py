@@ -16,6 +16,8 @@ KEPT = 0.9
 
 METHOD_COLUMNS = (
     Column("method", "what made the clips", lambda row: row["label"]),
+    Column("steps", "denoising steps of a chunk", number("steps", "d"), added=True),
+    Column("first", "ms until a stream's first chunk is there, one core", number("first_chunk", ",.0f"), added=True),
     Column("VQ", "oracle visual quality, 0 to 1, higher is better", number("vq", ".3f")),
     Column("MQ", "oracle motion quality, gated by the prompted speed, higher is better", number("mq", ".3f")),
     Column("TA", "oracle text alignment over the prompt's slots, higher is better", number("ta", ".3f")),

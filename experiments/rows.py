@@ -76,6 +76,8 @@ def method_row(name: str, results: _Results, truth: _Results) -> Row:
     prompts = len(results[0]["diversity"])  # the teacher is examined on fewer
     row["diversity"] = _ratio(_mean(results, "diversity"), _mean(truth, "diversity", prompts))
     row |= spent(results)
+    if results[0].get("first_chunk") is not None:
+        row |= {"steps": results[0]["steps"], "first_chunk": 1000 * min(result["first_chunk"] for result in results)}
     return row | {"fps": float(np.mean([result["fps"] for result in results])) if name != "truth" else None}
 
 

@@ -86,6 +86,7 @@ def work(task: Task) -> Result:
         system = as_system(stack, student)
         grades = evaluate(system, task.exam, task.seed, device=stack.device)
         result |= grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
+        result |= {"steps": len(student.sigmas), "first_chunk": grades.first_chunk}
         groups = {"weights": student.model.state_dict(), **_media(grades, task)}
     return groups, result
 
@@ -99,6 +100,9 @@ def _measured(stack: Stack, task: Task) -> Result:
     if task.row == "start" and task.shown:
         groups["media"] |= _maps(stack, task.exam, grades, task.shown)
     result = grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
+    steps = {"start": len(stack.generator.sigmas), "four-steps": STEPS}
+    if task.row in steps:
+        result |= {"steps": steps[task.row], "first_chunk": grades.first_chunk}
     if task.row == "four-steps":
         level = _validate(stack, task, stack.generator.with_steps(STEPS))
         result["curve"] = [{"update": 0, "seconds": 0.0, **level}]
