@@ -24,6 +24,8 @@ class Domain(IntEnum):
 
     UPDATE = 1
     """An update's own draws (noise of levels, and the like) beside its rollout's: this one, and those up to FORK."""
+    GAN = 2**19
+    """An update's levels and noise of what a discriminator sees."""
     FORK = 2**20
     """Where a rollout forks, and which branch it goes on with; in place of a chunk's number."""
     GUARD = 2**40

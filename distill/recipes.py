@@ -37,6 +37,7 @@ STREAM_R1 = replace(DMD, reliability=True, perplexity="full")
 CONTINUED = CausalInitConfig(learner=LearnerConfig(learning_rate=1e-4), batch=24)
 DISTILL: dict[str, Recipe] = {
     "dmd": DMD,
+    "dmd2": replace(DMD, gan=0.3),
     "sid": replace(DMD, matching="sid"),
     "stream-r1": STREAM_R1,
     "dmd-spatial": replace(DMD, perplexity="spatial", tau=float("inf")),
@@ -48,7 +49,8 @@ DISTILL: dict[str, Recipe] = {
     "teacher-forcing": replace(CONTINUED, past="clean"),
     "continued": CONTINUED,
 }
-"""dmd: distribution matching. sid: the same two scores, differentiated. stream-r1: weighed by reliability and
-perplexity; dmd-spatial, dmd-balanced and dmd-reliability are steps on the way to it, re-dmd is Reward Forcing's. No
-critic: on-policy follows the student's own flow to its end; consistency, teacher-forcing and continued (each chunk
-beside a past as noisy as itself, as in diffusion forcing) learn from clips of the world."""
+"""dmd: distribution matching; dmd2: with a GAN term on clips of the world. sid: the same two scores, differentiated.
+stream-r1: weighed by reliability and perplexity; dmd-spatial, dmd-balanced and dmd-reliability are steps on the way to
+it, re-dmd is Reward Forcing's. No critic: on-policy follows the student's own flow to its end; consistency,
+teacher-forcing and continued (each chunk beside a past as noisy as itself, as in diffusion forcing) learn from clips of
+the world."""

@@ -18,7 +18,6 @@ from ..envs.prompt_source import PromptSampler, Texts
 from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, chunks
-from ..models.sampler import denoise, guided, renoise
 from ..models.wan import CausalWan
 from ..noise import Domain, fold, normal, stream_keys, uniform
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
@@ -29,7 +28,9 @@ from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
-from .directions import clip_levels, distance, dmd_direction
+from .causal_init import LatentSampler, world_clips
+from .directions import clip_levels, flow_loss, score_direction, sid_direction
+from .gan import GanTerm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,6 +61,10 @@ class DistillConfig:
     levels: tuple[float, float] = (0.02, 0.98)
     matching: Literal["dmd", "sid"] = "dmd"
     """How the two scores become a direction: DMD's (2311.18828), or SiD's (2404.04057), which differentiates them."""
+    gan: float = 0.0
+    """Weight of a GAN term on clips of the world (DMD2), beside the matching's direction; 0 leaves it out."""
+    pool: int = 512
+    """Clips of the world that its discriminator draws from."""
     reliability: bool = False
     """Weigh clips by exp(beta r) (Stream-R1)."""
     axes: tuple[str, ...] | None = None
@@ -101,6 +106,8 @@ class DistillConfig:
         helpers: dict[str, Any] = {}
         if self.weighted:
             helpers = {"codec": stack.codec, "reward": stack.reward, "layout": stack.layout}
+        if self.gan:
+            helpers["clips"] = world_clips(stack, self.pool, self.seed)
         return Distill(self, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
 
     def with_learning_rate(self, rate: float) -> DistillConfig:
@@ -125,41 +132,6 @@ def self_forcing(generator: Generator, embeds: Tensor, keys: Tensor, exit_step: 
     return torch.cat([x0 for x0, _, _ in chunks(generator, embeds, keys, exit_step=exit_step, grad=grad)], 1)
 
 
-@torch.no_grad()
-def score_direction(
-    x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor, null: Tensor, scores: tuple[CausalWan, CausalWan], w: float
-) -> Tensor:
-    """DMD's direction at x0 [B, F, C, h, w] noised by eps to sigma [B]; scores: real (guided by w) and fake."""
-    real, fake = scores
-    x = renoise(x0, eps, sigma)
-    conditional = denoise(real, x, sigma, embeds)
-    if w != 1:
-        conditional = guided(denoise(real, x, sigma, null.expand_as(embeds)), conditional, w)
-    return dmd_direction(x0, conditional, denoise(fake, x, sigma, embeds))
-
-
-def sid_direction(
-    x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor, null: Tensor, scores: tuple[CausalWan, CausalWan], w: float
-) -> Tensor:
-    """SiD's direction (2404.04057, alpha 1), arguments as `score_direction`'s: the gradient of
-    (real - fake) . (fake - x0) / mean|x0 - real| with respect to x0, through both scores."""
-    real, fake = scores
-    with torch.enable_grad():
-        leaf = x0.detach().requires_grad_()
-        x = renoise(leaf, eps, sigma)
-        conditional, own = denoise(real, x, sigma, embeds), denoise(fake, x, sigma, embeds)
-        if w != 1:
-            conditional = guided(denoise(real, x, sigma, null.expand_as(embeds)), conditional, w)
-        gap = conditional - own
-        (gradient,) = torch.autograd.grad((gap * (own - leaf)).sum(), leaf)
-    return gradient / distance(x0, conditional.detach())
-
-
-def flow_loss(model: CausalWan, x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
-    """Mean squared error of the velocity of clips x0 [B, F, C, h, w] at levels sigma [B]."""
-    return (model(renoise(x0, eps, sigma), sigma, embeds) - (eps - x0)).square().mean()
-
-
 class Distill:
     """Trains a generator by distribution matching.
 
@@ -179,11 +151,14 @@ class Distill:
         codec: Codec | None = None,
         reward: StreamReward | None = None,
         layout: ChunkLayout | None = None,
+        clips: LatentSampler | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         if config.weighted and (codec is None or reward is None or layout is None):
             raise ValueError("reliability and perplexity come from a reward: pass codec, reward and layout")
-        self.config, self.generator, self.prompts, self.null = config, generator, prompts, null
+        if config.gan and clips is None:
+            raise ValueError("a GAN term learns from clips of the world: pass clips")
+        self.config, self.generator, self.prompts, self.null, self.clips = config, generator, prompts, null, clips
         critic = copy.deepcopy(teacher).requires_grad_(True)
         self.teacher = teacher.requires_grad_(False)
         self.codec, self.layout = codec, layout
@@ -192,6 +167,7 @@ class Distill:
         )
         self.learner = Learner(generator.model, config.generator, accelerator)
         self.critic = Learner(critic, config.critic, accelerator)
+        self.gan = GanTerm(generator.latent_shape[0], config.critic, config.seed, accelerator) if config.gan else None
         axes = len(self.reward.axes) if self.reward else 1
         self.balance = BalanceState.open(axes, config.balance)
         self.counts = ComputeUsage()
@@ -207,6 +183,9 @@ class Distill:
             x0 = self._rollout(embeds, keys, grad=True)
             measured = self._train_critic(x0.detach(), embeds, keys)
             direction = self._direction(x0.detach(), embeds, keys)
+            if self.gan is not None:
+                gained, found = self._gan(self.gan, x0.detach(), keys, draw)
+                direction, measured = direction + config.gan * gained, measured | found
             weight, scored = self._weight(x0.detach(), embeds, texts)
             measured |= scored | self.learner.step(surrogate(x0, direction, weight))
             measured["direction"] = float(direction.abs().mean())
@@ -245,6 +224,14 @@ class Distill:
         match = sid_direction if self.config.matching == "sid" else score_direction
         return match(x0, eps, sigma, embeds, self.null, (self.teacher, self.critic.module), guidance)
 
+    def _gan(self, gan: GanTerm, x0: Tensor, keys: Tensor, draw: int) -> tuple[Tensor, dict[str, float]]:
+        """Where the discriminator would have x0 go, after a step of its own."""
+        assert self.clips is not None, "looked at when the trainer is made"
+        real, _ = self.clips(len(x0), draw)
+        eps, sigma = self._noise(x0, fold(keys, Domain.GAN))
+        measured = gan.to(x0.device).train(x0, real, eps, sigma)
+        return gan.direction(x0, eps, sigma), measured
+
     def _noise(self, x0: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         u = uniform(keys, 0, 0, ())
         return normal(keys, 0, 1, tuple(x0.shape[1:])), clip_levels(u, self.config.shift, *self.config.levels)
@@ -271,10 +258,12 @@ class Distill:
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
-        learners = {"generator": self.learner, "critic": self.critic}
-        return pack(self.config, self.counts, learners, self.balance.tensors())
+        return pack(self.config, self.counts, self._learners(), self.balance.tensors())
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        learners = {"generator": self.learner, "critic": self.critic}
-        self.balance = BalanceState.from_tensors(unpack(self.config, self.counts, learners, groups, meta))
+        self.balance = BalanceState.from_tensors(unpack(self.config, self.counts, self._learners(), groups, meta))
+
+    def _learners(self) -> dict[str, Learner[Any]]:
+        found: dict[str, Learner[Any]] = {"generator": self.learner, "critic": self.critic}
+        return found | ({"discriminator": self.gan.learner} if self.gan is not None else {})

@@ -8,8 +8,8 @@ import torch
 
 from reelgym.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, sha256_weights
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig, causal_loss, chunk_levels, forcing_loss
-from reelgym.distill.directions import clip_levels, dmd_direction
-from reelgym.distill.trainer import Distill, DistillConfig, flow_loss, score_direction, self_forcing
+from reelgym.distill.directions import clip_levels, dmd_direction, flow_loss, score_direction
+from reelgym.distill.trainer import Distill, DistillConfig, self_forcing
 from reelgym.models.generator import StreamState, generate_chunk, stream
 from reelgym.models.sampler import renoise, shifted
 from reelgym.noise import normal, stream_keys, uniform

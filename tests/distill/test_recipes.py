@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from reelgym.distill.consistency import Consistency, ConsistencyConfig
-from reelgym.distill.directions import distance
+from reelgym.distill.directions import distance, sid_direction
+from reelgym.distill.gan import GanTerm
 from reelgym.distill.on_policy import OnPolicy, OnPolicyConfig
 from reelgym.distill.recipes import DISTILL, DMD
-from reelgym.distill.trainer import Distill, sid_direction
+from reelgym.distill.trainer import Distill
 from reelgym.models.sampler import denoise, renoise
 from reelgym.training.learner import LearnerConfig
 from reelgym.training.loop import fit
@@ -38,6 +39,7 @@ def trainer_of(generator, make_wan, codec, reward, prompts, layout):
         if isinstance(config, Mixture):
             return MixtureTrainer(config, [make(stage.recipe, on=student) for stage in config.stages])
         parts = {"codec": codec, "reward": reward, "layout": layout} if config.weighted else {}
+        parts |= {"clips": clips} if config.gan else {}
         return Distill(config, student, make_wan(1), prompts, null, **parts)
 
     return make
@@ -100,6 +102,20 @@ def test_a_critic_on_half_of_the_clips_meets_all_of_them(trainer_of):
         replace(DMD, critic_share=0.0)
 
 
+def test_a_discriminator_learns_and_points_towards_the_world():
+    gan = GanTerm(4, LEARNER, 0, None)
+    made, real = torch.randn(8, 6, 4, 4, 4) - 1, torch.randn(8, 6, 4, 4, 4) + 1
+    eps, sigma = torch.randn(8, 6, 4, 4, 4), torch.full((8,), 0.2)
+    found = [gan.train(made, real, eps, sigma) for _ in range(30)]
+    assert (
+        found[-1]["losses/discriminator"] < found[0]["losses/discriminator"] and found[-1]["discriminator_right"] == 1
+    )
+    direction = gan.direction(made, eps, sigma)
+    torch.testing.assert_close(direction.square().mean((1, 2, 3, 4)), torch.ones(8))
+    logits = [gan.learner.module(x, sigma).mean() for x in (made, made - 0.1 * direction)]
+    assert logits[1] > logits[0]
+
+
 def test_spatial_weights_favour_no_frame_and_temporal_ones_no_cell(trainer_of, prompts):
     x0, (embeds, texts) = torch.randn(2, 12, 4, 4, 4), prompts(2, 0)
     found = {
@@ -136,7 +152,9 @@ MIXED = Mixture((Stage(DMD, 1), Stage(OnPolicyConfig(), 2)), fade=(0, 2))
 
 
 @pytest.mark.parametrize(
-    "recipe", [DISTILL["sid"], DISTILL["on-policy"], DISTILL["consistency"], MIXED], ids=["sid", "on", "consist", "mix"]
+    "recipe",
+    [DISTILL["sid"], DISTILL["dmd2"], DISTILL["on-policy"], DISTILL["consistency"], MIXED],
+    ids=["sid", "dmd2", "on-policy", "consistency", "mixture"],
 )
 def test_resume_is_bitwise(trainer_of, recipe, tmp_path):
     unbroken, first, second = (trainer_of(small(recipe)) for _ in range(3))
