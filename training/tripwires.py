@@ -55,7 +55,7 @@ class UpdateTripwires:
             ratio = self._ratio(name, measured)
             self.above[name] = self.above[name] + 1 if limit and ratio > limit else 0
             if self.above[name] >= IN_A_ROW:
-                tripped.append(f"{name} rose to {ratio:.1f}, above {limit:g} times {AGAINST[name]}")
+                tripped.append(f"{name} rose to {ratio:.1f}, above {limit:g} times {RATIO_OF[name]}")
             if math.isfinite(ratio):
                 ratios[f"tripwires/{name}"] = ratio
         for name, values in self.usual.items():
@@ -80,7 +80,7 @@ class UpdateTripwires:
         self.measured, self.usual, self.above = state["measured"], dict(state["usual"]), dict(state["above"])
 
 
-AGAINST = {
+RATIO_OF = {
     "grad_norm": "its running median",
     "critic_loss": "its running median",
     "critic_to_teacher": "the teacher's loss",
