@@ -1,5 +1,7 @@
 """What tests of experiments share."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from reelgym.models.codec import FrameCodec
 from reelgym.models.detector import ClipDetector
 from reelgym.models.prompts import WordEncoder
 from reelgym.models.reward_net import TinyReward
-from reelgym.models.tiny import CODEC, STREAMING_CACHE, TRANSFORMER, save_tiny
+from reelgym.models.tiny import CODEC, STREAMING_CACHE, TRANSFORMER, load_manifest, load_tiny, save_tiny
 from reelgym.models.wan import CausalWan
 
 
@@ -29,6 +31,23 @@ def weights(tmp_path_factory):
     save_tiny(folder / "rival", ClipDetector(width=8), {})
     save_tiny(folder / "reward", TinyReward(encoder.dim, width=16), manifest)
     return folder
+
+
+@pytest.fixture(scope="module")
+def stack(weights, tmp_path_factory):
+    """The same with a held-out reward, as commands take it: thinner than what tests of other rooms have."""
+    folder = tmp_path_factory.mktemp("thin") / "stack"
+    shutil.copytree(weights, folder)
+    torch.manual_seed(1)
+    reward = load_tiny("reward", folder / "reward")
+    for p in reward.parameters():
+        p.data += 0.01 * torch.randn_like(p)
+    save_tiny(
+        folder / "heldout",
+        reward,
+        {key: load_manifest("reward", folder / "reward")[key] for key in ("vocab", "recipe")},
+    )
+    return str(folder)
 
 
 @pytest.fixture
