@@ -228,7 +228,7 @@ class StackSpec:
 
     @property
     def depends_on(self) -> list[Path | str]:
-        """What decides what is loaded, beside these words: manifests (with digests), a stack.toml, its import paths."""
+        """What else decides what is loaded: manifests (with digests), a stack.toml, its import paths."""
         places = self.load().places.values()
         manifests = sorted(file for place in places for file in place.glob("*.json"))
         if not self.stack.endswith(".toml"):
@@ -266,9 +266,10 @@ def _made(places: Mapping[str, Path], folder: Path, layout: ChunkLayout, device:
     parts: dict[str, Make] = {name: cache(partial(_network, name, place, device)) for name, place in places.items()}
     if words := next((name for name in READS if name in places), None):
         parts["encoder"] = cache(partial(load_encoder, words, places[words]))
-        parts["grammar"] = cache(partial(_grammar, words, places[words]))
+        told = partial(load_manifest, words, places[words])
+        parts["grammar"] = cache(lambda: str(told().get("recipe", {}).get("grammar", "plain")))
     if {"codec", "student"} <= set(parts):
-        steps = partial(steps_of, places["student"])
+        steps = cache(lambda: int(load_manifest("student", places["student"]).get("sampler_steps", STEPS)))
         parts["generator"] = cache(lambda: build_generator(parts["student"](), parts["codec"](), steps()))
     return Stack(parts, layout, folder, device, places)
 
@@ -276,15 +277,6 @@ def _made(places: Mapping[str, Path], folder: Path, layout: ChunkLayout, device:
 def _network(name: Any, place: Path, device: torch.device) -> Any:
     network = load_tiny(name, place, device).requires_grad_(False)
     return as_reward(network) if name in ("reward", "heldout") else network
-
-
-def steps_of(student: Path) -> int:
-    """Denoising steps that the student in a folder was made for."""
-    return int(load_manifest("student", student).get("sampler_steps", STEPS))
-
-
-def _grammar(name: Any, place: Path) -> str:
-    return str(load_manifest(name, place).get("recipe", {}).get("grammar", "plain"))
 
 
 def _from_toml(path: Path, device: torch.device) -> Stack:
@@ -301,9 +293,6 @@ def _from_toml(path: Path, device: torch.device) -> Stack:
     places = {name: path.parent / place for name, place in named.items() if ":" not in place}
     if missing := [str(place) for place in places.values() if not has_checkpoint(place)]:
         raise ValueError(f"{path}: no weights in {', '.join(missing)}")
-    stack = replace(
-        start.with_weights(**places),
-        layout=replace(start.layout, **said.get("layout", said.get("clock", {}))),
-        folder=path.parent,
-    )
+    layout = replace(start.layout, **said.get("layout", said.get("clock", {})))
+    stack = replace(start.with_weights(**places), layout=layout, folder=path.parent)
     return stack.with_parts(**{name: find("rewards", place, {}) for name, place in named.items() if ":" in place})

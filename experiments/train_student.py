@@ -13,7 +13,7 @@ from typing import Any
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, write_json
 from ..envs.stack import Stack
 from ..models.generator import Generator
-from ..models.tiny import load_manifest, save_tiny
+from ..models.tiny import STEPS, load_manifest, save_tiny
 from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
 from ..training.recipe import Recipe
@@ -36,8 +36,9 @@ class TrainOptions(CacheOptions, StackOptions):
     """If not the recipe's own."""
     guard: bool = True
     """Stop, and put the best weights back, where a held-out reward falls or a bound breaks (docs/guard.md)."""
-    guard_kl: float = GuardConfig.kl
-    """Most KL from the start that the guard puts up with, per latent element; 0 asks for none."""
+    guard_kl: float | None = None
+    """Most KL from the start that the guard puts up with, per latent element; 0 asks for none. By default .004, and 0
+    for a student of fewer than four steps: its start is to be left."""
     every: int = 4
     """Updates between looks of guard and oracle."""
     validation: int = 24
@@ -73,7 +74,9 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     stack = stack.with_cache(options.cache(stack.generator.model.cache_config))
     student = stack.student()
     trainer = recipe.trainer(stack, student)
-    watched = GuardConfig(every=options.every, kl=options.guard_kl, seed=options.seed)
+    few = len(stack.generator.sigmas) < STEPS
+    kl = (0.0 if few else GuardConfig.kl) if options.guard_kl is None else options.guard_kl
+    watched = GuardConfig(every=options.every, kl=kl, seed=options.seed)
     guard = guard_of(stack, watched, student) if options.guard else None
     settle_start(out, stack, options)
     done = updates_in(out / "checkpoint")
