@@ -171,7 +171,7 @@ PRESETS = {
         },
     ),
     "ablation": replace(_RUNG, student_steps=2, updates=dict.fromkeys(("dmd", *ABLATION), 36), points=6),
-    "one-step": replace(_RUNG, student_steps=1, updates={"consistency": 56, "dmd": 55, "reward": 80, "dmd&reward": 32}),
+    "one-step": replace(_RUNG, student_steps=1, updates={"dmd": 55, "reward": 80, "dmd&reward": 32}),
     "standard": Preset(
         seconds=40,
         updates={"continued": 72, "dmd": 24, "stream-r1": 17, "policy": 26, "forward": 26, "reward": 42, "raven": 13},
