@@ -139,7 +139,9 @@ END_COLUMNS = (
         lambda row: NOTHING if "reach" not in row else time_shown("reach")(row),
     ),
     Column("last third [95%]", "what the last third of the seconds added", interval("risen", "+.3f", "risen_")),
-    Column("flat", "yes: that is not surely above zero", lambda row: "no" if row["risen_low"] > 0 else "yes"),
+    Column(
+        "still rising", "whether that is surely above zero", lambda row: "yes" if row["risen_low"] > 0 else "unclear"
+    ),
 )
 
 

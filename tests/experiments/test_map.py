@@ -79,7 +79,7 @@ def test_the_map_says_what_leads_by_how_much_and_how_surely(tmp_path):
     duels = cells(text[text.index("The best of RL") :], "| sec. | 2 steps | 4 steps |")
     assert duels["15"] == [leads["15"][0], "–"]
     ends = {row.split(" | ")[1]: row.split(" | ") for row in text.splitlines() if row.startswith("| 2 steps | ")}
-    assert ends["reward gradient"][2:6] == ["RL", "0.721", "40", "20"] and ends["reward gradient"][-1] == "no |"
+    assert ends["reward gradient"][2:6] == ["RL", "0.721", "40", "20"] and ends["reward gradient"][-1] == "yes |"
     assert ends["DMD"][2:6] == ["distillation", "0.801", "100", "67"]
     assert "2 steps: the start has 0.601, a start of four steps 0.701. 3 seeds." in text
     assert text.index("2 steps:") < text.index("4 steps:")
