@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -60,7 +60,12 @@ def run(config: Config) -> None:
     rows = [one.row(mean(spent)) for one, spent in zip(subjects, times, strict=True)]
     for row in rows:
         row["ratio"] = rows[0]["seconds"] / row["seconds"]
-    publish(["reelgym", "bench", "distill"], config, [config.seed], rows, markdown_table(COLUMNS, rows), device)
+    publish(["reelgym", "bench", "distill"], config, [config.seed], rows, report(rows), device)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """One line per recipe."""
+    return markdown_table(COLUMNS, rows)
 
 
 class _Subject:

@@ -1,9 +1,12 @@
 import json
+from dataclasses import replace
 
+import pytest
 import torch
 
+from reelgym.distill.recipes import DISTILL
 from reelgym.experiments import cli
-from reelgym.experiments.bench import reward
+from reelgym.experiments.bench import distill, reward
 from reelgym.models.reward_net import TinyReward
 
 
@@ -34,3 +37,18 @@ def test_the_published_procedure_recomputes_its_tower():
         torch.autograd.grad(scores[0, axis], video, retain_graph=True)
     assert len(calls) == 3
     assert torch.allclose(scores, model(video, torch.zeros(1, 6, 12)))
+
+
+def test_bench_distill_splits_an_update(capsys, tmp_path, monkeypatch):
+    small = {name: recipe.with_batch(2) for name, recipe in DISTILL.items()}
+    small[distill.AS_IT_WAS] = replace(small["dmd"], critic_updates=3)
+    monkeypatch.setattr(distill, "_KNOWN", small)
+    args = ["--recipes", "stream-r1", "consistency", "--repeats", "1", "--out", str(tmp_path)]
+    assert cli.main(["bench", "distill", *args]) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["recipe"] for row in rows] == [distill.AS_IT_WAS, "stream-r1", "consistency"]
+    for row in rows[:2]:
+        parts = [row[name] for name in ("rollout", "critic", "scores", "reward", "step")]
+        assert min(parts) >= 0 and sum(parts) == pytest.approx(row["seconds"])
+    assert rows[1]["reward"] > rows[0]["reward"] and rows[2]["critic"] is None
+    assert rows[0]["ratio"] == 1 and distill.report(rows) in capsys.readouterr().out

@@ -8,7 +8,7 @@ import torch
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.slices import SLICES
-from reelgym.experiments import compare, runs
+from reelgym.experiments import ablate, compare, runs
 from reelgym.experiments.compare import (
     STUDY,
     Config,
@@ -59,6 +59,15 @@ def test_few_step_rungs_stand_beside_the_four_step_start(weights):
     four = work(replace(references[-1].config, shown=0, exam=exam, validation=replace(exam, split="validation")))[1]
     two = work(replace(references[-2].config, shown=0, exam=exam, validation=exam))[1]
     assert four["scores"] != two["scores"] and four["curve"][0]["scores"] and "curve" not in two
+
+
+def test_the_ablation_is_a_comparison_of_its_rows(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(compare, "run", asked.append)
+    ablate.run(ablate.Config(seeds=2, out=tmp_path))
+    assert asked == [Config("ablation", seeds=2, out=tmp_path)]
+    plans = plans_of(asked[0])
+    assert list(plans) == ["dmd", *ABLATION] and len({plan.updates for plan in plans.values()}) == 1
 
 
 def kill_at(job):
