@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, 
 from reelgym.models.wan import CausalWan
 from reelgym.rewards.stream_reward import StreamReward
 from reelgym.rewards.windows import ChunkLayout
+
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+"""Tianshou's small loops run as Python: to compile them takes longer than all that they do here."""
 
 WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "right", ";", "then")
 TEXTS = (
