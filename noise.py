@@ -24,8 +24,6 @@ class Domain(IntEnum):
 
     UPDATE = 1
     """An update's own draws (noise of levels, and the like) beside its rollout's: this one, and those up to FORK."""
-    GAN = 2**19
-    """An update's levels and noise of what a discriminator sees."""
     FORK = 2**20
     """Where a rollout forks, and which branch it goes on with; in place of a chunk's number."""
     GUARD = 2**40
@@ -34,6 +32,8 @@ class Domain(IntEnum):
     """Clips of an evaluation, folded once more with the number of each: so none is a guard's."""
     SLICE_EXAM = 2**41
     """Clips of an evaluation's slices."""
+    GAN = 2**42
+    """An update's levels and noise of what a discriminator sees."""
 
 
 class GameDomain(IntEnum):
