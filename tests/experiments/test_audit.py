@@ -24,7 +24,7 @@ def call(capsys, *args):
 
 
 def test_probe_end_to_end(capsys, tmp_path):
-    status, out, err = call(capsys, "audit", "probe", "--clips", "24", "--out", str(tmp_path))
+    status, out, err = call(capsys, "audit", "probe", "--clips", "8", "--out", str(tmp_path))
     assert status == 0, err
     assert "| all | blur | lower half |" in out and "| VQ | colour shift | all |" in out
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
