@@ -91,13 +91,13 @@ def test_a_reward_of_ones_own_scores_a_file(package, stack):
     assert 0.4 < rows[0]["redness"] < 0.6 and rows[0]["kind"] == "clip"
 
 
-def test_it_takes_part_in_a_comparison_in_spawned_workers(package, weights, capsys, monkeypatch):
+def test_it_takes_part_in_a_comparison_in_a_spawned_worker(package, weights, capsys, monkeypatch):
     monkeypatch.setitem(PRESETS, "smoke", replace(PRESETS["smoke"], updates={"forward": 1}, sequences=()))
-    add = ["--add", "mine.recipes:best_of_n=1", "--reward", "mine.rewards:redness", "--stack", str(weights)]
-    add += ["--world", "mine.world:flashes"]
-    assert cli.main(["compare", "--preset", "smoke", "--workers", "2", *add, "--out", "runs/c"]) == 0, (
-        capsys.readouterr().err
-    )
+    smoke = ["compare", "--preset", "smoke", "--reward", "mine.rewards:redness", "--world", "mine.world:flashes"]
+    smoke += ["--stack", str(weights), "--out", "runs/c"]
+    assert cli.main([*smoke, "--workers", "1"]) == 0, capsys.readouterr().err
+    add = ["--add", "mine.recipes:best_of_n=1", "--workers", "2"]
+    assert cli.main([*smoke, *add]) == 0, capsys.readouterr().err
     rows = json.loads(Path("runs/c/results.json").read_text())["rows"]
     (mine,) = [row for row in rows if row["kind"] == "method" and row["method"] == "mine.recipes:best_of_n"]
     assert mine["updates"] == 1 and mine["chunks"] > 0
