@@ -10,8 +10,8 @@ from reelgym.envs.game_rules import ThresholdPolicy
 from reelgym.envs.registration import ENVS, register_envs
 from reelgym.models.detector import ClipDetector
 
-STEPS = {"reelgym/StreamSteer-v0": 3}
-"""Past the first reset, where clips are of two chunks; 9 for the others."""
+STEPS = {"reelgym/StreamSteer-v0": 3, "reelgym/SelfPlayDetector-v0": 4}
+"""Past the first reset, where clips are of two chunks, and past the second buffer; 9 for the others."""
 CROSSINGS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 

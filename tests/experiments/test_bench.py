@@ -1,10 +1,12 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from reelgym.distill.recipes import DISTILL
+from reelgym.envs.stack import STACKS
 from reelgym.experiments import cli
 from reelgym.experiments.bench import distill, reward
 from reelgym.models.reward_net import TinyReward
@@ -39,7 +41,8 @@ def test_the_published_procedure_recomputes_its_tower():
     assert torch.allclose(scores, model(video, torch.zeros(1, 6, 12)))
 
 
-def test_bench_distill_splits_an_update(capsys, tmp_path, monkeypatch):
+def test_bench_distill_splits_an_update(capsys, tmp_path, monkeypatch, stack):
+    monkeypatch.setitem(STACKS, "tiny", Path(stack))
     small = {name: recipe.with_batch(2) for name, recipe in DISTILL.items()}
     small[distill.AS_IT_WAS] = replace(small["dmd"], critic_updates=3)
     monkeypatch.setattr(distill, "_KNOWN", small)

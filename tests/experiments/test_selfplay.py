@@ -9,6 +9,7 @@ import pytest
 from reelgym.agents.league.league import League
 from reelgym.checkpoint import has_checkpoint
 from reelgym.experiments import cli, jobs, selfplay
+from reelgym.experiments.league import runs
 from reelgym.experiments.league.dataset import SEEN, UNSEEN, Budget, FamilyClips
 from reelgym.experiments.league.rows import all_rows
 from reelgym.experiments.league.tables import VARIANT_LABELS, report, sentences
@@ -84,18 +85,22 @@ def test_a_killed_league_goes_on_and_a_damaged_one_says_so(small, tmp_path, monk
     assert played == [0, 1]
     broken = json.loads((out / "results.json").read_text())["rows"]
 
-    shutil.copytree(out / "jobs", tmp_path / "other" / "jobs", ignore=shutil.ignore_patterns("newest-0"))
-    unbroken = [*small[:-3], str(tmp_path / "other"), *small[-2:]]
-    assert cli.main(unbroken) == 0, capsys.readouterr().err
-    same = json.loads((tmp_path / "other" / "results.json").read_text())["rows"]
-    assert [row | {"seconds": 0} for row in broken] == [row | {"seconds": 0} for row in same]
+    def edited(*given, **how):
+        monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "another state of the code")
+        return built(*given, **how)
 
+    built = runs.league_of
     shutil.rmtree(out / "jobs" / "newest-0")
     shutil.copytree(tmp_path / "kept", place)
-    monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "another state of the code")
     played.clear()
-    assert cli.main(small) == 0 and played == [0, 1], "what other code began is not gone on with"
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "league_of", edited)
+        assert cli.main(small) == 0 and played == [0, 1], "what other code began is not gone on with"
+    unbroken = json.loads((out / "results.json").read_text())["rows"]
+    assert [row | {"seconds": 0} for row in broken] == [row | {"seconds": 0} for row in unbroken]
+
     monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "one state of the code")
+    shutil.rmtree(out / "jobs" / "newest-0")
     shutil.copytree(tmp_path / "kept", place)
     (place / "fakes.safetensors").write_bytes(b"no")
     capsys.readouterr()
