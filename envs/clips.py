@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from ..models.codec import Codec, Grid
+from ..models.fit import size_of
 from ..models.prompts import PromptBatch
 from ..rewards.stream_reward import NoGradientError, RewardWeights, Scores, StreamReward
 from ..rewards.windows import ChunkLayout, prompt_columns
@@ -111,8 +112,7 @@ class Clips:
             "prompt": Box(-LIMIT, LIMIT, self.prompt_shape, np.float32),
             "position": Discrete(layout.chunks + 1),
         }
-        with torch.no_grad():
-            self.image = tuple(codec.decode(torch.zeros(1, 1, *self.latent, device=device)).shape[-2:])
+        self.image = size_of(codec, device)
 
     @torch.no_grad()
     def begin(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..models.prompts import WordEncoder
+from ..models.prompts import TextEncoder
 from .worlds.grammar import GRAMMARS, chunk_prompts, sample_scripts, script_text
 from .worlds.render import render
 from .worlds.slices import heard, slice_named, slice_scene, slice_scripts
@@ -30,11 +30,11 @@ class PromptSampler(Protocol):
 class ScriptPrompts:
     """Scripts of a world, encoded; each text is encoded once.
 
-    encoder: words to embeddings.   chunks: n, prompts per clip.
+    encoder: of prompts.   chunks: n, prompts per clip.
     sample: `sample(count, seed)` -> count scripts ("... ; then ..."), or rows of n prompts; a pure function.
     """
 
-    encoder: WordEncoder
+    encoder: TextEncoder
     chunks: int
     sample: Callable[[int, int], Sequence[Any]]
     _known: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -71,7 +71,7 @@ class OpenedPrompts(ScriptPrompts):
         return self.begin(batch, step)
 
 
-def world_prompts(encoder: WordEncoder, chunks: int, grammar: str = "plain", split: str = "train") -> ScriptPrompts:
+def world_prompts(encoder: TextEncoder, chunks: int, grammar: str = "plain", split: str = "train") -> ScriptPrompts:
     """Prompts of ShapeStream: scripts drawn from a grammar's split."""
     if grammar not in GRAMMARS:
         raise ValueError(f"unknown grammar '{grammar}'; use one of: {', '.join(GRAMMARS)}")
@@ -84,7 +84,7 @@ def world_prompts(encoder: WordEncoder, chunks: int, grammar: str = "plain", spl
 
 
 def slice_prompts(
-    encoder: WordEncoder,
+    encoder: TextEncoder,
     chunks: int,
     frames_per_chunk: int,
     name: str,

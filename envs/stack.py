@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 import copy
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import has_checkpoint, sha256_file
+from ..checkpoint import has_checkpoint
 from ..models.cache import CacheConfig
 from ..models.codec import Codec
 from ..models.detector import Detector
+from ..models.fit import size_of
 from ..models.generator import Generator
-from ..models.prompts import WordEncoder
+from ..models.prompts import TextEncoder
+from ..models.sampler import TeacherSampling
+from ..models.stream_files import StreamSettings
 from ..models.streaming import StreamingGenerator
-from ..models.tiny import (
-    SHIPPED_REWARDS,
-    STEPS,
-    TINY_FPS,
-    WEIGHTS,
-    build_generator,
-    load_encoder,
-    load_manifest,
-    load_tiny,
-)
+from ..models.tiny import SHIPPED_REWARDS, TINY_FPS, WEIGHTS
 from ..models.wan import CausalWan
 from ..plugins import find
 from ..rewards.compose import as_reward
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .prompt_source import ScriptPrompts, world_prompts
+from .stack_file import PART_KINDS, StackFile, TeacherPart, read_stack_file
+from .stack_parts import Make, digest_of_part, files_of_part, make_parts
 from .worlds.world import PromptRows, World
 
 STACKS: dict[str, Any] = {"tiny": WEIGHTS}
 """Stacks by name; installed packages add theirs as entry points `reelgym.stacks` (a folder, or a function without
 arguments that returns a folder or a Stack)."""
-NETWORKS = ("codec", "student", "teacher", "reward", "heldout", "detector", "rival")
+NETWORKS = tuple(name for name in PART_KINDS if name != "encoder")
 """Parts with weights, each a folder of that name."""
-READS: tuple[Literal["student"], Literal["reward"]] = ("student", "reward")
-"""Parts that know the words of prompts."""
-Make = Callable[[], Any]
+DERIVED = ("encoder", "grammar", "generator")
+"""Parts that may follow from others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +47,8 @@ class Stack:
     """The models that belong together; each is loaded when it is first asked for.
 
     parts: what makes each part, by name: those of NETWORKS, and "encoder" (of prompts) and "grammar".   layout: how a
-    clip is cut.   folder: where it came from.   device: of every part.
-    places: the folders of the parts that have one.
+    clip is cut.   folder: where it came from.   device: of every part.   said: where the parts lie, and how they are
+    read.   data: what stands beside the models: a file of "prompts", a folder of "clips".
 
     Example:
         >>> stack = Stack.load("tiny")
@@ -66,7 +60,8 @@ class Stack:
     layout: ChunkLayout = TINY_LAYOUT
     folder: Path = WEIGHTS
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    places: Mapping[str, Path] = field(default_factory=dict)
+    said: StackFile = field(default_factory=StackFile)
+    data: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def load(cls, source: str | Path | Stack = "tiny", device: torch.device | str = "cpu") -> Stack:
@@ -99,16 +94,15 @@ class Stack:
                 f"a stack has no {', '.join(unknown)}: its parts are {', '.join(NETWORKS)}, encoder, grammar"
             )
         ready = {name: as_reward(part) if name in ("reward", "heldout") else part for name, part in live.items()}
-        places = {name: place for name, place in self.places.items() if name not in live}
         parts: dict[str, Make] = {**self.parts, **{name: partial(_same, part) for name, part in ready.items()}}
-        return replace(self, parts=parts, places=places)
+        return replace(self, parts=parts, said=self.said.without(*live))
 
     def with_weights(self, **places: Path) -> Stack:
         """The same stack with these parts read from folders of their own; prompts are read as the student's say."""
-        made = _made({**self.places, **places}, self.folder, self.layout, self.device)
-        stale = {*places, *(("generator", "encoder", "grammar") if "student" in places else ())}
+        said = self.said.with_places(places)
+        stale = {*places, *(DERIVED if "student" in places else ())} - ({"encoder"} & set(said.parts))
         kept = {name: part for name, part in self.parts.items() if name not in stale}
-        return replace(self, parts={**made.parts, **kept}, places=made.places)
+        return replace(self, parts=make_parts(said, self.device, kept), said=said)
 
     def with_cache(self, cache: CacheConfig) -> Stack:
         """The stack with another cache of its student: what is trained from it evicts as it will when it streams."""
@@ -118,9 +112,14 @@ class Stack:
         """The stack with a student of so many denoising steps, for all that samples or trains it; None: its own."""
         return self if steps is None else self.with_parts(generator=self.generator.with_steps(steps))
 
+    @property
+    def places(self) -> dict[str, Path]:
+        """The folders (or files) of the parts that have one."""
+        return {name: part.place for name, part in self.said.parts.items() if part.place is not None}
+
     def weights(self) -> dict[str, str]:
         """SHA-256 of the weights of every part that has a folder."""
-        return {name: sha256_file(place / "weights.safetensors") for name, place in sorted(self.places.items())}
+        return {name: digest_of_part(name, place) for name, place in sorted(self.places.items())}
 
     def has(self, name: str) -> bool:
         """Whether the stack has a part of this name."""
@@ -130,7 +129,8 @@ class Stack:
         if name not in self.parts:
             there = ", ".join(self.parts)
             raise ValueError(
-                f"{self.folder}: this stack has no {name}; it has {there}. Make one with `reelgym train {name}`"
+                f"{self.folder}: this stack has no {name}; it has {there}. Name one in its toml under [parts], or make "
+                f"one with `reelgym train {name}`"
             )
         return self.parts[name]()
 
@@ -140,7 +140,7 @@ class Stack:
         return self._part("codec")
 
     @property
-    def encoder(self) -> WordEncoder:
+    def encoder(self) -> TextEncoder:
         """Of prompts."""
         return self._part("encoder")
 
@@ -152,8 +152,19 @@ class Stack:
     @property
     def pipeline(self) -> StreamingGenerator:
         """Generator, codec and encoder with one face."""
-        size = getattr(self.codec, "size", 0)
-        return StreamingGenerator(self.generator, self.codec, self.encoder, TINY_FPS, (size, size))
+        return StreamingGenerator(self.generator, self.codec, self.encoder, self.fps, size_of(self.codec, self.device))
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of its videos."""
+        wan = "student" in self.said.parts and not self.said.parts["student"].is_tiny
+        return self.said.fps or (StreamSettings.fps if wan else TINY_FPS)
+
+    @property
+    def teacher_sampling(self) -> TeacherSampling | None:
+        """How the teacher is sampled, and guided wherever it is asked; None: a shipped one, as recipes say."""
+        part = self.said.parts.get("teacher")
+        return part.sampling if isinstance(part, TeacherPart) and not part.is_tiny else None
 
     @property
     def teacher(self) -> CausalWan:
@@ -199,13 +210,16 @@ class Stack:
     ) -> ScriptPrompts:
         """Scripts of the world from a split, one prompt per chunk; grammar: of ShapeStream, if not the stack's."""
         chunks, world = (layout or self.layout).chunks, self.world
+        if not (world or grammar or self.has("grammar")):
+            raise ValueError(f'{self.folder}: this stack has no prompts; say prompts = "FILE" in its toml')
         if world is not None and grammar is None:
             return ScriptPrompts(self.encoder, chunks, partial(_drawn, world, chunks, split))
         return world_prompts(self.encoder, chunks, grammar or self.grammar, split)
 
     def null(self) -> Tensor:
-        """The empty prompt [L, D]."""
-        return torch.zeros(self.encoder.text_len, self.encoder.dim, device=self.device)
+        """The empty prompt [L, D], as the encoder reads it."""
+        with torch.no_grad():
+            return self.encoder.encode([""])[0].to(self.device)
 
 
 @dataclass(frozen=True)
@@ -229,12 +243,12 @@ class StackSpec:
     @property
     def depends_on(self) -> list[Path | str]:
         """What else decides what is loaded: manifests (with digests), a stack.toml, its import paths."""
-        places = self.load().places.values()
-        manifests = sorted(file for place in places for file in place.glob("*.json"))
-        if not self.stack.endswith(".toml"):
-            return [*manifests]
-        named = tomllib.loads(Path(self.stack).read_text())
-        return [*manifests, Path(self.stack), *named.get("parts", {}).values(), str(named.get("base", ""))]
+        said = self.load().said
+        files = [file for name, part in said.parts.items() if part.place for file in files_of_part(name, part.place)]
+        own = [part.weights for part in said.parts.values() if part.place is None]
+        toml = self.stack.endswith(".toml")
+        named: list[Path | str] = [Path(self.stack), read_stack_file(Path(self.stack))[0]] if toml else []
+        return [*sorted(files), *own, *named]
 
 
 @lru_cache(maxsize=2)
@@ -256,43 +270,29 @@ def _drawn(world: World, chunks: int, split: str, count: int, seed: int) -> Prom
 
 def _from_folder(folder: Path, device: torch.device) -> Stack:
     """Parts that `reelgym train` wrote; what is not there is missing."""
-    there = [name for name in NETWORKS if has_checkpoint(folder / name)]
+    there = {name: folder / name for name in NETWORKS if has_checkpoint(folder / name)}
     if not there:
         raise ValueError(f"{folder}: no folder with codec and reward; `reelgym train` makes the parts of a stack")
-    return _made({name: folder / name for name in there}, folder, TINY_LAYOUT, device)
-
-
-def _made(places: Mapping[str, Path], folder: Path, layout: ChunkLayout, device: torch.device) -> Stack:
-    parts: dict[str, Make] = {name: cache(partial(_network, name, place, device)) for name, place in places.items()}
-    if words := next((name for name in READS if name in places), None):
-        parts["encoder"] = cache(partial(load_encoder, words, places[words]))
-        told = partial(load_manifest, words, places[words])
-        parts["grammar"] = cache(lambda: str(told().get("recipe", {}).get("grammar", "plain")))
-    if {"codec", "student"} <= set(parts):
-        steps = cache(lambda: int(load_manifest("student", places["student"]).get("sampler_steps", STEPS)))
-        parts["generator"] = cache(lambda: build_generator(parts["student"](), parts["codec"](), steps()))
-    return Stack(parts, layout, folder, device, places)
-
-
-def _network(name: Any, place: Path, device: torch.device) -> Any:
-    network = load_tiny(name, place, device).requires_grad_(False)
-    return as_reward(network) if name in ("reward", "heldout") else network
+    said = StackFile().with_places(there)
+    return Stack(make_parts(said, device, {}), TINY_LAYOUT, folder, device, said)
 
 
 def _from_toml(path: Path, device: torch.device) -> Stack:
-    """`base` gives what `[parts]` does not: folders (from here), or `module:name`; `[layout]` (or `[clock]`, its
-    former name) cuts the clips."""
-    said = tomllib.loads(path.read_text())
-    if unknown := set(said) - {"base", "parts", "layout", "clock"}:
-        raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}; a stack says base, [parts] and [layout]")
-    named = said.get("parts", {})
-    if unknown := set(named) - {*NETWORKS}:
-        raise ValueError(f"{path}: unknown parts {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
-    base = said.get("base", "tiny")
-    start = Stack.load(path.parent / base if (path.parent / base).is_dir() else base, device)
-    places = {name: path.parent / place for name, place in named.items() if ":" not in place}
-    if missing := [str(place) for place in places.values() if not has_checkpoint(place)]:
-        raise ValueError(f"{path}: no weights in {', '.join(missing)}")
-    layout = replace(start.layout, **said.get("layout", said.get("clock", {})))
-    stack = replace(start.with_weights(**places), layout=layout, folder=path.parent)
-    return stack.with_parts(**{name: find("rewards", place, {}) for name, place in named.items() if ":" in place})
+    """The file's parts, over those of its base where it names one."""
+    base, own = read_stack_file(path)
+    near = path.parent / base
+    start = Stack.load(near if base and near.exists() else base, device) if base else Stack({}, device=device)
+    data = {**start.data, **own.pop("data")}
+    given = {name: value for name, value in own.items() if value is not None}
+    parts, cached = {**start.said.parts, **own["parts"]}, {**start.said.cache, **own["cache"]}
+    try:
+        layout = replace(start.layout, **own["layout"])
+    except ValueError as error:
+        raise ValueError(f"{path}: [layout]: {error}") from error
+    said = replace(start.said, **given | {"parts": parts, "cache": cached, "layout": layout})
+    stale = {
+        *parts,
+        *(DERIVED if start.said.parts else ("generator",) if {"student", "codec"} & set(own["parts"]) else ()),
+    }
+    live = {name: part for name, part in start.parts.items() if name not in stale}
+    return Stack(make_parts(said, device, live), layout, path.parent, device, said, data)

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout, detector, rival) or an agent",
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "distill": "distil the student from its teacher (DMD, Stream-R1), watched by the same guard",
+    "stack check": "load every part of a stack of your own, see whether they fit, and make a chunk, a score, an update",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "ablate": "add the parts of Stream-R1 to DMD one by one, on a student of two steps",
     "selfplay": "play a generator against a detector, both learning, beside baselines that play otherwise",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ import tyro
 
 from ..envs.stack import STACKS, Stack, StackSpec
 from ..models.cache import CacheConfig
+from ..models.fit import parse_size, size_text
 from ..models.stream_files import cast
 from ..models.streaming import StreamingGenerator
 from ..plugins import installed
@@ -146,15 +146,6 @@ def load_generator(
     stack = Stack.load(source, device)
     made = (stack if student is None else stack.with_weights(student=student)).pipeline
     if asked not in (None, made.size):
-        shape = f"{made.size[1]}x{made.size[0]}"
-        raise ValueError(f"{source}: makes videos of {shape} pixels and of no other size, not {size}")
+        raise ValueError(f"{source}: makes videos of {size_text(made.size)} pixels and of no other size, not {size}")
     cast(made.generator.model.transformer, getattr(torch, dtype or "float32"))
     return made
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) of "WIDTHxHEIGHT"; ValueError for anything else."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
-    if found is None:
-        raise ValueError(f"size {text!r}: write WIDTHxHEIGHT, as in 832x480")
-    return int(found[2]), int(found[1])

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..envs.stack import Stack
 from ..envs.worlds.grammar import chunk_prompts, parse
 from ..models.codec import Grid
-from ..models.prompts import PromptBatch, WordEncoder
+from ..models.prompts import PromptBatch, TextEncoder
 from ..models.tiny import SHIPPED_REWARDS, TINY_FPS, load_encoder, load_manifest
 from ..models.videoreward import VideoReward
 from ..models.videoreward.pixels import FACTOR, PixelConfig, fitted_clip, sample_frames
@@ -101,7 +101,7 @@ class TinyScorer:
     """
 
     reward: StreamReward
-    encoder: WordEncoder
+    encoder: TextEncoder
     codec: Any
     size: int
     fps: float = TINY_FPS

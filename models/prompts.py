@@ -21,10 +21,14 @@ def split_words(text: str) -> list[str]:
 
 
 class TextEncoder(Protocol):
-    """Prompts to embeddings: `encode` takes M texts and gives [M, L, D], zero-padded, L at most text_len."""
+    """Prompts to embeddings: `encode` takes M texts and gives [M, L, D], zero-padded, L at most text_len; that of "" is
+    the null prompt."""
 
     @property
     def text_len(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> Tensor: ...
 
@@ -94,7 +98,7 @@ class PromptBank:
     embeds: Tensor
 
     @classmethod
-    def build(cls, encoder: WordEncoder, texts: Sequence[str]) -> PromptBank:
+    def build(cls, encoder: TextEncoder, texts: Sequence[str]) -> PromptBank:
         """The distinct texts, in order of first appearance, after the null prompt at index 0."""
         distinct = tuple(dict.fromkeys(["", *texts]))
         return cls(distinct, encoder.encode(distinct))

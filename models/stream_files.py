@@ -16,6 +16,7 @@ from ..checkpoint import CheckpointError, has_checkpoint, write_json
 from .cache import CacheConfig
 from .causal_attention import THETA
 from .codec import Codec, FrameCodec, WanCodec
+from .fit import refuse_unfit, size_text
 from .generator import Generator
 from .prompts import TextEncoder, WordEncoder
 from .sampler import consistency, step_sigmas
@@ -111,7 +112,8 @@ def load(
         )
     made = made if cache is None else made.with_cache(cache)
     if size is not None and made.size != size:
-        raise ValueError(f"{source}: makes videos of {_text(made.size)} pixels and of no other size, not {_text(size)}")
+        makes = f"makes videos of {size_text(made.size)} pixels and of no other size"
+        raise ValueError(f"{source}: {makes}, not {size_text(size)}")
     return _placed(made, torch.device(device), dtype)
 
 
@@ -231,19 +233,8 @@ def _wan(folder: Path, asked: _Asked, vocab: list[str] | None = None) -> Streami
 def joined(transformer: Any, codec: FrameCodec | WanCodec, encoder: Any, settings: StreamSettings) -> StreamingParts:
     """The parts as one, where they fit together."""
     model = CausalWan(transformer, settings.frames_per_chunk, settings.text_len, settings.cache, settings.rope_theta)
+    refuse_unfit(model, codec, getattr(encoder, "dim", None))
     h, w = settings.size
-    step_h, step_w = (codec.factor * patch for patch in model.patch)
-    if h < 1 or w < 1 or h % step_h or w % step_w:
-        near = tuple(max(step, round(side / step) * step) for side, step in ((h, step_h), (w, step_w)))
-        raise ValueError(
-            f"size {_text((h, w))}: codec and transformer take multiples of {_text((step_h, step_w))} pixels; the "
-            f"nearest is {_text((near[0], near[1]))}"
-        )
-    if transformer.config.in_channels != codec.channels:
-        raise CheckpointError(
-            f"the transformer makes latents of {transformer.config.in_channels} channels, the codec reads "
-            f"{codec.channels}"
-        )
     shape = (codec.channels, h // codec.factor, w // codec.factor)
     generator = Generator(model, settings.sigmas, shape, settings.frames_per_chunk)
     return StreamingParts(generator, codec, encoder, settings.fps, settings.size)
@@ -288,8 +279,3 @@ def _fetched(source: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{source}: no such folder, and the hub does not give it ({reason})") from error
-
-
-def _text(size: tuple[int, int]) -> str:
-    """W x H as people write it."""
-    return f"{size[1]}x{size[0]}"

@@ -88,10 +88,10 @@ def build_wan(text_dim: int, cache: CacheConfig = STREAMING_CACHE) -> CausalWan:
     return CausalWan.from_config({"text_dim": text_dim, **TRANSFORMER}, FRAMES_PER_CHUNK, TEXT_LEN, cache, ROPE_THETA)
 
 
-def build_generator(model: CausalWan, codec: Codec, steps: int = STEPS) -> Generator:
-    """A sampler of so many steps around a causal transformer of this tier."""
+def build_generator(model: CausalWan, codec: Codec, steps: int = STEPS, shift: float = SAMPLER_SHIFT) -> Generator:
+    """A sampler of so many steps around a causal transformer, in the latents of a codec."""
     grid = codec.grid(1)
-    sigmas = step_sigmas(steps, SAMPLER_SHIFT)
+    sigmas = step_sigmas(steps, shift)
     return Generator(model, sigmas, (codec.channels, grid.h, grid.w), model.frames_per_chunk)
 
 

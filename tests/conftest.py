@@ -150,6 +150,41 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+REAL_STACK = """
+size = "80x48"
+fps = 8
+
+[layout]
+chunks = 2
+frames_per_chunk = 1
+window_chunks = 2
+
+[parts]
+codec = "wan"
+student = "wan"
+encoder = { weights = "wan", text_len = 8 }
+teacher = { weights = "wan", guidance = 3.0 }
+
+[parts.reward]
+weights = "judge/reward"
+backbone = "judge/backbone"
+template = "judge/template.txt"
+min_pixels = 3136
+max_pixels = 6272
+"""
+"""What a user with Wan2.1 and VideoReward writes, in the small; 80x48 pixels are 10x6 latent cells."""
+
+
+@pytest.fixture(scope="session")
+def real_stack(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path, qwen_files: QwenFiles) -> Path:
+    """A stack.toml over random models of the real classes: Wan, AutoencoderKLWan, UMT5, Qwen2-VL with a head."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "wan").symlink_to(wan_folder)
+    (folder / "judge").symlink_to(qwen_files.reward.parent)
+    (folder / "stack.toml").write_text(REAL_STACK)
+    return folder / "stack.toml"
+
+
 CHAT = (
     "{% for message in messages %}"
     "{% if loop.first and message.role != 'system' %}<|im_start|> system be helpful <|im_end|>{% endif %}"

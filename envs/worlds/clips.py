@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...models.codec import Codec
-from ...models.prompts import PromptBank, WordEncoder
+from ...models.prompts import PromptBank, TextEncoder, WordEncoder
 from ...models.tiny import CHUNKS, FRAMES_PER_CHUNK, TEXT_LEN
 from .grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts
 from .render import render
@@ -51,7 +51,7 @@ def prompt_index(bank: PromptBank, clauses: list[tuple[Clause, ...]]) -> Tensor:
     return torch.stack([bank.index([str(clause) for clause in row]) for row in clauses])
 
 
-def clause_bank(encoder: WordEncoder, clauses: list[tuple[Clause, ...]]) -> PromptBank:
+def clause_bank(encoder: TextEncoder, clauses: list[tuple[Clause, ...]]) -> PromptBank:
     """A bank that holds every clause of these clips, once."""
     return PromptBank.build(encoder, sorted({str(clause) for row in clauses for clause in row}))
 
@@ -77,7 +77,7 @@ def word_encoder(grammar: str) -> WordEncoder:
 
 
 @torch.no_grad()
-def encode_clips(codec: Codec, clips: WorldClips, encoder: WordEncoder) -> LatentClips:
+def encode_clips(codec: Codec, clips: WorldClips, encoder: TextEncoder) -> LatentClips:
     """Encode a pool once."""
     bank = clause_bank(encoder, clips.clauses)
     parts = torch.arange(clips.video.shape[0]).split(64)

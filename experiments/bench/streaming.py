@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ...models.fit import parse_size
 from ...models.stream_files import StreamSettings
 from ...models.streaming import StreamingGenerator
 from ..console import progress, publish
 from ..jobs import on_threads
-from ..options import load_generator, parse_size
+from ..options import load_generator
 from ..results import pick_device
 from ..tables import Column, Row, number, rows_of, sections
 from .random_wan import random_wan

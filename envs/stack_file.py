@@ -1,0 +1,282 @@
+"""What a `stack.toml` says: which parts a stack has, where each is read from, and how; a fault is one line.
+
+docs/stacks/ has examples with every key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ..checkpoint import has_checkpoint
+from ..models.cache import CacheConfig
+from ..models.causal_attention import THETA
+from ..models.fit import parse_size
+from ..models.sampler import SAMPLER_SHIFT, TeacherSampling
+from ..models.tiny import SHIPPED_REWARDS
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Kind = TypeVar("Kind")
+
+
+class StackFileError(ValueError):
+    """A stack.toml that says what no stack has, or something of a wrong type; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part in a folder of `reelgym train`, or of one's own."""
+
+    weights: str
+    """A folder or a file, from where the toml lies, or an import path `module:name`: of the part, or of a function
+    without arguments that makes it."""
+
+    @property
+    def place(self) -> Path | None:
+        """Where it is read from; None for an import path."""
+        return None if ":" in self.weights and not Path(self.weights).exists() else Path(self.weights)
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether `reelgym train` wrote it."""
+        return self.place is not None and has_checkpoint(self.place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerPart(Part):
+    """Wan's transformer, in any layout that `models.wan_files` reads."""
+
+    config: str | None = None
+    """Folder whose config.json says the sizes, for weights in a single file."""
+    which: str | None = None
+    """The state dict in such a file; by default generator_ema where there is one."""
+    rope_theta: float = THETA
+    """Base of the rotary frequencies."""
+    dtype: Dtype | None = None
+    """Of the weights; by default the stack's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentPart(TransformerPart):
+    """What streams."""
+
+    steps: int | None = None
+    """Denoising steps of a chunk; by default those that it was made for, or 4."""
+    shift: float = SAMPLER_SHIFT
+    """How far their levels are moved towards noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPart(TransformerPart):
+    """What teaches: bidirectional, over whole clips."""
+
+    steps: int = TeacherSampling.steps
+    """Euler steps, where it makes videos."""
+    guidance: float = TeacherSampling.guidance
+    """Of its score, in sampling and in distillation; 1 halves its passes."""
+    shift: float = TeacherSampling.shift
+    """How far its levels are moved towards noise."""
+
+    @property
+    def sampling(self) -> TeacherSampling:
+        """How it makes videos."""
+        return TeacherSampling(self.steps, self.guidance, self.shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecPart(Part):
+    """AutoencoderKLWan, from a folder of diffusers or the original file."""
+
+    dtype: Dtype | None = None
+    """Of the weights; by default the stack's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPart(Part):
+    """UMT5, from a folder with text_encoder/ and tokenizer/."""
+
+    text_len: int = 512
+    """Most tokens of a prompt."""
+    dtype: Dtype | None = None
+    """Of the weights; by default the stack's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardPart(Part):
+    """VideoReward, or a small one of `reelgym train reward`, or one that is shipped (local)."""
+
+    backbone: str | None = None
+    """VideoReward: folder or hub id of Qwen2-VL-2B-Instruct."""
+    template: str | None = None
+    """VideoReward: a checkout of VideoAlign, or a text file with its wording."""
+    min_pixels: int | None = None
+    """VideoReward: least pixels of a frame as it is read."""
+    max_pixels: int | None = None
+    """VideoReward: most pixels of a frame as it is read."""
+    dtype: Dtype | None = None
+    """VideoReward: of its backbone's weights; by default the stack's."""
+
+
+PART_KINDS: dict[str, type[Part]] = {
+    "codec": CodecPart,
+    "encoder": EncoderPart,
+    "student": StudentPart,
+    "teacher": TeacherPart,
+    "reward": RewardPart,
+    "heldout": RewardPart,
+    "detector": Part,
+    "rival": Part,
+}
+"""Parts that a stack.toml may name."""
+_PATHS = ("weights", "config", "backbone", "template")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackFile:
+    """How a stack is read. Where a field is None or lacks something, the base's counts, and then a default."""
+
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    layout: ChunkLayout = TINY_LAYOUT
+    """How a clip is cut."""
+    cache: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of CacheConfig for the student, in place of its own."""
+    size: tuple[int, int] | None = None
+    """(H, W) of the video in pixels."""
+    fps: float | None = None
+    """Frames a second of the video."""
+    dtype: Dtype | None = None
+    """Of the weights of Wan, UMT5 and VideoReward."""
+
+    def with_places(self, places: Mapping[str, Path]) -> StackFile:
+        """These parts read from other folders, all else as it is."""
+        parts = dict(self.parts)
+        for name, place in places.items():
+            known = PART_KINDS.get(name, Part)
+            kept = parts[name] if name in parts else known(weights="")
+            parts[name] = replace(kept, weights=str(place))
+        return replace(self, parts=parts)
+
+    def without(self, *names: str) -> StackFile:
+        """Without these parts."""
+        return replace(self, parts={name: part for name, part in self.parts.items() if name not in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Top:
+    """The keys of a stack.toml that stand outside [parts]."""
+
+    base: str = ""
+    size: str | None = None
+    fps: float | None = None
+    dtype: Dtype | None = None
+    prompts: str | None = None
+    clips: str | None = None
+
+
+def read_stack_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """The base of a stack.toml, and what it says itself: keywords of StackFile (of its layout a mapping), and `data`,
+    the file of "prompts" and the folder of "clips".
+
+    StackFileError for what no stack has, wrong types and paths that lead nowhere.
+    """
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StackFileError(f"{path}: cannot be read as TOML ({error})") from error
+    tables = {name: said.pop(name, {}) for name in ("parts", "layout", "cache")}
+    if "clock" in said:  # the former name of layout
+        tables["layout"] = said.pop("clock")
+    top = _read(_Top, said, f"{path}", sorted([*tables, *_names(_Top)]))
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise StackFileError(f"{path}: {name} is a table, [{name}], not {table!r}")
+    found: dict[str, Any] = {name: getattr(top, name) for name in ("fps", "dtype")}
+    if top.fps is not None and not top.fps > 0:
+        raise StackFileError(f"{path}: fps is above 0, not {top.fps}")
+    if top.size is not None:
+        found["size"] = parse_size(top.size)
+    for name, kind in (("layout", ChunkLayout), ("cache", CacheConfig)):
+        _read(kind, tables[name], f"{path}: [{name}]")
+        found[name] = tables[name]
+    if unknown := sorted(set(tables["parts"]) - set(PART_KINDS)):
+        raise StackFileError(f"{path}: unknown parts {', '.join(unknown)}; there are {', '.join(PART_KINDS)}")
+    found["parts"] = {name: _part(name, part, path) for name, part in tables["parts"].items()}
+    data = {name: path.parent / place for name in ("prompts", "clips") if (place := getattr(top, name))}
+    for name, place in data.items():
+        if not (place.is_dir() if name == "clips" else place.exists()):
+            raise StackFileError(f"{path}: {name}: no {'folder' if name == 'clips' else 'file'} {place}")
+    return top.base, found | {"data": data}
+
+
+def _part(name: str, said: Any, path: Path) -> Part:
+    """A part, whose paths are from where the toml lies."""
+    where = f"{path}: [parts.{name}]"
+    if not isinstance(said, str | dict):
+        raise StackFileError(f"{where}: a folder, an import path or a table, not {said!r}")
+    part = _read(PART_KINDS[name], {"weights": said} if isinstance(said, str) else said, where)
+    placed = {key: _placed(path, key, value) for key in _PATHS if (value := getattr(part, key, None))}
+    if name in ("reward", "heldout") and part.weights in SHIPPED_REWARDS:
+        placed["weights"] = str(SHIPPED_REWARDS[part.weights])
+    part = replace(part, **placed)
+    if part.place is not None and not part.place.exists():
+        raise StackFileError(f"{where}: no folder or file {part.place}")
+    return part
+
+
+def _placed(path: Path, key: str, value: str) -> str:
+    """A path from where the toml lies; an import path, and the hub id of a backbone, as it is."""
+    place = path.parent / value
+    elsewhere = (key == "weights" and ":" in value) or key == "backbone"
+    return value if elsewhere and not place.exists() else str(place)
+
+
+def _read(kind: type[Kind], said: Mapping[str, Any], where: str, names: list[str] | None = None) -> Kind:
+    """A dataclass from a table; StackFileError for unknown or missing keys and values of another type."""
+    if not isinstance(said, dict):
+        raise StackFileError(f"{where}: a table, not {said!r}")
+    hints, known = get_type_hints(kind), names or _names(kind)
+    if unknown := sorted(set(said) - set(_names(kind))):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise StackFileError(f"{where}: unknown {', '.join(unknown)}; {hint}there are {', '.join(known)}")
+    values = {key: _typed(value, hints[key], f"{where}: {key}") for key, value in said.items()}
+    lacking = [f.name for f in _fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in lacking if name not in values]:
+        raise StackFileError(f"{where}: says no {', '.join(missing)}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise StackFileError(f"{where}: {error}") from error
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """The value, an int where a float is asked for as a float; StackFileError for one of another type."""
+    options = [one for one in get_args(hint) if one is not type(None)] if type(None) in get_args(hint) else [hint]
+    for option in options:
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return value
+    words = [
+        " or ".join(map(str, get_args(one))) if get_origin(one) is Literal else _WORDS.get(one, str(one))
+        for one in options
+    ]
+    raise StackFileError(f"{where} is {' or '.join(words)}, not {value!r}")
+
+
+_WORDS = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _fields(kind: Any) -> Any:
+    return fields(kind)
+
+
+def _names(kind: Any) -> list[str]:
+    return [f.name for f in fields(kind)]

@@ -1,0 +1,1 @@
+"""Stacks of one's own in a toml: `reelgym stack NAME`."""

@@ -1,0 +1,110 @@
+"""A stack of one's own: what its toml may say, what each fault is told as, and the check of it."""
+
+import json
+
+import pytest
+
+from reelgym.envs.stack import Stack, StackSpec
+from reelgym.experiments import cli
+from reelgym.models.codec import WanCodec
+from reelgym.models.umt5 import UMT5TextEncoder
+from reelgym.models.videoreward import VideoReward
+
+
+def check(toml, capsys, *options):
+    status = cli.main(["stack", "check", str(toml), "--out", str(toml.parent / "out"), *options])
+    out, err = capsys.readouterr()
+    return status, out, err.splitlines()[-1] if status else ""
+
+
+def edited(real_stack, old, new):
+    """A stack.toml beside the true one, with something else in it."""
+    toml, text = real_stack.with_name("edited.toml"), real_stack.read_text()
+    assert old in text
+    toml.write_text(text.replace(old, new))
+    return toml
+
+
+def test_a_real_stack_is_made_of_what_its_file_says(real_stack):
+    stack = StackSpec(str(real_stack)).load()
+    assert isinstance(stack.codec, WanCodec) and isinstance(stack.encoder, UMT5TextEncoder)
+    assert isinstance(stack.reward.model, VideoReward) and stack.reward.model.source_fps == stack.pipeline.fps == 8
+    assert stack.pipeline.size == (48, 80) and stack.generator.latent_shape == (4, 6, 10)
+    assert len(stack.generator.sigmas) == 4 and stack.teacher_sampling.guidance == 3
+    assert stack.null().shape == (8, 16) and stack.null().any()  # the end of an empty text is a token too
+    assert stack.teacher.transformer is not stack.student().model.transformer
+    assert set(stack.weights()) == {"codec", "student", "teacher", "encoder", "reward"}
+    assert real_stack in StackSpec(str(real_stack)).depends_on
+
+
+def test_what_a_file_says_over_its_base(real_stack, stack):
+    toml = real_stack.with_name("over.toml")
+    toml.write_text(
+        'base = "stack.toml"\nfps = 16\n[cache]\nwindow_frames = 4\n[parts.student]\nweights = "wan"\nsteps = 2\n'
+    )
+    over = Stack.load(toml)
+    assert over.fps == 16 and over.layout.chunks == 2 and over.reward.model.source_fps == 16
+    config = over.generator.model.cache_config
+    assert (config.window_frames, config.sink_frames) == (4, 3) and len(over.generator.sigmas) == 2
+    toml.write_text(f'base = "{stack}"\n[cache]\nsink_frames = 3\n')
+    assert Stack.load(toml).generator.model.cache_config.sink_frames == 3 and Stack.load(toml).grammar == "plain"
+    assert Stack.load(toml).null().eq(0).all()
+
+
+def test_a_real_stack_is_checked(real_stack, capsys):
+    status, out, error = check(real_stack, capsys)
+    assert status == 0, error
+    for words in (
+        "AutoencoderKLWan, 4 channels, a latent cell for 8x8 pixels and 4 frames",
+        "UMT5, 2 layers, 8 tokens of width 16",
+        "Wan, 2 layers of width 24, patch 1x2x2, 4 channels, 8 tokens of width 16, float32",
+        "VideoReward: VQ, MQ, TA",
+        "2 chunks of 1 latent frames: 5 frames, 0.62 s at 8 a second, of 80x48 pixels",
+        "1 frames of 80x48 pixels",
+        "reward gradient, one clip",
+    ):
+        assert words in out
+    rows = json.loads((real_stack.parent / "out" / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows if row["kind"] == "trial"] == ["chunk", "score", "update"]
+    (student,) = [row for row in rows if row["name"] == "student"]
+    assert student["parameters"] == sum(p.numel() for p in Stack.load(real_stack).student().model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("fps = 8", "fsp = 8", "unknown fsp; did you mean fps?"),
+        ("fps = 8", 'fps = "8"', "fps is a number, not '8'"),
+        ("fps = 8", "fps =", "cannot be read as TOML"),
+        ("fps = 8", 'prompts = "none.txt"', "prompts: no file"),
+        ('"80x48"', '"80 by 48"', "write WIDTHxHEIGHT"),
+        ("chunks = 2", "chunks = 0", "[layout]: chunks, frames_per_chunk and window_chunks are at least 1"),
+        ("window_chunks", "windows", "[layout]: unknown windows; did you mean window_chunks?"),
+        ("text_len = 8", "text_len = 8.5", "[parts.encoder]: text_len is a whole number, not 8.5"),
+        ('weights = "wan", text_len', "text_len", "[parts.encoder]: says no weights"),
+        ('codec = "wan"', 'codec = "vae"', "[parts.codec]: no folder or file"),
+        ('codec = "wan"', 'codec = 3', "[parts.codec]: a folder, an import path or a table, not 3"),
+        ("guidance", "guide", "[parts.teacher]: unknown guide; did you mean guidance?"),
+        ("[parts.reward]", '[parts.teacher.x]', "TOML"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_file_is_one_line(real_stack, capsys, old, new, words):
+    status, out, error = check(edited(real_stack, old, new), capsys)
+    assert status == 1 and not out and error.startswith("reelgym: error: ") and words in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"80x48"', '"84x48"', "student: size 84x48: codec and transformer take multiples of 16x16 pixels"),
+        ('student = "wan"', 'student = "judge/reward"', "student: "),
+        ('"judge/reward"', '"judge/backbone"', "reward: "),
+        ("window_chunks = 2", "window_chunks = 1", "scores no fewer than 4 frames, a window of [layout] has 1"),
+        ('encoder = { weights = "wan", text_len = 8 }', 'encoder = "json:dumps"', "encoder: "),
+    ],
+)
+def test_a_part_that_does_not_fit_is_one_line(real_stack, capsys, old, new, words):
+    status, _, error = check(edited(real_stack, old, new), capsys)
+    assert (
+        status == 1 and error.startswith(f"reelgym: error: {real_stack.with_name('edited.toml')}: ") and words in error
+    )
