@@ -27,31 +27,33 @@ def distance(x0: Tensor, real: Tensor) -> Tensor:
 @torch.no_grad()
 def score_direction(
     x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor, null: Tensor, scores: tuple[CausalWan, CausalWan], w: float
-) -> Tensor:
-    """DMD's direction at x0 [B, F, C, h, w] noised by eps to sigma [B]; scores: real (guided by w) and fake."""
+) -> tuple[Tensor, Tensor]:
+    """DMD's direction at x0 [B, F, C, h, w] noised by eps to sigma [B]; scores: real (guided by w) and fake. Also the
+    real score's flow loss there, without guidance: a critic that knows the student's clips has a smaller one."""
     real, fake = scores
     x = renoise(x0, eps, sigma)
-    conditional = denoise(real, x, sigma, embeds)
-    if w != 1:
-        conditional = guided(denoise(real, x, sigma, null.expand_as(embeds)), conditional, w)
-    return dmd_direction(x0, conditional, denoise(fake, x, sigma, embeds))
+    told = denoise(real, x, sigma, embeds)
+    wanted = told if w == 1 else guided(denoise(real, x, sigma, null.expand_as(embeds)), told, w)
+    return dmd_direction(x0, wanted, denoise(fake, x, sigma, embeds)), _flow_loss_of(told, x0, sigma)
 
 
 def sid_direction(
     x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor, null: Tensor, scores: tuple[CausalWan, CausalWan], w: float
-) -> Tensor:
-    """SiD's direction (2404.04057, alpha 1), arguments as `score_direction`'s: the gradient of
+) -> tuple[Tensor, Tensor]:
+    """SiD's direction (2404.04057, alpha 1), arguments and the loss beside it as `score_direction`'s: the gradient of
     (real - fake) . (fake - x0) / mean|x0 - real| with respect to x0, through both scores."""
     real, fake = scores
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
         x = renoise(leaf, eps, sigma)
-        conditional, own = denoise(real, x, sigma, embeds), denoise(fake, x, sigma, embeds)
-        if w != 1:
-            conditional = guided(denoise(real, x, sigma, null.expand_as(embeds)), conditional, w)
-        gap = conditional - own
-        (gradient,) = torch.autograd.grad((gap * (own - leaf)).sum(), leaf)
-    return gradient / distance(x0, conditional.detach())
+        told, own = denoise(real, x, sigma, embeds), denoise(fake, x, sigma, embeds)
+        wanted = told if w == 1 else guided(denoise(real, x, sigma, null.expand_as(embeds)), told, w)
+        (gradient,) = torch.autograd.grad(((wanted - own) * (own - leaf)).sum(), leaf)
+    return gradient / distance(x0, wanted.detach()), _flow_loss_of(told.detach(), x0, sigma)
+
+
+def _flow_loss_of(predicted: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    return ((predicted - x0) / sigma[:, None, None, None, None]).square().mean()
 
 
 def flow_loss(model: CausalWan, x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ class DistillConfig:
     """Weigh latent cells by where the reward is sensitive (Stream-R1): within their frame, frames alone, or both."""
     tau: float = 1.0
     """Temperature at which the axes' saliency is fused: small, the weakest axis alone; infinite, all alike."""
+    fused: bool = False
+    """Saliency by one backward pass of the reward, not one for each axis (see RewardSettings.fused)."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     seed: int = 0
 
@@ -89,7 +91,7 @@ class DistillConfig:
 
     def reading(self, reward: StreamReward) -> StreamReward:
         """The reward as this recipe reads it; a floor of 1 makes weights of 1."""
-        settings = replace(reward.settings, tau=self.tau, axes=self.axes)
+        settings = replace(reward.settings, tau=self.tau, axes=self.axes, fused=self.fused)
         if self.perplexity == "spatial":
             settings = replace(settings, temporal_floor=1.0)
         elif self.perplexity == "temporal":
@@ -163,7 +165,9 @@ class Distill:
         self.teacher = teacher.requires_grad_(False)
         self.codec, self.layout = codec, layout
         self.reward = (
-            config.reading(reward).windowed(layout, codec) if config.weighted and reward and codec and layout else None
+            config.reading(reward).windowed(layout, codec, apart=True)
+            if config.weighted and reward and codec and layout
+            else None
         )
         self.learner = Learner(generator.model, config.generator, accelerator)
         self.critic = Learner(critic, config.critic, accelerator)
@@ -182,13 +186,13 @@ class Distill:
             keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
             x0 = self._rollout(embeds, keys, grad=True)
             measured = self._train_critic(x0.detach(), embeds, keys)
-            direction = self._direction(x0.detach(), embeds, keys)
+            direction, teacher_loss = self._direction(x0.detach(), embeds, keys)
             if self.gan is not None:
                 gained, found = self._gan(self.gan, x0.detach(), keys, draw)
                 direction, measured = direction + config.gan * gained, measured | found
             weight, scored = self._weight(x0.detach(), embeds, texts)
             measured |= scored | self.learner.step(surrogate(x0, direction, weight))
-            measured["direction"] = float(direction.abs().mean())
+            measured |= {"direction": float(direction.abs().mean()), "teacher_loss": float(teacher_loss)}
             measured["cache_evicted_frames"] = float(self.generator.evicted_in(embeds.shape[1]))
             self.counts.updates += 1
         return measured
@@ -216,7 +220,7 @@ class Distill:
             self.counts.critic_calls += count * embeds.shape[1]
         return {"critic_loss": sum(losses) / len(losses)} if losses else {}
 
-    def _direction(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> Tensor:
+    def _direction(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         eps, sigma = self._noise(x0, fold(keys, Domain.UPDATE))
         calls, guidance = len(x0) * embeds.shape[1], self.config.guidance
         self.counts.teacher_calls += calls * (1 if guidance == 1 else 2)

@@ -14,6 +14,7 @@ from reelgym.models.generator import StreamState, generate_chunk, stream
 from reelgym.models.sampler import renoise, shifted
 from reelgym.noise import normal, stream_keys, uniform
 from reelgym.rewards.reliability import BalanceConfig
+from reelgym.rewards.stream_reward import StreamReward
 from reelgym.rewards.windows import clip_prompts
 from reelgym.training.learner import LearnerConfig
 from reelgym.training.loop import fit
@@ -69,9 +70,11 @@ def test_score_direction_is_guided_real_against_fake(make_wan):
         c, u, f = (x - level * net(x, sigma, e) for net, e in ((real, embeds), (real, 0 * embeds), (fake, embeds)))
     expected = dmd_direction(x0, u + 2 * (c - u), f)
     given = (x0, eps, sigma, embeds, null)
-    torch.testing.assert_close(score_direction(*given, (real, fake), 2.0), expected)
-    torch.testing.assert_close(score_direction(*given, (real, fake), 1.0), dmd_direction(x0, c, f))
-    assert not score_direction(*given, (real, real), 1.0).any()
+    direction, loss = score_direction(*given, (real, fake), 2.0)
+    torch.testing.assert_close(direction, expected)
+    torch.testing.assert_close(loss, flow_loss(real, x0, eps, sigma, embeds).detach())
+    torch.testing.assert_close(score_direction(*given, (real, fake), 1.0)[0], dmd_direction(x0, c, f))
+    assert not score_direction(*given, (real, real), 1.0)[0].any()
 
 
 def test_self_forcing_leaves_every_chunk_at_the_same_step(generator, prompts):
@@ -111,7 +114,9 @@ def test_an_update_moves_generator_and_critic_but_not_the_teacher(distill):
     measured = trainer.update()
     assert not torch.equal(before, weights(trainer)) and not torch.equal(critic, trainer.critic.parameters[0])
     assert all(torch.equal(teacher[name], value) for name, value in trainer.teacher.state_dict().items())
-    assert trainer.critic.updates == 2 and {"loss", "critic_loss", "grad_norm", "direction"} <= set(measured)
+    assert trainer.critic.updates == 2 and {"loss", "critic_loss", "teacher_loss", "grad_norm", "direction"} <= set(
+        measured
+    )
 
 
 @pytest.mark.parametrize(("rollouts", "chunks"), [(1, 12), (2, 24), (9, 36)])
@@ -139,13 +144,23 @@ def test_stream_r1_weighs_by_reliability_and_perplexity(distill, codec, reward, 
     trainer = distill(STREAM_R1)
     x0, (embeds, texts) = torch.randn(3, 12, 4, 4, 4), prompts(3, 0)
     weight, _ = trainer._weight(x0, embeds, texts)
-    scorer = reward.windowed(layout, codec)
+    scorer = StreamReward(reward.model, replace(reward.settings, fused=STREAM_R1.fused))
+    scorer = scorer.windowed(layout, codec, apart=True)
     signal = scorer(codec.decode(x0), clip_prompts(embeds, texts), codec.grid(12), need={"perplexity"})
     reliability = (2 * signal.scores.mean(1)).clamp(-2, 2).exp()
     assert weight.shape == (3, 12, 1, 4, 4)
     torch.testing.assert_close(weight.mean((1, 2, 3, 4)), reliability)
     torch.testing.assert_close(weight[:, :, 0], reliability[:, None, None, None] * signal.perplexity)
     assert trainer.balance.count == 1
+
+
+def test_windows_apart_hold_every_frame_once(codec, reward, layout, prompts):
+    embeds, texts = prompts(2, 0)
+    video = codec.decode(torch.randn(2, 12, 4, 4, 4))
+    whole, apart = (reward.windowed(layout, codec, apart).model for apart in (False, True))
+    given = clip_prompts(embeds, texts)
+    assert list(apart.ends) == [1, 3] and list(whole.ends) == [0, 1, 2, 3]
+    torch.testing.assert_close(apart.windows(video, given), whole.windows(video, given)[:, [1, 3]])
 
 
 def test_reliability_needs_a_reward(generator, make_wan, prompts):

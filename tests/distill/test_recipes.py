@@ -90,7 +90,7 @@ def test_sid_of_scores_that_know_nothing_of_x_is_dmd_times_sigma():
     real, fake = (Constant(torch.randn(12, 4, 4, 4)) for _ in range(2))
     x, level = renoise(x0, eps, sigma), sigma[:, None, None, None, None]
     one, other = denoise(real, x, sigma, embeds), denoise(fake, x, sigma, embeds)
-    found = sid_direction(x0, eps, sigma, embeds, torch.zeros(8, 18), (real, fake), 1.0)
+    found, _ = sid_direction(x0, eps, sigma, embeds, torch.zeros(8, 18), (real, fake), 1.0)
     torch.testing.assert_close(found, level * (other - one) / distance(x0, one))
 
 
