@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -73,8 +73,6 @@ class DistillConfig:
     """Weigh latent cells by where the reward is sensitive (Stream-R1): within their frame, frames alone, or both."""
     tau: float = 1.0
     """Temperature at which the axes' saliency is fused: small, the weakest axis alone; infinite, all alike."""
-    fused: bool = False
-    """Saliency by one backward pass of the reward, not one for each axis (see RewardSettings.fused)."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     seed: int = 0
 
@@ -91,7 +89,7 @@ class DistillConfig:
 
     def reading(self, reward: StreamReward) -> StreamReward:
         """The reward as this recipe reads it; a floor of 1 makes weights of 1."""
-        settings = replace(reward.settings, tau=self.tau, axes=self.axes, fused=self.fused)
+        settings = replace(reward.settings, tau=self.tau, axes=self.axes)
         if self.perplexity == "spatial":
             settings = replace(settings, temporal_floor=1.0)
         elif self.perplexity == "temporal":
@@ -112,16 +110,16 @@ class DistillConfig:
             helpers["clips"] = world_clips(stack, self.pool, self.seed)
         return Distill(self, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
 
-    def with_learning_rate(self, rate: float) -> DistillConfig:
+    def with_learning_rate(self, rate: float) -> Self:
         """With another rate of the generator; the critic's stays in proportion."""
         critic = replace(self.critic, learning_rate=self.critic.learning_rate * rate / self.learning_rate)
         return replace(self, critic=critic, generator=replace(self.generator, learning_rate=rate))
 
-    def with_seed(self, seed: int) -> DistillConfig:
+    def with_seed(self, seed: int) -> Self:
         """With another seed."""
         return replace(self, seed=seed)
 
-    def with_batch(self, clips: int) -> DistillConfig:
+    def with_batch(self, clips: int) -> Self:
         """With so many clips an update."""
         return replace(self, batch=clips)
 

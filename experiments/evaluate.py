@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..envs.stack import Stack
 from ..envs.worlds.grammar import GRAMMARS, Clause, Script, chunk_clauses, sample_scripts, script_text
-from ..envs.worlds.oracle import diversity, score_clips, score_streams
+from ..envs.worlds.oracle import LongScores, diversity, score_clips, score_streams
 from ..envs.worlds.world import World
 from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
@@ -27,7 +27,7 @@ from .systems import Chunks, SupportsContinuation, VideoModel, encode_clauses
 AXES = ("VQ", "MQ", "TA", "physics", "total")
 """Folded into an exam's noise, so that no training has met it."""
 LONG = 4
-"""How many times longer than a clip a long stream is."""
+"""How many times longer than a clip a long stream is, where an exam does not say."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class EvalConfig:
     """K, at least 2 for a diversity."""
     long_prompts: int = 8
     """Q; 0 asks for no long streams."""
+    longer: int = 0
+    """Streams of Q more prompts, so many times longer than a clip; 0: none."""
     split: str = "test"
     """Split of the world's scripts; test scripts are looked at once."""
     grammar: str = "plain"
@@ -79,9 +81,9 @@ class EvalConfig:
             return [" ; then ".join(dict.fromkeys(map(str, row))) for row in self.clauses()[:: self.clips]]
         return texts_of(self.scripts())
 
-    def long_scripts(self) -> list[Script]:
+    def long_scripts(self, times: int = LONG) -> list[Script]:
         """The Q scripts of the long streams, of one clause per clip length."""
-        return self._draw(self.long_prompts, LONG)
+        return self._draw(self.long_prompts, times)
 
     def _draw(self, count: int, clauses: int | None) -> list[Script]:
         grammar = GRAMMARS[self.grammar]
@@ -94,7 +96,9 @@ class EvalResult:
     """What a system earned, in the order of the exam's scripts.
 
     scores: per axis of AXES the mean over its K clips [P].   diversity: [P], in the oracle's own unit.
-    late, drift: [Q], empty without long streams.   fps: frames a second, generation and decoding.
+    late, drift: [Q], empty without long streams; further: both of clips [P K] and of longer streams [Q], by how many
+    times longer than a clip they are, where the exam asks for longer ones.
+    fps: frames a second, generation and decoding.
     first_chunk: seconds until a single stream's first chunk is there; None without long streams.
     video: the clips [P, K, F, 3, H, W].   long_video: the long streams [Q, F', 3, H, W].
     """
@@ -103,6 +107,7 @@ class EvalResult:
     diversity: Tensor
     late: Tensor
     drift: Tensor
+    further: dict[int, LongScores]
     fps: float
     first_chunk: float | None
     video: Tensor
@@ -122,16 +127,23 @@ def evaluate(
     groups = video.unflatten(0, (exam.prompts, exam.clips))
     spread = diversity(groups) if exam.clips > 1 else torch.full((exam.prompts,), torch.nan)
     late = drift = torch.empty(0)
-    streams = video[:0]
+    streams, further = video[:0], dict[int, LongScores]()
     if long and exam.long_prompts and not exam.world:
-        rows = [chunk_clauses(script, LONG * exam.chunks) for script in exam.long_scripts()]
-        streams, _ = _make(system, rows, _keys_of(keys[1:], len(rows)), exam.batch)
-        judged = score_streams(streams, rows, exam.frames_per_chunk)
+        streams, judged = _streams(system, exam, keys[1:], LONG)
         late, drift = judged.tail, judged.drift
+        if exam.longer:
+            further = {1: score_streams(video, short, exam.frames_per_chunk)}
+            further[exam.longer] = _streams(system, exam, keys[1:], exam.longer)[1]
     means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in scores.items()}
     fps = len(video) * video.shape[1] / seconds
     waited = _first_chunk(system, short[0], keys[:1]) if long and not exam.world else None
-    return EvalResult(means, spread, late, drift, fps, waited, groups, streams)
+    return EvalResult(means, spread, late, drift, further, fps, waited, groups, streams)
+
+
+def _streams(system: VideoModel, exam: EvalConfig, key: Tensor, times: int) -> tuple[Tensor, LongScores]:
+    rows = [chunk_clauses(script, times * exam.chunks) for script in exam.long_scripts(times)]
+    streams, _ = _make(system, rows, _keys_of(key, len(rows)), exam.batch)
+    return streams, score_streams(streams, rows, exam.frames_per_chunk)
 
 
 def oracle_scores(video: Tensor, rows: Chunks, exam: EvalConfig) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from ..training.mixture import Mixture
 from ..training.recipe import Recipe
 from ..training.sequence import Sequence, Stage
 from .evaluate import EvalConfig
+from .evaluation.upper_bound import OracleWeightedConfig
 from .systems import REFERENCES
 
 METHODS = {
@@ -30,6 +31,7 @@ METHODS = {
     "dmd-balanced": "DMD + spatial + balanced",
     "dmd-reliability": "DMD + inter-reliability",
     "re-dmd": "Re-DMD",
+    "dmd-oracle": "DMD + oracle's error map",
     "dmd&reward": "DMD and reward gradient",
     "dmd&forward": "DMD and forward process",
     "consistency&reward": "causal consistency and reward gradient",
@@ -61,9 +63,9 @@ def kind_of(name: str) -> str:
     return "both" if len({part in RL for part in parts}) > 1 else "rl" if parts[0] in RL else "distillation"
 
 
-ABLATION = ("dmd-spatial", "dmd-balanced", "stream-r1", "dmd-reliability", "re-dmd")
+ABLATION = ("dmd-spatial", "dmd-balanced", "stream-r1", "dmd-reliability", "re-dmd", "dmd-oracle")
 """Parts of Stream-R1 on DMD: weights within a frame, then also reliability and balanced axes, then also weights of
-frames; and reliability alone, of all axes and of motion."""
+frames; reliability alone, of all axes and of motion; and weights that no training may know, as an upper bound."""
 SEQUENCES = ("dmd+forward", "stream-r1+reward")
 FOUR_STEPS = ("continued", "dmd", "stream-r1", "policy", "forward", "reward", "raven")
 """Methods of the comparison at four steps, without its SEQUENCES."""
@@ -75,6 +77,7 @@ METHOD_RECIPES: dict[str, Recipe] = {
     **DISTILL,
     **FINETUNE,
     "raven": FINETUNE["raven"].with_learning_rate(1.7e-5),
+    "dmd-oracle": OracleWeightedConfig(**vars(DISTILL["dmd"])),
     "dmd&reward": Mixture.of((DISTILL["dmd"], 1), (_FREE["reward"], 1)),
     "consistency&reward": Mixture.of((DISTILL["consistency"], 1), (_FREE["reward"], 1)),
     "dmd&forward": Mixture.of((DISTILL["dmd"], 1), (_FREE["forward"], 1)),
@@ -170,7 +173,13 @@ PRESETS = {
             "consistency&reward": 29,
         },
     ),
-    "ablation": replace(_RUNG, student_steps=2, updates=dict.fromkeys(("dmd", *ABLATION), 36), points=6),
+    "ablation": replace(
+        _RUNG,
+        seconds=60,
+        student_steps=2,
+        updates=dict.fromkeys(("dmd", *ABLATION), 24),
+        exam=replace(_RUNG.exam, longer=16),
+    ),
     "one-step": replace(_RUNG, student_steps=1, updates={"dmd": 55, "reward": 80, "dmd&reward": 32}),
     "standard": Preset(
         seconds=40,

@@ -72,7 +72,7 @@ def method_row(name: str, results: _Results, truth: _Results) -> Row:
     """Means over seeds and prompts, the total with its interval, diversity relative to the world's."""
     row = {"kind": "method", "method": name, "label": label_of(name), "seeds": len(results)}
     row |= _axes([result["scores"] for result in results]) | {"iqm": iqm(scores(results))}
-    row |= {"late": _mean(results, "late"), "drift": _mean(results, "drift")}
+    row |= {key: _mean(results, key) for key in results[0] if key.startswith(("late", "drift"))}
     prompts = len(results[0]["diversity"])  # the teacher is examined on fewer
     row["diversity"] = _ratio(_mean(results, "diversity"), _mean(truth, "diversity", prompts))
     row |= spent(results)

@@ -149,6 +149,8 @@ def grades_json(grades: EvalResult) -> dict[str, Any]:
     """Grades as JSON holds them: per prompt, without pictures."""
     scores = {axis: _numbers(score) for axis, score in grades.scores.items()}
     parts = {name: _numbers(getattr(grades, name)) for name in ("diversity", "late", "drift")}
+    for times, found in grades.further.items():
+        parts |= {f"late_{times}": _numbers(found.tail), f"drift_{times}": _numbers(found.drift)}
     return {"scores": scores, **parts, "fps": grades.fps}
 
 

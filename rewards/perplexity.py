@@ -12,17 +12,13 @@ TEMPORAL_FLOOR = 0.2
 SPATIAL_FLOOR = 0.15
 
 
-def axis_shares(scores: Tensor, tau: float = 1.0) -> Tensor:
-    """softmax(-score / tau) of z-scored scores [B, A], without a gradient: same shape."""
-    return torch.softmax(-scores.detach() / tau, dim=-1)
-
-
 def fuse(scores: Tensor, gradients: Tensor, tau: float = 1.0) -> Tensor:
     """Saliency S = sum_m softmax(-score / tau)_m |d score_m / d pixel|: the weaker axis counts more.
 
     scores: z-scored [B, A]. gradients: d score_m / d video, [A, B, F, 3, H, W]. Returns [B, F, H, W], summed over RGB.
     """
-    return torch.einsum("ba,abfhw->bfhw", axis_shares(scores, tau), gradients.abs().sum(dim=3))
+    share = torch.softmax(-scores.detach() / tau, dim=-1)
+    return torch.einsum("ba,abfhw->bfhw", share, gradients.abs().sum(dim=3))
 
 
 def to_latents(saliency: Tensor, grid: Grid) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
 from .microbatch import Microbatcher
-from .perplexity import SPATIAL_FLOOR, TEMPORAL_FLOOR, axis_shares, fuse, intra_perplexity, to_latents
+from .perplexity import SPATIAL_FLOOR, TEMPORAL_FLOOR, fuse, intra_perplexity, to_latents
 from .reward_model import RewardModel, WindowedModel
 from .windows import ChunkLayout
 
@@ -74,9 +74,6 @@ class RewardSettings:
     """The scores to use, in order; None for all of the model's."""
     tau: float = 1.0
     """Temperature at which the saliency of the axes is fused: small, the weakest axis alone; infinite, all alike."""
-    fused: bool = False
-    """Saliency by one backward pass, of the axes' scores in the shares that tau gives them: where the gradients of two
-    axes point apart they cancel, which sums of their sizes do not. Gradients of single axes are not made."""
     temporal_floor: float = TEMPORAL_FLOOR
     """Least weight of a frame before weights are divided by their mean."""
     spatial_floor: float = SPATIAL_FLOOR
@@ -204,19 +201,14 @@ class StreamReward:
             raise NoGradientError(f"no score of {axes} depends on the pixels by a gradient: ask for scores")
         if not {"saliency", "perplexity"}.intersection(names):
             return {"gradient": torch.autograd.grad(scores.mean(dim=-1).sum(), video, retain_graph=True)[0]}
-        one = self.settings.fused and "gradient" not in names
-        gradients = self._fused_gradient(scores, video) if one else self._axis_gradients(scores, video)
-        found = {"saliency": gradients.abs().sum(dim=2) if one else fuse(scores, gradients, self.settings.tau)}
+        gradients = self._axis_gradients(scores, video)
+        found = {"saliency": fuse(scores, gradients, self.settings.tau)}
         if "perplexity" in names and grid is not None:
             floors = self.settings.temporal_floor, self.settings.spatial_floor
             found["perplexity"] = intra_perplexity(to_latents(found["saliency"], grid), *floors)
         if "gradient" in names:
             found["gradient"] = gradients.mean(dim=0)
         return {name: found[name] for name in names}
-
-    def _fused_gradient(self, scores: Tensor, video: Tensor) -> Tensor:
-        total = (scores * axis_shares(scores, self.settings.tau)).sum()
-        return torch.autograd.grad(total, video, retain_graph=True)[0]
 
     def _axis_gradients(self, scores: Tensor, video: Tensor) -> Tensor:
         """d score_m / d video on the one retained graph, [A, B, F, 3, H, W]; exact, since rows do not interact."""

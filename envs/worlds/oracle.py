@@ -13,7 +13,8 @@ from .grammar import Clause
 from .oracle_fit import anchor_of, area_of
 from .oracle_law import CHUNKS_PER_SEGMENT, Explained, Segments, cut, explain
 from .oracle_measure import Measures, measure
-from .scene import BACKGROUND, LIGHT_GAIN, RGB, SIDE, SPEED, Orders, margin
+from .render import render
+from .scene import BACKGROUND, LIGHT_GAIN, RGB, SIDE, SPEED, Orders, Scene, margin
 
 ORACLE_AXES = ("VQ", "MQ", "TA", "physics")
 TAIL_SHARE = 0.15
@@ -77,6 +78,23 @@ def score_streams(
     head = _average(frames[:, :end], weight[:, :end]).total
     tail = _average(frames[:, -end:], weight[:, -end:]).total
     return LongScores(windows, windows.mean(1), tail, (tail - head).abs())
+
+
+def error_map(video: Tensor, chunk_clauses: Sequence[Sequence[Clause]], frames_per_chunk: int) -> Tensor:
+    """Where a video [B, F, 3, 32, 32] is wrong: the root mean square, over RGB, of its distance [B, F, 32, 32] from a
+    faultless one, which shows what the prompts ask for on the lawful course nearest to what is seen."""
+    seen, segments = measure(video), cut(chunk_clauses, frames_per_chunk, True, video.device)
+    here, of = segments.order.take(segments.of_frame.flatten()), segments.of_frame
+    shape, radius = here.shape.view(of.shape), here.radius.view(of.shape)
+    weight = (seen.visible.square() + 0.01).clamp_max(1) * (seen.presence + 1e-3)
+    moved = explain(anchor_of(seen.centre, radius, shape), seen.presence > 0.3, weight, segments)
+    within = torch.arange(of.shape[1], device=video.device) - segments.first[of]
+    rgb, gain = (video.new_tensor(table) for table in (RGB, LIGHT_GAIN))
+    colour, light = rgb[here.colour].view(*of.shape, 3), gain[here.light].view(*of.shape, 3)
+    occluder = here.occluder.view(of.shape)[:, 0]
+    return (
+        (video - render(Scene(moved.law[of, within], radius, shape, colour, light, occluder))).square().mean(2).sqrt()
+    )
 
 
 def diversity(groups: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from reelgym.models.generator import StreamState, generate_chunk, stream
 from reelgym.models.sampler import renoise, shifted
 from reelgym.noise import normal, stream_keys, uniform
 from reelgym.rewards.reliability import BalanceConfig
-from reelgym.rewards.stream_reward import StreamReward
 from reelgym.rewards.windows import clip_prompts
 from reelgym.training.learner import LearnerConfig
 from reelgym.training.loop import fit
@@ -144,8 +143,7 @@ def test_stream_r1_weighs_by_reliability_and_perplexity(distill, codec, reward, 
     trainer = distill(STREAM_R1)
     x0, (embeds, texts) = torch.randn(3, 12, 4, 4, 4), prompts(3, 0)
     weight, _ = trainer._weight(x0, embeds, texts)
-    scorer = StreamReward(reward.model, replace(reward.settings, fused=STREAM_R1.fused))
-    scorer = scorer.windowed(layout, codec, apart=True)
+    scorer = reward.windowed(layout, codec, apart=True)
     signal = scorer(codec.decode(x0), clip_prompts(embeds, texts), codec.grid(12), need={"perplexity"})
     reliability = (2 * signal.scores.mean(1)).clamp(-2, 2).exp()
     assert weight.shape == (3, 12, 1, 4, 4)

@@ -54,6 +54,12 @@ def test_the_world_passes_and_a_coarse_codec_does_not():
     assert (truth.diversity > 0.05).all()
 
 
+def test_longer_streams_are_judged_beside_the_long_ones():
+    found = evaluate(GroundTruth(3), EvalConfig(prompts=2, clips=2, long_prompts=1, longer=6), seed=0)
+    assert {times: (len(one.tail), len(one.drift)) for times, one in found.further.items()} == {1: (4, 4), 6: (1, 1)}
+    assert min(float(one.tail.min()) for one in found.further.values()) > 0.9 and found.late.shape == (1,)
+
+
 def test_rows_do_not_depend_on_their_batch(student):
     clauses = [chunk_clauses(script, 4) for script in EXAM.scripts()[:2]]
     keys = stream_keys(3, 2)

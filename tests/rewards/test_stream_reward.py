@@ -129,23 +129,6 @@ def test_perplexity_and_gradient_are_those_of_the_formulas() -> None:
     assert torch.allclose(alone.gradient, signal.gradient)
 
 
-def test_fused_saliency_is_of_the_axes_in_their_shares_by_one_backward_pass() -> None:
-    model, video, grid = Counting(), torch.rand(2, 4, 3, 4, 4), frame_grid(4)
-    exact = StreamReward(model)(video, batch(2), grid, need={"saliency"})
-    model.backwards = 0
-    fused = StreamReward(model, RewardSettings(fused=True))
-    found = fused(video, batch(2), grid, need={"saliency"}).saliency
-    assert model.backwards == 1
-    leaf = video.clone().requires_grad_()
-    scores = fused.score(leaf, batch(2)).scores
-    (gradient,) = torch.autograd.grad((scores * torch.softmax(-exact.scores, -1)).sum(), leaf)
-    torch.testing.assert_close(found, gradient.abs().sum(2))
-    assert exact.saliency is not None and (found <= exact.saliency + 1e-6).all()
-    alone = RewardSettings(fused=True, axes=("MQ",)), RewardSettings(axes=("MQ",))
-    one, other = (StreamReward(model, settings)(video, batch(2), need={"saliency"}).saliency for settings in alone)
-    torch.testing.assert_close(one, other)
-
-
 def test_rows_are_independent_at_any_batch_size(tiny: StreamReward) -> None:
     torch.manual_seed(3)
     video, grid, need = torch.rand(4, 4, 3, 32, 32), Grid(torch.arange(4), 8, 8), {"perplexity", "gradient"}

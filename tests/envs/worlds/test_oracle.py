@@ -9,7 +9,7 @@ import torch
 from reelgym.envs.worlds import fakes
 from reelgym.envs.worlds.camera import CAMERAS, blurred, shoot
 from reelgym.envs.worlds.grammar import COLOURS, GRAMMARS, SHAPES, chunk_clauses, parse, sample_scripts
-from reelgym.envs.worlds.oracle import ORACLE_AXES, diversity, score_clips, score_streams
+from reelgym.envs.worlds.oracle import ORACLE_AXES, diversity, error_map, score_clips, score_streams
 from reelgym.envs.worlds.render import render
 from reelgym.envs.worlds.scene import BACKGROUND, SIDE, margin, roll
 
@@ -150,6 +150,19 @@ def test_small_errors_cost_little():
     grain = 0.01 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
     assert ((soft + grain - video) ** 2).mean() > 3e-4
     assert score_clips((soft + grain).clamp(0, 1), clauses, 3).total.mean() >= 0.95
+
+
+@pytest.mark.parametrize("name", ["plain", "full"])
+def test_an_error_map_lies_on_the_errors_alone(name):
+    clauses, _, video = truth(name)
+    spoilt = video.clone()
+    spoilt[:, 5:7, :, :6, 26:] += 0.2
+    assert error_map(video, clauses, 3).mean() < 2e-3
+    found = error_map(spoilt, clauses, 3)
+    there = torch.zeros_like(found, dtype=torch.bool)
+    there[:, 5:7, :6, 26:] = True
+    assert found[there].mean() > 20 * found[~there].mean()
+    torch.testing.assert_close(found[there].median(), torch.tensor(0.2), atol=0.02, rtol=0)
 
 
 def test_a_score_does_not_depend_on_the_batch():
