@@ -178,7 +178,8 @@ PRESETS = {
         seconds=60,
         student_steps=2,
         updates=dict.fromkeys(("dmd", *ABLATION), 24),
-        exam=replace(_RUNG.exam, longer=16),
+        exam=replace(_RUNG.exam, longer=16, long_prompts=4),
+        points=3,
     ),
     "one-step": replace(_RUNG, student_steps=1, updates={"dmd": 55, "reward": 80, "dmd&reward": 32}),
     "standard": Preset(
