@@ -29,7 +29,7 @@ from ..rewards.compose import as_reward
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .prompt_source import ScriptPrompts, world_prompts
-from .stack_file import PART_KINDS, StackFile, TeacherPart, read_stack_file
+from .stack_file import PART_KINDS, StackFile, TeacherFile, read_stack_file
 from .stack_parts import Make, digest_of_part, files_of_part, make_parts
 from .worlds.world import PromptRows, World
 
@@ -164,7 +164,7 @@ class Stack:
     def teacher_sampling(self) -> TeacherSampling | None:
         """How the teacher is sampled, and guided wherever it is asked; None: a shipped one, as recipes say."""
         part = self.said.parts.get("teacher")
-        return part.sampling if isinstance(part, TeacherPart) and not part.is_tiny else None
+        return part.sampling if isinstance(part, TeacherFile) and not part.is_tiny else None
 
     @property
     def teacher(self) -> CausalWan:

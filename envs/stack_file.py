@@ -29,7 +29,7 @@ class StackFileError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PartFile:
     """A part in a folder of `reelgym train`, or of one's own."""
 
     weights: str
@@ -48,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerPart(Part):
+class TransformerFile(PartFile):
     """Wan's transformer, in any layout that `models.wan_files` reads."""
 
     config: str | None = None
@@ -62,7 +62,7 @@ class TransformerPart(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentPart(TransformerPart):
+class StudentFile(TransformerFile):
     """What streams."""
 
     steps: int | None = None
@@ -72,7 +72,7 @@ class StudentPart(TransformerPart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherPart(TransformerPart):
+class TeacherFile(TransformerFile):
     """What teaches: bidirectional, over whole clips."""
 
     steps: int = TeacherSampling.steps
@@ -89,7 +89,7 @@ class TeacherPart(TransformerPart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecPart(Part):
+class CodecFile(PartFile):
     """AutoencoderKLWan, from a folder of diffusers or the original file."""
 
     dtype: Dtype | None = None
@@ -97,7 +97,7 @@ class CodecPart(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderPart(Part):
+class EncoderFile(PartFile):
     """UMT5, from a folder with text_encoder/ and tokenizer/."""
 
     text_len: int = 512
@@ -107,7 +107,7 @@ class EncoderPart(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardPart(Part):
+class RewardFile(PartFile):
     """VideoReward, or a small one of `reelgym train reward`, or one that is shipped (local)."""
 
     backbone: str | None = None
@@ -122,15 +122,15 @@ class RewardPart(Part):
     """VideoReward: of its backbone's weights; by default the stack's."""
 
 
-PART_KINDS: dict[str, type[Part]] = {
-    "codec": CodecPart,
-    "encoder": EncoderPart,
-    "student": StudentPart,
-    "teacher": TeacherPart,
-    "reward": RewardPart,
-    "heldout": RewardPart,
-    "detector": Part,
-    "rival": Part,
+PART_KINDS: dict[str, type[PartFile]] = {
+    "codec": CodecFile,
+    "encoder": EncoderFile,
+    "student": StudentFile,
+    "teacher": TeacherFile,
+    "reward": RewardFile,
+    "heldout": RewardFile,
+    "detector": PartFile,
+    "rival": PartFile,
 }
 """Parts that a stack.toml may name."""
 _PATHS = ("weights", "config", "backbone", "template")
@@ -140,7 +140,7 @@ _PATHS = ("weights", "config", "backbone", "template")
 class StackFile:
     """How a stack is read. Where a field is None or lacks something, the base's counts, and then a default."""
 
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, PartFile] = field(default_factory=dict)
     layout: ChunkLayout = TINY_LAYOUT
     """How a clip is cut."""
     cache: Mapping[str, Any] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class StackFile:
         """These parts read from other folders, all else as it is."""
         parts = dict(self.parts)
         for name, place in places.items():
-            known = PART_KINDS.get(name, Part)
+            known = PART_KINDS.get(name, PartFile)
             kept = parts[name] if name in parts else known(weights="")
             parts[name] = replace(kept, weights=str(place))
         return replace(self, parts=parts)
@@ -213,7 +213,7 @@ def read_stack_file(path: Path) -> tuple[str, dict[str, Any]]:
     return top.base, found | {"data": data}
 
 
-def _part(name: str, said: Any, path: Path) -> Part:
+def _part(name: str, said: Any, path: Path) -> PartFile:
     """A part, whose paths are from where the toml lies."""
     where = f"{path}: [parts.{name}]"
     if not isinstance(said, str | dict):

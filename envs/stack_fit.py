@@ -28,7 +28,7 @@ class PartSize:
     bytes: int
 
 
-def describe(name: str, part: Any) -> PartSize:
+def part_size(name: str, part: Any) -> PartSize:
     """What a part is."""
     network = _network(part)
     if network is None:

@@ -25,7 +25,7 @@ from ..models.wan import CausalWan
 from ..models.wan_files import load_transformer, load_vae, transformer_config
 from ..plugins import find, resolve
 from ..rewards.compose import as_reward
-from .stack_file import CodecPart, EncoderPart, Part, RewardPart, StackFile, StudentPart, TransformerPart
+from .stack_file import CodecFile, EncoderFile, PartFile, RewardFile, StackFile, StudentFile, TransformerFile
 
 Make = Callable[[], Any]
 READS: tuple[Literal["student"], Literal["reward"]] = ("student", "reward")
@@ -65,7 +65,7 @@ def digest_of_part(name: str, place: Path) -> str:
     return quick_digest(files_of_part(name, place))
 
 
-def _load(name: str, part: Part, said: StackFile, parts: Mapping[str, Make], device: torch.device) -> Any:
+def _load(name: str, part: PartFile, said: StackFile, parts: Mapping[str, Make], device: torch.device) -> Any:
     """One part, frozen, on the device."""
     place = part.place
     if place is None:
@@ -75,37 +75,37 @@ def _load(name: str, part: Part, said: StackFile, parts: Mapping[str, Make], dev
     if has_checkpoint(place):
         known: Any = name
         network = load_tiny(known, place, device).requires_grad_(False)
-        return as_reward(network) if isinstance(part, RewardPart) else network
+        return as_reward(network) if isinstance(part, RewardFile) else network
     dtype = getattr(torch, getattr(part, "dtype", None) or said.dtype or "float32")
-    if isinstance(part, TransformerPart):
+    if isinstance(part, TransformerFile):
         return _frozen(_transformer(part, place, said, parts, dtype), device)
-    if isinstance(part, CodecPart):
+    if isinstance(part, CodecFile):
         codec = WanCodec(load_vae(place), said.size or StreamSettings.size)
         nn.Module.to(codec.vae, dtype)  # diffusers' own warns of a list that is empty here
         return _frozen(codec, device)
-    if isinstance(part, EncoderPart):
+    if isinstance(part, EncoderFile):
         return UMT5TextEncoder.from_pretrained(place, part.text_len, dtype, device)
-    if isinstance(part, RewardPart):
+    if isinstance(part, RewardFile):
         return as_reward(_videoreward(part, place, said, dtype, device))
     raise CheckpointError(f"{place}: no {name} that is known; give a folder of `reelgym train`, or an import path")
 
 
 def _transformer(
-    part: TransformerPart, place: Path, said: StackFile, parts: Mapping[str, Make], dtype: torch.dtype
+    part: TransformerFile, place: Path, said: StackFile, parts: Mapping[str, Make], dtype: torch.dtype
 ) -> CausalWan:
     """Wan as a student, or as a teacher, which remembers nothing."""
     config = None if part.config is None else transformer_config(_inside(Path(part.config), "transformer"))
     transformer = load_transformer(place, config=config, which=part.which, dtype=dtype)
     encoder, chunk = said.parts.get("encoder"), said.layout.frames_per_chunk
-    if isinstance(encoder, EncoderPart) and encoder.place and not encoder.is_tiny:
+    if isinstance(encoder, EncoderFile) and encoder.place and not encoder.is_tiny:
         length = encoder.text_len  # known before anything is loaded
     else:
         length = parts["encoder"]().text_len if "encoder" in parts else StreamSettings.text_len
-    kept = {"cache": replace(LONG_CACHE, **said.cache)} if isinstance(part, StudentPart) else {}
+    kept = {"cache": replace(LONG_CACHE, **said.cache)} if isinstance(part, StudentFile) else {}
     return CausalWan(transformer, chunk, length, rope_theta=part.rope_theta, **kept)
 
 
-def _videoreward(part: RewardPart, place: Path, said: StackFile, dtype: torch.dtype, device: torch.device) -> Any:
+def _videoreward(part: RewardFile, place: Path, said: StackFile, dtype: torch.dtype, device: torch.device) -> Any:
     if not (place / "model_config.json").is_file():
         raise CheckpointError(
             f"{place}: no reward that is known; give VideoReward's folder (with model_config.json), one of `reelgym "
@@ -124,7 +124,7 @@ def _generator(said: StackFile, parts: Mapping[str, Make]) -> Generator:
     refuse_unfit(model, codec, prompt_width(said, parts))
     if said.cache:
         model = model.with_cache(replace(model.cache_config, **said.cache))
-    steps, shift = (part.steps, part.shift) if isinstance(part, StudentPart) else (None, StudentPart.shift)
+    steps, shift = (part.steps, part.shift) if isinstance(part, StudentFile) else (None, StudentFile.shift)
     if part is not None and part.is_tiny and part.place is not None:
         steps = steps or int(load_manifest("student", part.place).get("sampler_steps", STEPS))
     return build_generator(model, codec, steps or STEPS, shift)

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a part of the tiny stack (codec, teacher, student, reward, heldout, detector, rival) or an agent",
     "finetune": "fine-tune the student by RL, watched by a guard against reward hacking",
     "distill": "distil the student from its teacher (DMD, Stream-R1), watched by the same guard",
+    "stack init": "write a commented stack.toml for the weights that you have",
     "stack check": "load every part of a stack of your own, see whether they fit, and make a chunk, a score, an update",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "ablate": "add the parts of Stream-R1 to DMD one by one, on a student of two steps",
@@ -40,7 +41,7 @@ USAGE = "\n".join(
         "",
         *(f"  {name:<16} {help_line}" for name, help_line in COMMANDS.items()),
         "",
-        "All take --seed, --device and --out, and --debug for a traceback where an error is one line.",
+        "All that compute take --seed, --device and --out, and all --debug for a traceback where an error is one line.",
     ]
 )
 

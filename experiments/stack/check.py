@@ -18,7 +18,7 @@ from ...agents.finetune_recipes import FINETUNE
 from ...distill.recipes import DISTILL
 from ...envs.stack import Stack
 from ...envs.stack_file import PART_KINDS
-from ...envs.stack_fit import clip_words, describe, misfits
+from ...envs.stack_fit import clip_words, misfits, part_size
 from ...models.generator import chunks
 from ...models.prompts import PromptBatch
 from ...noise import stream_keys
@@ -57,7 +57,7 @@ def run(config: Config) -> None:
         except Exception as error:  # what the others have to say is of use too
             faults.append(f"{name}: {_one_line(error)}")
             continue
-        size = describe(name, parts[name])
+        size = part_size(name, parts[name])
         rows.append(
             {"kind": "part", "name": name, "what": size.what, "parameters": size.parameters, "bytes": size.bytes}
         )
@@ -74,7 +74,7 @@ def run(config: Config) -> None:
         seconds, peak = time.perf_counter() - began, _peak_bytes(device)
         rows.append({"kind": "trial", "name": name, "what": told, "seconds": seconds, "peak_bytes": peak})
         print(f"{name:<9} {seconds:>6.2f} s {amount(peak)}B".ljust(30), told, flush=True)
-    total = sum(describe(name, part).bytes for name, part in parts.items())
+    total = sum(part_size(name, part).bytes for name, part in parts.items())
     text = f"{config.file} fits: {len(parts)} parts, {amount(total)}B; beside each trial the most memory until then"
     publish(["reelgym", "stack", "check", config.file], config, [config.seed], rows, text, device)
 

@@ -1,14 +1,20 @@
 """A stack of one's own: what its toml may say, what each fault is told as, and the check of it."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from reelgym.envs.stack import Stack, StackSpec
 from reelgym.experiments import cli
 from reelgym.models.codec import WanCodec
 from reelgym.models.umt5 import UMT5TextEncoder
 from reelgym.models.videoreward import VideoReward
+from reelgym.models.wan_files import load_transformer
+
+STACKS = Path(__file__).parent.parent.parent / "docs" / "stacks"
 
 
 def check(toml, capsys, *options):
@@ -108,3 +114,56 @@ def test_a_part_that_does_not_fit_is_one_line(real_stack, capsys, old, new, word
     assert (
         status == 1 and error.startswith(f"reelgym: error: {real_stack.with_name('edited.toml')}: ") and words in error
     )
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch, wan_folder, qwen_files):
+    """The working folder of who has downloaded what docs/stacks names, in the small."""
+    monkeypatch.chdir(tmp_path)
+    for name, place in (
+        ("Wan2.1-T2V-1.3B-Diffusers", wan_folder),
+        ("VideoReward", qwen_files.reward),
+        ("Qwen2-VL-2B-Instruct", qwen_files.backbone),
+        ("VideoAlign", qwen_files.template),
+        ("runs/finetune-reward/student", wan_folder),
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).symlink_to(place)
+    torch.save({"generator_ema": load_transformer(wan_folder).state_dict()}, "self_forcing_dmd.pt")
+    Path("prompts.txt").write_text("a red circle moves left\n")
+    Path("clips").mkdir()
+    return tmp_path
+
+
+INIT = (
+    "stack init --wan Wan2.1-T2V-1.3B-Diffusers --checkpoint self_forcing_dmd.pt --reward VideoReward "
+    "--backbone Qwen2-VL-2B-Instruct --template VideoAlign --prompts prompts.txt --out wan-1.3b.toml"
+).split()
+
+
+def test_the_examples_are_what_init_writes_and_commands_read(downloads, capsys):
+    assert cli.main(INIT) == 0, capsys.readouterr().err
+    assert Path("wan-1.3b.toml").read_text() == (STACKS / "wan-1.3b.toml").read_text()
+    written = Stack.load("wan-1.3b.toml")
+    assert written.layout.chunks == 7 and written.fps == 16 and written.codec.size == (480, 832)
+    assert written.student().model.dtype == torch.float32 and written.teacher.dtype == torch.bfloat16
+    shutil.copy(STACKS / "mixture.toml", "mixture.toml")
+    mixture = Stack.load("mixture.toml")
+    assert mixture.layout.chunks == 3 and set(mixture.data) == {"prompts", "clips"}
+    assert len(mixture.generator.sigmas) == 2 and mixture.reward.model.axes == ("VQ", "MQ", "TA")
+    tiny = Stack.load(STACKS / "tiny.toml")
+    assert tiny.layout.chunks == 6 and type(tiny.heldout.model).__name__ == "LocalReward"
+
+
+def test_init_says_what_it_misses(downloads, capsys):
+    Path("there.toml").write_text("")
+    for options, words in (
+        (["--wan", "VideoReward"], "has neither vae/ nor Wan2.1_VAE.pth"),
+        (["--wan", "Wan2.1-T2V-1.3B-Diffusers", "--out", "there.toml"], "is there already"),
+        (["--wan", "Wan2.1-T2V-1.3B-Diffusers", "--reward", "nothing"], "[parts.reward]: no folder or file nothing"),
+        (["--wan", "Wan2.1-T2V-1.3B-Diffusers", "--encoder", "VideoReward"], "has no text_encoder/"),
+    ):
+        assert cli.main(["stack", "init", *options]) == 1
+        assert words in capsys.readouterr().err and not Path("stack.toml").exists()
+    assert cli.main(["stack", "init", "--wan", "Wan2.1-T2V-1.3B-Diffusers"]) == 0
+    assert not Stack.load("stack.toml").has("reward") and not Stack.load("stack.toml").data
