@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..envs.encoded import data_of
 from ..envs.stack import Stack
 from ..envs.worlds.clips import encode_clips, make_clips
 from ..models.generator import Generator
@@ -73,7 +74,9 @@ class CausalInitConfig:
 
 
 def world_clips(stack: Stack, pool: int, seed: int) -> LatentSampler:
-    """Draws from so many clips of the world that pretraining has not met."""
+    """Draws from the stack's own clips, or else from so many of the world that pretraining has not met."""
+    if "clips" in stack.data:
+        return data_of(stack).clips("train", seed)
     world = make_clips(pool, split="train", seed=SeedDomain.FRESH_CLIPS + seed, grammar=stack.grammar)
     encoded = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
 

@@ -45,11 +45,15 @@ class ScriptPrompts:
 
     def encode(self, scripts: Sequence[str | Sequence[str]]) -> tuple[Tensor, Texts]:
         """Scripts, or rows of n prompts, as embeddings [B, n, L, D] and texts; ValueError where the count differs."""
-        texts = tuple(tuple(chunk_prompts(row, self.chunks)) if isinstance(row, str) else tuple(row) for row in scripts)
+        texts = tuple(self.spread(row) if isinstance(row, str) else tuple(row) for row in scripts)
         for row in texts:
             if len(row) != self.chunks:
                 raise ValueError(f"a row of {len(row)} prompts was given where a clip has {self.chunks} chunks: {row}")
         return torch.stack([torch.stack([self._embed(text) for text in row]) for row in texts]), texts
+
+    def spread(self, script: str) -> tuple[str, ...]:
+        """One prompt for each chunk; PromptError for a script that the world does not know."""
+        return tuple(chunk_prompts(script, self.chunks))
 
     def _embed(self, text: str) -> Tensor:
         if text not in self._known:

@@ -28,6 +28,8 @@ from ..plugins import find
 from ..rewards.compose import as_reward
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
+from .data_files import files_of_data
+from .encoded import data_of
 from .prompt_source import ScriptPrompts, world_prompts
 from .stack_file import PART_KINDS, StackFile, TeacherFile, read_stack_file
 from .stack_parts import Make, digest_of_part, files_of_part, make_parts
@@ -88,11 +90,8 @@ class Stack:
 
     def with_parts(self, **live: Any) -> Stack:
         """The same stack with these objects as parts (`reward`, `heldout`: see `rewards.compose.as_reward`)."""
-        unknown = sorted(set(live) - {*NETWORKS, "encoder", "grammar", "generator", "world"})
-        if unknown:
-            raise ValueError(
-                f"a stack has no {', '.join(unknown)}: its parts are {', '.join(NETWORKS)}, encoder, grammar"
-            )
+        if unknown := sorted(set(live) - {*NETWORKS, "encoder", "grammar", "generator", "world"}):
+            raise ValueError(f"a stack has no {', '.join(unknown)}; it has {', '.join(NETWORKS)}, encoder, grammar")
         ready = {name: as_reward(part) if name in ("reward", "heldout") else part for name, part in live.items()}
         parts: dict[str, Make] = {**self.parts, **{name: partial(_same, part) for name, part in ready.items()}}
         return replace(self, parts=parts, said=self.said.without(*live))
@@ -208,8 +207,10 @@ class Stack:
     def prompts(
         self, split: str = "train", *, grammar: str | None = None, layout: ChunkLayout | None = None
     ) -> ScriptPrompts:
-        """Scripts of the world from a split, one prompt per chunk; grammar: of ShapeStream, if not the stack's."""
+        """Its own prompts or scripts of the world, one prompt per chunk; grammar: of ShapeStream, if not its own."""
         chunks, world = (layout or self.layout).chunks, self.world
+        if "prompts" in self.data and grammar is None:
+            return data_of(self if layout is None else replace(self, layout=layout)).prompts(split)
         if not (world or grammar or self.has("grammar")):
             raise ValueError(f'{self.folder}: this stack has no prompts; say prompts = "FILE" in its toml')
         if world is not None and grammar is None:
@@ -243,12 +244,13 @@ class StackSpec:
     @property
     def depends_on(self) -> list[Path | str]:
         """What else decides what is loaded: manifests (with digests), a stack.toml, its import paths."""
-        said = self.load().said
+        stack = self.load()
+        said = stack.said
         files = [file for name, part in said.parts.items() if part.place for file in files_of_part(name, part.place)]
         own = [part.weights for part in said.parts.values() if part.place is None]
         toml = self.stack.endswith(".toml")
         named: list[Path | str] = [Path(self.stack), read_stack_file(Path(self.stack))[0]] if toml else []
-        return [*sorted(files), *own, *named]
+        return [*sorted(files), *files_of_data(stack.data), *own, *named]
 
 
 @lru_cache(maxsize=2)

@@ -5,14 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from reelgym.agents.finetune_recipes import RECIPES
 from reelgym.checkpoint import sha256_file
 from reelgym.distill.recipes import DISTILL
+from reelgym.envs.stack import Stack, StackSpec
 from reelgym.experiments import cli
 from reelgym.experiments.finetune import Config
 from reelgym.experiments.train_student import changed
 from reelgym.models.tiny import load_manifest, load_tiny, save_tiny
+from reelgym.video import read_video, write_video
 
 SIZE = ["--every", "1", "--validation", "2", "--device", "cpu"]
 
@@ -66,6 +69,30 @@ def test_the_cache_that_it_trains_with_is_kept_and_held_to(stack, tmp_path, caps
     assert (cache.window_frames, cache.sink_frames, cache.eviction) == (6, 3, "ema")
     assert finetune(stack, tmp_path / "at", "--updates", "2", "--no-guard") == 1
     assert "or another cache" in capsys.readouterr().err
+
+
+def test_on_prompts_and_clips_of_ones_own(stack, tmp_path, capsys):
+    said = [("a red circle moves left", "train"), ("a blue square moves up ; then a red circle rests", "train")]
+    rows = [{"text": text, "split": split} for text, split in [*said, ("a red square rests", "validation")]]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "clips").mkdir()
+    for number in range(2):
+        frames = torch.randint(256, (12, 32, 32, 3), generator=torch.Generator().manual_seed(number))
+        write_video(tmp_path / "clips" / f"{number}.mp4", frames.to(torch.uint8), 8, made_by=None)
+    lines = [json.dumps({"file_name": f"{n}.mp4", **row}) + "\n" for n, row in enumerate(rows[:2])]
+    (tmp_path / "clips" / "metadata.jsonl").write_text("".join(lines))
+    toml = tmp_path / "stack.toml"
+    toml.write_text(f'base = "{stack}"\nprompts = "prompts.jsonl"\nclips = "clips"\n')
+    mine = Stack.load(toml)
+    played = {text for row in mine.prompts()(8, 0)[1] for text in row}
+    assert played == {"a red circle moves left", "a blue square moves up", "a red circle rests"}
+    assert finetune(toml, tmp_path / "at", "--updates", "1") == 0, capsys.readouterr().err
+    trainer = DISTILL["continued"].with_batch(3).trainer(mine, mine.student())
+    x0, embeds = trainer.clips(3, 0)
+    assert x0.shape[:2] == (3, 12) and embeds.shape[:2] == (3, 4) and trainer.update()["grad_norm"] > 0
+    clean = mine.codec.encode(read_video(tmp_path / "clips" / "0.mp4")[0].permute(0, 3, 1, 2)[None] / 255)
+    assert (x0 - clean).abs().flatten(1).amax(1).min() < 1e-5
+    assert (tmp_path / "clips" / "0.mp4") in StackSpec(str(toml)).depends_on
 
 
 def test_recipes_can_be_changed_and_wrong_ones_are_told(stack, tmp_path, capsys):
