@@ -14,7 +14,7 @@ from typing import Any
 SPLITS = ("train", "validation", "test")
 TEXT_COLUMNS = ("text", "prompt", "caption")
 """Under which of these names a column holds what is asked for."""
-METADATA = ("metadata.jsonl", "metadata.csv")
+CAPTION_FILES = ("metadata.jsonl", "metadata.csv")
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"}
 THEN = re.compile(r"\s*;\s*then\s+")
 """Between the parts of a prompt that changes on the way."""
@@ -96,10 +96,10 @@ def read_clip_folder(folder: str | Path) -> tuple[list[ClipFile], list[str]]:
     DataFileError for a folder without metadata, or with metadata that cannot be read.
     """
     folder = Path(folder)
-    there = [folder / name for name in METADATA if (folder / name).is_file()]
+    there = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
     if len(there) != 1:
         what = "has both" if there else "is no folder with" if not folder.is_dir() else "has neither"
-        raise DataFileError(f"{folder}: {what} {' and '.join(METADATA) if there else ' or '.join(METADATA)}")
+        raise DataFileError(f"{folder}: {what} {' and '.join(CAPTION_FILES) if there else ' or '.join(CAPTION_FILES)}")
     clips: dict[str, ClipFile] = {}
     lost, twice = list[str](), list[str]()
     for where, row in _rows(there[0]):
@@ -127,7 +127,7 @@ def files_of_data(data: Mapping[str, Path]) -> list[Path]:
 
 def _clip_files(folder: Path) -> list[Path]:
     """Metadata and videos, wherever below the folder these are; no hidden ones."""
-    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    files = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     return [*files, *(path for path in found if not path.name.startswith("."))]
 
