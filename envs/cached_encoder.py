@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,16 @@ class CachedEncoder:
             self.store.put(self._key(text), embed[:used])
         self.store.put(self._key(None), torch.tensor(found.shape[1:]))
         return {}
+
+    def release(self) -> None:
+        """Let go of the encoder, until it is needed again."""
+        self.__dict__.pop("_encoder", None)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the encoder has."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._encoder, name)
 
     @cached_property
     def _encoder(self) -> TextEncoder:

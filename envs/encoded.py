@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..models.prompts import TextEncoder
 from ..noise import update_seed
 from ..video import VideoError, read_video
 from .cached_encoder import CachedEncoder, FilePrompts, encoding_bar, tell
-from .data_files import ClipFile, DataFileError, listed, read_clip_folder, read_prompts, split_by_hash, spread
+from .data_files import SPLITS, ClipFile, DataFileError, listed, read_clip_folder, read_prompts, split_by_hash, spread
 from .stack_parts import files_of_part
 from .tensor_cache import FileDigests, TensorCache, cache_key, digest_of
 
@@ -102,14 +102,14 @@ class EncodedData:
         keys, texts = zip(*rows, strict=True)
         return ClipLatents(keys, texts, self.store, self.text_encoder, self.device, seed)
 
-    def fill(self) -> dict[str, int]:
-        """Encode all that the cache lacks; how many prompts and clips there are, by split."""
-        counts: dict[str, int] = {}
-        for name, rows in (("prompts", self._prompts), ("clips", self._clips)):
-            if name in self.data:
-                for row in rows:
-                    counts[f"{name}, {row[-1]}"] = counts.get(f"{name}, {row[-1]}", 0) + 1
-        return counts
+    def fill(self) -> dict[str, dict[str, int]]:
+        """Encode all that the cache lacks; how many prompts and clips there are of each split."""
+        rows: dict[str, list[Any]] = {"prompts": self._prompts, "clips": self._clips}
+        return {
+            name: {split: sum(row[-1] == split for row in rows[name]) for split in SPLITS}
+            for name in rows
+            if name in self.data
+        }
 
     @cached_property
     def store(self) -> TensorCache:
@@ -153,6 +153,7 @@ class EncodedData:
             except ValueError as error:
                 lost.append(f"{name}: {error}")
         faults = self.text_encoder.fill([text for *_, texts in fitting for text in texts])
+        self.text_encoder.release()
         lost += [f"{name}: {faults[t]}" for name, _, texts in fitting for t in texts[:1] if t in faults]
         return [(kept, texts) for _, kept, texts in fitting if not faults.keys() & set(texts)], lost
 
@@ -238,9 +239,22 @@ def covering(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return cut.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
-@lru_cache(maxsize=4)
+def encoder_of(stack: Any) -> TextEncoder:
+    """A stack's text encoder; behind the cache where it has data of its own, and an encoder that takes long to load."""
+    slow = "encoder" in stack.places and not stack.said.parts["encoder"].is_tiny
+    encoder: TextEncoder = data_of(stack).text_encoder if slow and stack.data else stack.parts["encoder"]()
+    return encoder
+
+
 def data_of(stack: Any) -> EncodedData:
-    """What a stack's `data` names, encoded by its own models."""
+    """What a stack's `data` names, encoded by its own models; made once for a stack."""
+    if "_encoded" not in vars(stack):
+        vars(stack)["_encoded"] = _opened(stack)
+    found: EncodedData = vars(stack)["_encoded"]
+    return found
+
+
+def _opened(stack: Any) -> EncodedData:
     layout, said = stack.layout, stack.said
     sources: dict[str, tuple[Sequence[Path], Sequence[Any]]] = {}
     for name in {"encoder", "codec"} & {*stack.places}:
@@ -250,8 +264,8 @@ def data_of(stack: Any) -> EncodedData:
     return EncodedData(
         stack.data,
         cache_folder(stack.folder),
-        lambda: stack.encoder,
-        lambda: stack.codec,
+        lambda: getattr(stack.parts.get("encoder"), "__wrapped__", partial(stack.part, "encoder"))(),  # not kept
+        partial(stack.part, "codec"),
         sources,
         layout.chunks,
         layout.frames_per_chunk,

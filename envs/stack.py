@@ -29,7 +29,7 @@ from ..rewards.compose import as_reward
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .data_files import files_of_data
-from .encoded import data_of
+from .encoded import data_of, encoder_of
 from .prompt_source import ScriptPrompts, world_prompts
 from .stack_file import PART_KINDS, StackFile, TeacherFile, read_stack_file
 from .stack_parts import Make, digest_of_part, files_of_part, make_parts
@@ -124,29 +124,27 @@ class Stack:
         """Whether the stack has a part of this name."""
         return name in self.parts
 
-    def _part(self, name: str) -> Any:
+    def part(self, name: str) -> Any:
+        """A part by its name; ValueError where the stack has none."""
         if name not in self.parts:
-            there = ", ".join(self.parts)
-            raise ValueError(
-                f"{self.folder}: this stack has no {name}; it has {there}. Name one in its toml under [parts], or make "
-                f"one with `reelgym train {name}`"
-            )
+            there = f"it has {', '.join(self.parts)}. Name one in its toml under [parts], or make one"
+            raise ValueError(f"{self.folder}: this stack has no {name}; {there} with `reelgym train {name}`")
         return self.parts[name]()
 
     @property
     def codec(self) -> Codec:
         """Between latents and pixels."""
-        return self._part("codec")
+        return self.part("codec")
 
     @property
     def encoder(self) -> TextEncoder:
         """Of prompts."""
-        return self._part("encoder")
+        return encoder_of(self) if self.has("encoder") else self.part("encoder")
 
     @property
     def generator(self) -> Generator:
         """The starting student, frozen; whoever trains takes `student()`."""
-        return self._part("generator")
+        return self.part("generator")
 
     @property
     def pipeline(self) -> StreamingGenerator:
@@ -168,37 +166,37 @@ class Stack:
     @property
     def teacher(self) -> CausalWan:
         """The bidirectional, guided teacher of whole clips."""
-        return self._part("teacher")
+        return self.part("teacher")
 
     @property
     def reward(self) -> StreamReward:
         """What is maximised, and what weighs distillation."""
-        return self._part("reward")
+        return self.part("reward")
 
     @property
     def heldout(self) -> StreamReward:
         """A reward that nobody maximises."""
-        return self._part("heldout")
+        return self.part("heldout")
 
     @property
     def detector(self) -> Detector:
         """The strong detector of made clips."""
-        return self._part("detector")
+        return self.part("detector")
 
     @property
     def rival(self) -> Detector:
         """The detector that self-play starts from."""
-        return self._part("rival")
+        return self.part("rival")
 
     @property
     def grammar(self) -> str:
         """Name of the world's grammar whose words the stack knows."""
-        return self._part("grammar")
+        return self.part("grammar")
 
     @property
     def world(self) -> World | None:
         """A world of one's own; None: ShapeStream in the stack's grammar."""
-        return self._part("world") if self.has("world") else None
+        return self.part("world") if self.has("world") else None
 
     def student(self) -> Generator:
         """A copy of the starting student, to be trained."""

@@ -178,7 +178,7 @@ def test_a_kill_loses_one_clip_at_most(cells, clips, places, tmp_path):
     before = TensorCache(cache)
     kept = sum(before.get(key).ndim == 4 for key in before)
     again, _, counted = data(cells, cache, places, clips=clips)
-    assert again.fill() == {"clips, test": 1, "clips, train": 5}
+    assert again.fill() == {"clips": {"train": 5, "validation": 0, "test": 1}}
     assert 1 <= kept < 6 and counted.encoded == 6 - kept
     assert not list(cache.glob(".*.tmp"))
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from reelgym.distill.recipes import DISTILL
 from reelgym.envs.stack import Stack, StackSpec
 from reelgym.experiments import cli
 from reelgym.models.codec import WanCodec
 from reelgym.models.umt5 import UMT5TextEncoder
 from reelgym.models.videoreward import VideoReward
 from reelgym.models.wan_files import load_transformer
+from reelgym.video import write_video
 
 STACKS = Path(__file__).parent.parent.parent / "docs" / "stacks"
 
@@ -74,6 +76,33 @@ def test_a_real_stack_is_checked(real_stack, capsys):
     assert [row["name"] for row in rows if row["kind"] == "trial"] == ["chunk", "score", "update"]
     (student,) = [row for row in rows if row["name"] == "student"]
     assert student["parameters"] == sum(p.numel() for p in Stack.load(real_stack).student().model.parameters())
+
+
+def test_a_real_stack_trains_from_the_cache_alone(real_stack, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("REELGYM_CACHE", str(tmp_path / "cache"))
+    folder, toml = tmp_path / "clips", real_stack.with_name("data.toml")
+    folder.mkdir()
+    rows = [{"file_name": f"{n}.mp4", "text": "a red circle moves left", "split": "train"} for n in range(2)]
+    for number, row in enumerate(rows):
+        frames = torch.randint(256, (7, 60, 80, 3), generator=torch.Generator().manual_seed(number))
+        write_video(folder / row["file_name"], frames.to(torch.uint8), 8, made_by=None)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prompts.csv").write_text("prompt,split\na red circle moves left,train\na blue square,validation\n")
+    toml.write_text(f'base = "stack.toml"\nclips = "{folder}"\nprompts = "{tmp_path / "prompts.csv"}"\n')
+    assert cli.main(["stack", "cache", str(toml)]) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert f"{folder}: 2 clips (2 train, 0 validation, 0 test)" in out and "2 prompts (1 train, 1 validation" in out
+    assert "resampled, and cut at the centre: 2 (0.mp4: 80x60 pixels" in err
+    expected = Stack.load(real_stack).encoder.encode(["a red circle moves left", ""])
+    for kind, name in ((UMT5TextEncoder, "from_pretrained"), (WanCodec, "encode")):
+        monkeypatch.setattr(kind, name, lambda *_, **__: pytest.fail("it was to come from the cache"))
+    stack = Stack.load(toml)
+    trainer = DISTILL["continued"].with_batch(2).trainer(stack, stack.student())
+    x0, embeds = trainer.clips(2, 0)
+    assert x0.shape == (2, 2, 4, 6, 10) and trainer.update()["grad_norm"] > 0
+    assert torch.equal(embeds, expected[:1].expand(2, 2, -1, -1)) and torch.equal(stack.null(), expected[1])
+    assert torch.equal(stack.prompts()(3, 0)[0], expected[:1].expand(3, 2, -1, -1))
+    assert stack.prompts("validation")(1, 0)[1] == (("a blue square",) * 2,)
 
 
 @pytest.mark.parametrize(
