@@ -56,13 +56,13 @@ class CachedEncoder:
             embeds[row, : len(tokens)] = tokens
         return embeds
 
-    def fill(self, texts: Iterable[str]) -> dict[str, str]:
-        """Encode the texts that the cache lacks; returns those that the encoder refuses, and why."""
+    def fill(self, texts: Iterable[str], seed: int | None = None) -> dict[str, str]:
+        """Encode the texts that the cache lacks, in an order of this seed; those that the encoder refuses, and why."""
         if all(self._key(text) in self.store for text in texts):
             return {}
         self.store.refresh()
         wanted = [text for text in dict.fromkeys(("", *texts)) if self._key(text) not in self.store]
-        random.Random(os.urandom(8)).shuffle(wanted)  # two processes seldom do the same at the same time
+        encoding_order(seed).shuffle(wanted)
         faults: dict[str, str] = {}
         with self.store, encoding_bar(len(wanted), "prompts") as bar:
             for start in range(0, len(wanted), _AT_ONCE):
@@ -129,6 +129,11 @@ class FilePrompts(ScriptPrompts):
 def tell(line: str) -> None:
     """On stderr, once a process."""
     print(line, file=sys.stderr)
+
+
+def encoding_order(seed: int | None) -> random.Random:
+    """What shuffles the things that are to be encoded; None: another order in every process."""
+    return random.Random(os.urandom(8) if seed is None else seed)
 
 
 def encoding_bar(total: int, what: str) -> tqdm:

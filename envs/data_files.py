@@ -89,9 +89,9 @@ def read_prompts(path: str | Path) -> list[PromptRow]:
     return list(found.values())
 
 
-def read_clip_folder(folder: str | Path) -> tuple[list[ClipFile], list[str]]:
+def read_clip_folder(folder: str | Path) -> tuple[list[ClipFile], dict[str, list[str]]]:
     """The captioned clips of a folder with metadata.jsonl or metadata.csv (file_name, text; split, where there is one),
-    and a line each on what was left out: captions without files, files without captions, captions that come twice.
+    and the names of what was left out: captions without a file, files without a caption, captions that come twice.
 
     DataFileError for a folder without metadata, or with metadata that cannot be read.
     """
@@ -115,8 +115,8 @@ def read_clip_folder(folder: str | Path) -> tuple[list[ClipFile], list[str]]:
             clips[name] = ClipFile(folder / name, _text(row, where), _split(row.get("split"), where))
     names = (path.relative_to(folder).as_posix() for path in _clip_files(folder) if path not in there)
     silent = [name for name in names if name not in clips]
-    faults = (("captions without a file", lost), ("files without a caption", silent), ("captions given twice", twice))
-    return list(clips.values()), [f"{folder}: left out {what}: {listed(names)}" for what, names in faults if names]
+    faults = {"captions without a file": lost, "files without a caption": silent, "captions given twice": twice}
+    return list(clips.values()), {what: names for what, names in faults.items() if names}
 
 
 def files_of_data(data: Mapping[str, Path]) -> list[Path]:

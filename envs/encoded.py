@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..models.fit import size_of
 from ..models.prompts import TextEncoder
 from ..noise import update_seed
 from ..video import VideoError, read_video
-from .cached_encoder import CachedEncoder, FilePrompts, encoding_bar, tell
+from .cached_encoder import CachedEncoder, FilePrompts, encoding_bar, encoding_order, tell
 from .data_files import SPLITS, ClipFile, DataFileError, listed, read_clip_folder, read_prompts, split_by_hash, spread
 from .stack_parts import files_of_part
 from .tensor_cache import FileDigests, TensorCache, cache_key, digest_of
@@ -62,6 +61,7 @@ class EncodedData:
     data: "prompts", a file, and "clips", a folder.   folder: of the cache.   encoder, codec: load them.
     sources: what "encoder" and "codec" are read from, and how (numbers and strings), where it is files.
     chunks, frames_per_chunk: of a clip.   fps: frames a second of the video.
+    seed: of the order in which this process encodes; None: one of its own, so that two seldom do the same at a time.
     """
 
     data: Mapping[str, Path]
@@ -73,6 +73,9 @@ class EncodedData:
     frames_per_chunk: int
     fps: float
     device: torch.device = torch.device("cpu")
+    seed: int | None = None
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """What could not be used, found so far: kinds of faults, and the names."""
 
     def prompts(self, split: str) -> FilePrompts:
         """Prompts of a split; DataFileError where it has none."""
@@ -141,7 +144,7 @@ class EncodedData:
         path = self.data["prompts"]
         found = [(row.where, row.split, row.text) for row in read_prompts(path)]
         kept, lost = self._spread(found)
-        _tell(path, "prompts", len(found), lost)
+        self._tell(path, "prompts", len(found), lost)
         return [(texts, split) for split, texts in kept]
 
     def _spread(self, rows: Sequence[tuple[str, Any, Any]]) -> tuple[list[tuple[Any, tuple[str, ...]]], list[str]]:
@@ -152,7 +155,7 @@ class EncodedData:
                 fitting.append((name, kept, spread(text, self.chunks)))
             except ValueError as error:
                 lost.append(f"{name}: {error}")
-        faults = self.text_encoder.fill([text for *_, texts in fitting for text in texts])
+        faults = self.text_encoder.fill([text for *_, texts in fitting for text in texts], self.seed)
         self.text_encoder.release()
         lost += [f"{name}: {faults[t]}" for name, _, texts in fitting for t in texts[:1] if t in faults]
         return [(kept, texts) for _, kept, texts in fitting if not faults.keys() & set(texts)], lost
@@ -164,8 +167,9 @@ class EncodedData:
             return []
         folder = self.data["clips"]
         there, notes = read_clip_folder(folder)
-        for note in notes:
-            tell(note)
+        self.left_out.update(notes)
+        for what, names in notes.items():
+            tell(f"{folder}: left out {what}: {listed(names)}")
         named, lost = self._spread([(clip.path.name, clip, clip.text) for clip in there])
         said = [self._digest("codec", self.codec), self.chunks * self.frames_per_chunk, self.fps]
         contents = {clip.path: self._digests.of(clip.path) for clip, _ in named}
@@ -173,15 +177,23 @@ class EncodedData:
         keys = {path: cache_key("latents", content, *said) for path, content in contents.items()}
         faults = self._encode_clips({keys[clip.path]: clip for clip, _ in named})
         lost += [f"{clip.path.name}: {faults[keys[clip.path]]}" for clip, _ in named if keys[clip.path] in faults]
-        _tell(folder, "clips", len(there), lost)
+        self._tell(folder, "clips", len(there), lost)
         kept = {contents[clip.path]: (clip, texts) for clip, texts in named if keys[clip.path] not in faults}
         rows = [(content, *kept[content]) for content in sorted(kept)]
         return [(keys[clip.path], texts, clip.split or split_by_hash(content)) for content, clip, texts in rows]
 
+    def _tell(self, path: Path, what: str, count: int, lost: list[str]) -> None:
+        """Say what was left out; DataFileError where that is all."""
+        if lost and len(lost) >= count:
+            raise DataFileError(f"{path}: none of its {what} can be used: {listed(lost)}")
+        if lost:
+            self.left_out[f"{what} that cannot be used"] = sorted(lost)
+            tell(f"{path}: left out of {count} {what} {listed(lost)}")
+
     def _encode_clips(self, wanted: Mapping[str, ClipFile]) -> dict[str, str]:
         """Encode the clips that the cache lacks, by their keys; what cannot be, and why."""
         todo, faults, changed = [key for key in wanted if key not in self.store], dict[str, str](), list[str]()
-        random.Random(os.urandom(8)).shuffle(todo)
+        encoding_order(self.seed).shuffle(todo)
         decoder = importlib.metadata.version("av")
         with self.store, encoding_bar(len(todo), "clips") as bar:
             for key in todo:
@@ -277,11 +289,3 @@ def _opened(stack: Any) -> EncodedData:
 def cache_folder(beside: Path) -> Path:
     """Where a stack whose file lies in this folder keeps what it encoded."""
     return Path(os.environ.get(CACHE_VARIABLE) or beside / "encoded")
-
-
-def _tell(path: Path, what: str, count: int, lost: Sequence[str]) -> None:
-    """Say what was left out; DataFileError where that is all."""
-    if lost and len(lost) >= count:
-        raise DataFileError(f"{path}: none of its {what} can be used: {listed(lost)}")
-    if lost:
-        tell(f"{path}: left out of {count} {what} {listed(lost)}")

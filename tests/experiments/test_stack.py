@@ -86,13 +86,18 @@ def test_a_real_stack_trains_from_the_cache_alone(real_stack, tmp_path, capsys, 
     for number, row in enumerate(rows):
         frames = torch.randint(256, (7, 60, 80, 3), generator=torch.Generator().manual_seed(number))
         write_video(folder / row["file_name"], frames.to(torch.uint8), 8, made_by=None)
+    rows.append({"file_name": "broken.mp4", "text": "a blue square"})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "prompts.csv").write_text("prompt,split\na red circle moves left,train\na blue square,validation\n")
     toml.write_text(f'base = "stack.toml"\nclips = "{folder}"\nprompts = "{tmp_path / "prompts.csv"}"\n')
-    assert cli.main(["stack", "cache", str(toml)]) == 0, capsys.readouterr().err
+    (folder / "broken.mp4").write_text("no video")
+    cached = ["stack", "cache", str(toml), "--out", str(tmp_path / "out")]
+    assert cli.main(cached) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
     assert f"{folder}: 2 clips (2 train, 0 validation, 0 test)" in out and "2 prompts (1 train, 1 validation" in out
     assert "resampled, and cut at the centre: 2 (0.mp4: 80x60 pixels" in err
+    lost = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][-1]
+    assert (lost["name"].split(": ")[0], lost["why"]) == ("broken.mp4", "clips that cannot be used")
     expected = Stack.load(real_stack).encoder.encode(["a red circle moves left", ""])
     for kind, name in ((UMT5TextEncoder, "from_pretrained"), (WanCodec, "encode")):
         monkeypatch.setattr(kind, name, lambda *_, **__: pytest.fail("it was to come from the cache"))
