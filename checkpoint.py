@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,26 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, Mapping[str, Tenso
         os.rename(folder, old)
     os.rename(ready, folder)
     _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replacing(folder: str | Path, marker: str) -> Iterator[Path]:
+    """A folder to write into, which then takes the place of `folder`, all of it or nothing.
+
+    CheckpointError where that holds anything but an earlier one, told by its file `marker`.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / marker).is_file():
+        raise CheckpointError(f"{folder}: holds something else; choose a new folder")
+    aside, old = (folder.with_name(f"{folder.name}{suffix}") for suffix in (".partial", ".old"))
+    for left in (aside, old):
+        shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(aside, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

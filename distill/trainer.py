@@ -108,7 +108,9 @@ class DistillConfig:
             helpers = {"codec": stack.codec, "reward": stack.reward, "layout": stack.layout}
         if self.gan:
             helpers["clips"] = world_clips(stack, self.pool, self.seed)
-        return Distill(self, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
+        sampling = stack.teacher_sampling
+        own = self if sampling is None else replace(self, guidance=sampling.guidance)
+        return Distill(own, generator, stack.teacher, stack.prompts(), stack.null(), **helpers)
 
     def with_learning_rate(self, rate: float) -> Self:
         """With another rate of the generator; the critic's stays in proportion."""

@@ -158,7 +158,8 @@ class StackFile:
         for name, place in places.items():
             known = PART_KINDS.get(name, PartFile)
             kept = parts[name] if name in parts else known(weights="")
-            parts[name] = replace(kept, weights=str(place))
+            alone: dict[str, Any] = {"config": None, "which": None} if isinstance(kept, TransformerFile) else {}
+            parts[name] = replace(kept, weights=str(place), **alone)
         return replace(self, parts=parts)
 
     def without(self, *names: str) -> StackFile:

@@ -17,7 +17,7 @@ from ..checkpoint import CheckpointError, has_checkpoint, quick_digest, sha256_f
 from ..models.codec import WanCodec
 from ..models.fit import refuse_unfit
 from ..models.generator import Generator
-from ..models.stream_files import LONG_CACHE, StreamSettings
+from ..models.stream_files import LONG_CACHE, STUDENT, StreamSettings
 from ..models.tiny import STEPS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.umt5 import UMT5TextEncoder
 from ..models.videoreward import VideoReward
@@ -87,7 +87,7 @@ def _load(name: str, part: PartFile, said: StackFile, parts: Mapping[str, Make],
         return UMT5TextEncoder.from_pretrained(place, part.text_len, dtype, device)
     if isinstance(part, RewardFile):
         return as_reward(_videoreward(part, place, said, dtype, device))
-    raise CheckpointError(f"{place}: no {name} that is known; give a folder of `reelgym train`, or an import path")
+    raise CheckpointError(f"{place}: no {name} weights here; give a folder of `reelgym train`, or an import path")
 
 
 def _transformer(
@@ -108,8 +108,8 @@ def _transformer(
 def _videoreward(part: RewardFile, place: Path, said: StackFile, dtype: torch.dtype, device: torch.device) -> Any:
     if not (place / "model_config.json").is_file():
         raise CheckpointError(
-            f"{place}: no reward that is known; give VideoReward's folder (with model_config.json), one of `reelgym "
-            "train reward`, or an import path"
+            f"{place}: no reward weights here; give VideoReward's folder (with model_config.json), one of `reelgym train "
+            "reward`, or an import path"
         )
     bounds: dict[str, Any] = {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels}
     fps = said.fps or StreamSettings.fps
@@ -125,9 +125,17 @@ def _generator(said: StackFile, parts: Mapping[str, Make]) -> Generator:
     if said.cache:
         model = model.with_cache(replace(model.cache_config, **said.cache))
     steps, shift = (part.steps, part.shift) if isinstance(part, StudentFile) else (None, StudentFile.shift)
-    if part is not None and part.is_tiny and part.place is not None:
-        steps = steps or int(load_manifest("student", part.place).get("sampler_steps", STEPS))
-    return build_generator(model, codec, steps or STEPS, shift)
+    return build_generator(model, codec, steps or _trained_steps(part), shift)
+
+
+def _trained_steps(part: PartFile | None) -> int:
+    """Of the sampler that a student was trained for, where that is known."""
+    if part is None or part.place is None:
+        return STEPS
+    if part.is_tiny:
+        return int(load_manifest("student", part.place).get("sampler_steps", STEPS))
+    told = part.place / STUDENT
+    return int(json.loads(told.read_text(encoding="utf-8"))["sampler_steps"]) if told.is_file() else STEPS
 
 
 def prompt_width(said: StackFile, parts: Mapping[str, Make]) -> int | None:

@@ -209,20 +209,23 @@ def _check(config: Config) -> None:
 
 
 def _short_clip(config: Config, device: torch.device) -> None:
-    """A clip of the tiny tier that is made as a whole: the teacher's, or one that an agent steers."""
-    stack, prompts = Stack.load(config.stack, device), chunk_prompts(config.prompt, config.chunks or CHUNKS)
-    with one_thread(), torch.no_grad():
+    """A clip that is made as a whole: the teacher's, or one that an agent steers."""
+    stack = Stack.load(config.stack, device)
+    made, count = stack.pipeline, stack.layout.chunks
+    prompts = _prompts(config.prompt, config.chunks or count, made)
+    with one_thread() if max(made.size) <= 64 else nullcontext(), torch.no_grad():
         if config.agent is not None:
             video, passes = steered_by(config.agent, prompts, config.seed, stack)
             who = f"the student, steered ({passes:g} passes a chunk)"
         else:
-            if len(prompts) != CHUNKS:
-                raise ValueError(f"the teacher makes clips of {CHUNKS} chunks, not {len(prompts)}: use --model student")
-            embeds, grid = stack.encoder.encode(prompts)[None].to(stack.device), stack.codec.grid(1)
-            shape = (CHUNKS * stack.teacher.frames_per_chunk, stack.codec.channels, grid.h, grid.w)
+            if len(prompts) != count:
+                raise ValueError(f"the teacher makes clips of {count} chunks, not {len(prompts)}: use --model student")
+            embeds = stack.encoder.encode(prompts)[None].to(stack.device)
+            shape = (count * stack.teacher.frames_per_chunk, *made.generator.latent_shape)
             noise = normal(stream_keys(config.seed, 1, embeds.device), 0, 0, shape)
-            latents = sample_teacher(stack.teacher, embeds, stack.null(), noise, TEACHER_SAMPLING)
+            sampling = stack.teacher_sampling or TEACHER_SAMPLING
+            latents = sample_teacher(stack.teacher, embeds, stack.null(), noise, sampling)
             video, who = stack.codec.decode(latents)[0], "the teacher"
-    fps = config.fps or TINY_FPS
-    write_video(config.out, _pixels(video, config.scale or 4), fps, made_by=who)
+    fps = config.fps or made.fps
+    write_video(config.out, _pixels(video, config.scale or (4 if max(made.size) <= 64 else 1)), fps, made_by=who)
     print(f"{config.out}: {len(video)} frames, {len(video) / fps:g} s, by {who}, seed {config.seed}")

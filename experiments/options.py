@@ -147,5 +147,6 @@ def load_generator(
     made = (stack if student is None else stack.with_weights(student=student)).pipeline
     if asked not in (None, made.size):
         raise ValueError(f"{source}: makes videos of {size_text(made.size)} pixels and of no other size, not {size}")
-    cast(made.generator.model.transformer, getattr(torch, dtype or "float32"))
+    if dtype is not None:
+        cast(made.generator.model.transformer, getattr(torch, dtype))
     return made

@@ -116,7 +116,7 @@ class Teacher:
         embeds = encode_clauses(self.pipeline.encoder, clauses).to(keys.device)
         shape = (self.model.frames_per_chunk, *self.pipeline.generator.latent_shape)
         noise = torch.cat([normal(keys, chunk, 0, shape) for chunk in range(embeds.shape[1])], 1)
-        null = torch.zeros_like(embeds[0, 0])
+        null = self.pipeline.encoder.encode([""])[0].to(embeds.device)
         latents = sample_teacher(self.model, embeds, null, noise, self.sampling)
         return self.pipeline.codec.decode(latents)
 
@@ -137,7 +137,7 @@ def reference(stack: Stack, name: str) -> VideoModel:
     systems: dict[str, Callable[[], VideoModel]] = {
         "truth": lambda: world,
         "codec": lambda: Reconstruction(stack.codec, world),
-        "teacher": lambda: Teacher(stack.teacher, stack.pipeline),
+        "teacher": lambda: Teacher(stack.teacher, stack.pipeline, stack.teacher_sampling or TEACHER_SAMPLING),
         "start": lambda: Student(stack.pipeline),
         "four-steps": lambda: as_system(stack, stack.generator.with_steps(STEPS)),
     }

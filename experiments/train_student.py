@@ -6,14 +6,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, write_json
 from ..envs.stack import Stack
-from ..models.generator import Generator
+from ..models.generator import Generator, stream
+from ..models.stream_files import save_transformer
 from ..models.tiny import STEPS, load_manifest, save_tiny
+from ..noise import stream_keys
+from ..rewards.stream_reward import StreamReward
+from ..rewards.windows import clip_prompts
 from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
 from ..training.recipe import Recipe
@@ -71,6 +78,11 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
         raise ValueError("--updates and --every must be at least 1")
     out = options.out or Path("runs") / f"{command}-{name.replace(':', '.')}"
     stack = options.spec.load()
+    if options.guard and not stack.has("heldout"):
+        raise ValueError(
+            f"{options.stack}: the guard watches a held-out reward, and the stack has none: name one as "
+            "[parts] heldout, or train without it (--no-guard)"
+        )
     stack = stack.with_cache(options.cache(stack.generator.model.cache_config))
     student = stack.student()
     trainer = recipe.trainer(stack, student)
@@ -82,7 +94,11 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     done = updates_in(out / "checkpoint")
     if done:
         print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
-    with one_thread(), SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None) as writer:
+    small = max(stack.pipeline.size) <= 64
+    with (
+        one_thread() if small else nullcontext(),
+        SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None) as writer,
+    ):
         before = _judged(stack, stack.generator, options)
         with progress(options.updates, f"{command} {name}", "update") as bar:
 
@@ -113,8 +129,9 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
         line = command_line(["reelgym", command, name], options)
         write_results(out, line, [options.seed], settings, rows, stack.device)
     save_student(out / "student", stack, student, recipe, kept_updates(trainer, guard), after, guard)
-    print(f"oracle on validation prompts: {before['oracle']:.4f} before, {after['oracle']:.4f} after", end="")
-    print(f" {trainer.counts.updates} updates and {trainer.counts.chunks:,} chunks")
+    judge = next(iter(before), None)
+    judged = f"{judge} on validation prompts: {before[judge]:.4f} before, {after[judge]:.4f}" if judge else "not judged"
+    print(f"{judged} after {trainer.counts.updates} updates and {trainer.counts.chunks:,} chunks")
     if guard is not None and guard.stop_reason:
         print(f"the guard: {guard.stop_reason}")
     print(f"student: {out / 'student'}")
@@ -126,7 +143,11 @@ def as_config(recipe: Any) -> dict[str, Any]:
 
 
 def _judged(stack: Stack, student: Generator, options: TrainOptions) -> dict[str, float]:
-    """Means of the oracle over validation prompts, which trains nothing and stops nothing."""
+    """Means over validation prompts of what trains nothing and stops nothing: the oracle, or where there is none, as
+    for a stack without a world, the held-out reward, or else the reward."""
+    if not (options.world or stack.has("grammar")):
+        name = next((name for name in ("heldout", "reward") if stack.has(name)), None)
+        return {} if name is None else _rewarded(stack, student, name, options.validation)
     exam = EvalConfig(
         options.validation, clips=1, long_prompts=0, split="validation", grammar=stack.grammar, world=options.world
     )
@@ -134,6 +155,21 @@ def _judged(stack: Stack, student: Generator, options: TrainOptions) -> dict[str
     return {"oracle": float(scores["total"].mean())} | {
         f"oracle/{axis}": float(scores[axis].mean()) for axis in ("VQ", "MQ", "TA")
     }
+
+
+@torch.no_grad()
+def _rewarded(stack: Stack, student: Generator, name: str, count: int) -> dict[str, float]:
+    """Means of a reward and its axes over clips of so many validation prompts, one after the other."""
+    reward: StreamReward = getattr(stack, name)
+    scorer, keys = reward.windowed(stack.layout, stack.codec), stream_keys(VALIDATION_NOISE, count, stack.device)
+    embeds, texts = stack.prompts("validation")(count, VALIDATION_NOISE)
+    found = []
+    for row in range(count):
+        said = embeds[row : row + 1].to(stack.device)
+        video = stack.codec.decode(stream(student, said, keys[row : row + 1]))
+        found.append(scorer.score(video, clip_prompts(said, texts[row : row + 1])).scores)
+    means = dict(zip(reward.axes, torch.cat(found).mean(0).tolist(), strict=True))
+    return {name: sum(means.values()) / len(means)} | {f"{name}/{axis}": mean for axis, mean in means.items()}
 
 
 def updates_in(checkpoint: Path) -> int:
@@ -175,13 +211,17 @@ def save_student(
 ) -> None:
     """Write a generator, once a student of the stack, to a folder that `reelgym generate --student` reads.
 
-    steps: updates behind its weights. quality: what was measured of it. guard: who watched. The words that the student
-    reads are the start's.
+    steps: updates behind its weights. quality: what was measured of it. guard: who watched. The words that a tiny
+    student reads are the start's; another one is written in diffusers' layout.
     """
+    told: dict[str, Any] = {"part": "student", "recipe": as_config(recipe)}
+    told |= {"seed": recipe.seed, "steps": steps, "sampler_steps": len(stack.generator.sigmas)}
+    told |= {"made_from": stack.weights().get("student")}
+    told |= {"quality": dict(quality or {}), "guard": None if guard is None else guard.stop_reason}
+    if not stack.said.parts["student"].is_tiny:
+        save_transformer(folder, student.model, told)
+        return
     start = load_manifest("student", stack.places["student"])
     kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
-    told: dict[str, Any] = {"part": "student", "recipe": {**as_config(recipe), "grammar": stack.grammar}}
-    told |= {"seed": recipe.seed, "steps": steps, "sampler_steps": len(stack.generator.sigmas)}
-    told |= {"made_from": stack.weights()["student"]}
-    told |= {"quality": dict(quality or {}), "guard": None if guard is None else guard.stop_reason}
+    told["recipe"]["grammar"] = stack.grammar
     save_tiny(folder, student.model, kept | told)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from ..checkpoint import CheckpointError, has_checkpoint, write_json
+from ..checkpoint import CheckpointError, has_checkpoint, replacing, write_json
 from .cache import CacheConfig
 from .causal_attention import THETA
 from .codec import Codec, FrameCodec, WanCodec
@@ -24,6 +23,8 @@ from .tiny import TINY_FPS, WEIGHTS, build_generator, load_encoder, load_tiny
 from .wan import CausalWan
 
 _SETTINGS = "streaming.json"
+STUDENT = "student.json"
+"""How a trained transformer was made, beside it."""
 LONG_CACHE = CacheConfig(sink_frames=3, window_frames=21, positions="relative")
 """What Wan students stream with: as many frames as they were trained on, positions that never leave those, a sink."""
 
@@ -123,25 +124,25 @@ def save(made: StreamingParts, folder: str | Path) -> None:
     Replaces an earlier folder of this kind; ValueError for any other that is not empty, and for parts without a
     layout in files.
     """
-    folder = Path(os.path.abspath(folder))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / _SETTINGS).is_file():
-        raise CheckpointError(f"{folder}: holds something else; choose a new folder")
     described = _described(made)
     codec: Any = made.codec
     encoder: Any = made.encoder
-    aside, old = (folder.with_name(f"{folder.name}{suffix}") for suffix in (".partial", ".old"))
-    for left in (aside, old):
-        shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir(parents=True)
-    made.generator.model.transformer.save_pretrained(aside / "transformer")
-    codec.vae.save_pretrained(aside / "vae")
-    if not isinstance(encoder, WordEncoder):
-        encoder.save_pretrained(aside)
-    write_json(aside / _SETTINGS, described)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(folder, _SETTINGS) as aside:
+        made.generator.model.transformer.save_pretrained(aside / "transformer")
+        codec.vae.save_pretrained(aside / "vae")
+        if not isinstance(encoder, WordEncoder):
+            encoder.save_pretrained(aside)
+        write_json(aside / _SETTINGS, described)
+
+
+def save_transformer(folder: str | Path, model: CausalWan, told: Mapping[str, Any]) -> None:
+    """Write transformer/ as diffusers does, and how it was made in student.json; all or nothing.
+
+    Replaces an earlier folder of this kind; CheckpointError for any other that is not empty.
+    """
+    with replacing(folder, STUDENT) as aside:
+        model.transformer.save_pretrained(aside / "transformer")
+        write_json(aside / STUDENT, dict(told))
 
 
 def _described(made: StreamingParts) -> dict[str, Any]:
