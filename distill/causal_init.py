@@ -77,6 +77,8 @@ def world_clips(stack: Stack, pool: int, seed: int) -> LatentSampler:
     """Draws from the stack's own clips, or else from so many of the world that pretraining has not met."""
     if "clips" in stack.data:
         return data_of(stack).clips("train", seed)
+    if not stack.has("grammar"):
+        raise ValueError(f'{stack.folder}: this stack has no clips; say clips = "FOLDER" in its toml')
     world = make_clips(pool, split="train", seed=SeedDomain.FRESH_CLIPS + seed, grammar=stack.grammar)
     encoded = encode_clips(stack.codec, replace(world, video=world.video.to(stack.device)), stack.encoder)
 

@@ -108,8 +108,8 @@ def _transformer(
 def _videoreward(part: RewardFile, place: Path, said: StackFile, dtype: torch.dtype, device: torch.device) -> Any:
     if not (place / "model_config.json").is_file():
         raise CheckpointError(
-            f"{place}: no reward weights here; give VideoReward's folder (with model_config.json), one of `reelgym train "
-            "reward`, or an import path"
+            f"{place}: no reward weights here; give VideoReward's folder (with model_config.json), one of `reelgym "
+            "train reward`, or an import path"
         )
     bounds: dict[str, Any] = {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels}
     fps = said.fps or StreamSettings.fps

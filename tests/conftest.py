@@ -24,6 +24,7 @@ from reelgym.models.tiny import TEXT_LEN, build_codec, build_reward, build_wan, 
 from reelgym.models.wan import CausalWan
 from reelgym.rewards.stream_reward import StreamReward
 from reelgym.rewards.windows import ChunkLayout
+from reelgym.video import write_video
 
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 """Tianshou's small loops run as Python: to compile them takes longer than all that they do here."""
@@ -153,6 +154,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
 REAL_STACK = """
 size = "80x48"
 fps = 8
+prompts = "prompts.jsonl"
+clips = "clips"
 
 [layout]
 chunks = 2
@@ -181,6 +184,12 @@ def real_stack(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path, qwen_
     folder = tmp_path_factory.mktemp("real")
     (folder / "wan").symlink_to(wan_folder)
     (folder / "judge").symlink_to(qwen_files.reward.parent)
+    rows = ({"text": text, "split": split} for split in ("train", "validation") for text in (f"{split} left", TEXTS[0]))
+    (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in list(rows)[:3]))
+    (folder / "clips").mkdir()
+    pixels = torch.randint(256, (5, 48, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(folder / "clips" / "one.mp4", pixels, 8, made_by=None)
+    (folder / "clips" / "metadata.jsonl").write_text('{"file_name": "one.mp4", "text": "a circle", "split": "train"}\n')
     (folder / "stack.toml").write_text(REAL_STACK)
     return folder / "stack.toml"
 

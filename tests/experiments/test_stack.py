@@ -116,7 +116,7 @@ def test_a_real_stack_trains_from_the_cache_alone(real_stack, tmp_path, capsys, 
         ("fps = 8", "fsp = 8", "unknown fsp; did you mean fps?"),
         ("fps = 8", 'fps = "8"', "fps is a number, not '8'"),
         ("fps = 8", "fps =", "cannot be read as TOML"),
-        ("fps = 8", 'prompts = "none.txt"', "prompts: no file"),
+        ('"prompts.jsonl"', '"none.txt"', "prompts: no file"),
         ('"80x48"', '"80 by 48"', "write WIDTHxHEIGHT"),
         ("chunks = 2", "chunks = 0", "[layout]: chunks, frames_per_chunk and window_chunks are at least 1"),
         ("window_chunks", "windows", "[layout]: unknown windows; did you mean window_chunks?"),
@@ -201,3 +201,61 @@ def test_init_says_what_it_misses(downloads, capsys):
         assert words in capsys.readouterr().err and not Path("stack.toml").exists()
     assert cli.main(["stack", "init", "--wan", "Wan2.1-T2V-1.3B-Diffusers"]) == 0
     assert not Stack.load("stack.toml").has("reward") and not Stack.load("stack.toml").data
+
+
+TRAININGS = ("finetune reward --prompts 1", "distill dmd --batch 1", "distill continued --batch 1")
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_a_real_student_is_trained_saved_and_streams(real_stack, tmp_path, capsys, command):
+    from diffusers import WanTransformer3DModel
+
+    shared = ["--stack", str(real_stack), "--out", str(tmp_path / "run"), "--validation", "1", "--no-guard"]
+    assert cli.main([*command.split(), *shared, "--updates", "1", "--student-steps", "2"]) == 0, capsys.readouterr().err
+    assert "reward on validation prompts: " in capsys.readouterr().out
+    student = tmp_path / "run" / "student"
+    told = json.loads((student / "student.json").read_text())
+    assert told["steps"] == 1 and told["sampler_steps"] == 2 and set(told["quality"]) >= {"reward", "reward/VQ"}
+    start, trained = Stack.load(real_stack).generator, Stack.load(real_stack).with_weights(student=student).generator
+    written = WanTransformer3DModel.from_pretrained(student / "transformer").state_dict()
+    ours = trained.model.transformer.state_dict()
+    assert all(torch.equal(written[name], ours[name]) for name in written) and len(trained.sigmas) == 2
+    assert any(not torch.equal(ours[name], old) for name, old in start.model.transformer.state_dict().items())
+    if command == TRAININGS[0]:
+        clip = ["generate", "a circle ; then a square", "--stack", str(real_stack), "--out", str(tmp_path / "clip.mp4")]
+        for options, who in ((["--student", str(student)], "the student"), (["--model", "teacher"], "the teacher")):
+            assert cli.main([*clip, "--chunks", "2", *options]) == 0, capsys.readouterr().err
+            assert f"clip.mp4: 5 frames, 0.625 s, by {who}" in capsys.readouterr().out
+
+
+def test_trainings_say_what_a_real_stack_lacks(real_stack, capsys):
+    bare = real_stack.with_name("edited.toml")
+    bare.write_text(real_stack.read_text().replace('prompts = "prompts.jsonl"\nclips = "clips"\n', ""))
+    for command, words in (
+        ("finetune reward", "the guard watches a held-out reward, and the stack has none"),
+        ("finetune reward --no-guard", 'this stack has no prompts; say prompts = "FILE" in its toml'),
+        ("distill continued --no-guard", 'this stack has no clips; say clips = "FOLDER" in its toml'),
+    ):
+        assert cli.main([*command.split(), "--stack", str(bare)]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_a_teacher_guides_a_distillation_as_its_file_says(real_stack):
+    stack = Stack.load(real_stack)
+    assert DISTILL["dmd"].with_batch(1).trainer(stack, stack.student()).config.guidance == 3
+    assert DISTILL["dmd"].guidance == 2
+
+
+def test_a_lost_shard_and_another_width_are_one_line(real_stack, wan_folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(wan_folder, broken)
+    index = {"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
+    (broken / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    config = broken / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"d_model": 16', '"d_model": 24'))
+    toml = edited(real_stack, 'student = "wan"', f'student = "{broken}"')
+    assert "student: " in (error := check(toml, capsys)[2]) and "lacks diffusion_pytorch_model-00002" in error
+    toml = edited(real_stack, 'encoder = { weights = "wan"', f'encoder = {{ weights = "{broken}"')
+    assert "encoder: " in check(toml, capsys)[2]
+    with pytest.raises(ValueError, match="reads prompts of width 16, the encoder's are 24 wide"):
+        Stack.load(toml).student()
