@@ -58,35 +58,38 @@ class CachedEncoder:
 
     def fill(self, texts: Iterable[str], seed: int | None = None) -> dict[str, str]:
         """Encode the texts that the cache lacks, in an order of this seed; those that the encoder refuses, and why."""
-        if all(self._key(text) in self.store for text in texts):
-            return {}
-        self.store.refresh()
-        wanted = [text for text in dict.fromkeys(("", *texts)) if self._key(text) not in self.store]
+        if not all(self._known(text) for text in texts):
+            self.store.refresh()
+            self._add([text for text in dict.fromkeys(("", *texts)) if not self._known(text)], seed)
+        refused = [text for text in dict.fromkeys(texts) if self._key(text) not in self.store]
+        return {text: self.store.note(self._fault(text)) for text in refused}
+
+    def _add(self, wanted: list[str], seed: int | None) -> None:
         encoding_order(seed).shuffle(wanted)
-        faults: dict[str, str] = {}
         with self.store, encoding_bar(len(wanted), "prompts") as bar:
             for start in range(0, len(wanted), _AT_ONCE):
                 some = wanted[start : start + _AT_ONCE]
                 self.store.refresh()
-                faults |= self._encode([text for text in some if self._key(text) not in self.store])
+                self._encode([text for text in some if not self._known(text)])
                 bar.update(len(some))
-        return faults
 
-    def _encode(self, texts: list[str]) -> dict[str, str]:
+    def _encode(self, texts: list[str]) -> None:
         """One by one, where they cannot be taken together."""
         if not texts:
-            return {}
+            return
         try:
             found = self._encoder.encode(texts).cpu()
         except ValueError as error:
             if len(texts) == 1:
-                return {texts[0]: str(error)}
-            return {name: fault for text in texts for name, fault in self._encode([text]).items()}
+                self.store.put_note(self._fault(texts[0]), str(error))
+            for text in texts if len(texts) > 1 else ():
+                self._encode([text])
+            return
         for text, embed in zip(texts, found, strict=True):
             used = int(embed.any(1).nonzero().max()) + 1 if embed.any() else 0
             self.store.put(self._key(text), embed[:used])
-        self.store.put(self._key(None), torch.tensor(found.shape[1:]))
-        return {}
+        if self._key(None) not in self.store:
+            self.store.put(self._key(None), torch.tensor(found.shape[1:]))
 
     def release(self) -> None:
         """Let go of the encoder, until it is needed again."""
@@ -108,6 +111,12 @@ class CachedEncoder:
             self.fill([""])
         length, width = self.store.get(self._key(None)).tolist()
         return length, width
+
+    def _known(self, text: str) -> bool:
+        return self._key(text) in self.store or self._fault(text) in self.store
+
+    def _fault(self, text: str) -> str:
+        return cache_key("refused text", self.digest, text)
 
     def _key(self, text: str | None) -> str:
         return cache_key("text", self.digest, text)

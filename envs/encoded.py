@@ -205,10 +205,9 @@ class EncodedData:
                         self.store.put(key, latents)
                         changed += [f"{wanted[key].path.name}: {resampled}"] if resampled else []
                     except VideoError as error:
-                        told = str(error).removeprefix(f"{wanted[key].path}: ").encode()
-                        self.store.put(fault, torch.tensor(list(told), dtype=torch.uint8))
+                        self.store.put_note(fault, str(error).removeprefix(f"{wanted[key].path}: "))
                 if key not in self.store:
-                    faults[key] = bytes(self.store.get(fault).tolist()).decode()
+                    faults[key] = self.store.note(fault)
                 bar.update()
         if changed:
             tell(f"{self.data['clips']}: resampled, and cut at the centre: {listed(sorted(changed))}")
@@ -271,7 +270,8 @@ def _opened(stack: Any) -> EncodedData:
     sources: dict[str, tuple[Sequence[Path], Sequence[Any]]] = {}
     for name in {"encoder", "codec"} & {*stack.places}:
         part, place = said.parts[name], stack.places[name]
-        how = [getattr(part, "dtype", None) or said.dtype, getattr(part, "text_len", None), said.size]
+        how = [getattr(part, "dtype", None) or said.dtype, getattr(part, "text_len", None)]
+        how += [said.size] if name == "codec" else []
         sources[name] = (files_of_part(name, place), how)
     return EncodedData(
         stack.data,

@@ -52,7 +52,7 @@ class TensorCache:
         self._seen: set[str] = set()
         self._open: dict[str, safe_open] = {}
         self._waiting: dict[str, Tensor] = {}
-        self._since = time.monotonic()
+        self._since, self._bytes = time.monotonic(), 0
         self.refresh()
 
     def __contains__(self, key: str) -> bool:
@@ -80,11 +80,19 @@ class TensorCache:
     def put(self, key: str, tensor: Tensor) -> None:
         """Keep a tensor; TensorCacheError where the disk is full, and all that was written before is kept."""
         if not self._waiting:
-            self._since = time.monotonic()
+            self._since, self._bytes = time.monotonic(), 0
         self._waiting[key] = tensor.detach().to("cpu", copy=True).contiguous()
-        size = sum(t.numel() * t.element_size() for t in self._waiting.values())
-        if size >= self.shard_bytes or time.monotonic() - self._since >= self.shard_seconds:
+        self._bytes += tensor.numel() * tensor.element_size()
+        if self._bytes >= self.shard_bytes or time.monotonic() - self._since >= self.shard_seconds:
             self.flush()
+
+    def put_note(self, key: str, text: str) -> None:
+        """Keep a text, such as why there is no tensor."""
+        self.put(key, torch.tensor(list(text.encode()), dtype=torch.uint8))
+
+    def note(self, key: str) -> str:
+        """What `put_note` kept."""
+        return bytes(self.get(key).tolist()).decode()
 
     def flush(self) -> None:
         """Write what `put` gathered."""

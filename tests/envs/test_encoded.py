@@ -169,7 +169,7 @@ def test_a_kill_loses_one_clip_at_most(cells, clips, places, tmp_path):
     data(cells, cache, places, clips=clips)[0].text_encoder.fill(["a red circle moves left", "a blue square"])
     texts = shards(cache)
     process = forked(lambda: slow_fill(cells, cache, places, clips, lambda: encoder))
-    until = time.monotonic() + 20
+    until = time.monotonic() + 20  # one text and two clips that cannot be used have shards too
     while shards(cache) < texts + 4 and time.monotonic() < until:
         time.sleep(0.005)
     os.kill(process, signal.SIGKILL)
@@ -267,6 +267,8 @@ def test_prompts_are_drawn_by_split_and_those_that_the_encoder_refuses_are_left_
     assert prompts(3, 5)[1] == texts and prompts.encode(["a circle ; then a square"])[1] == (("a circle", "a square"),)
     assert torch.equal(embeds, WordEncoder(WORDS, 12).encode([row[0] for row in texts])[:, None].repeat(1, 2, 1, 1))
     assert len(said) == 1 and "left out of 4 prompts 1 (" in said[0] and "line 4: unknown word 'green'" in said[0]
+    again, encoder, _ = data(codec, tmp_path / "cache", places, prompts=file)
+    assert again.prompts("train")(3, 5)[1] == texts and encoder.made == 0
     with pytest.raises(DataFileError, match="none of 3 prompts is in the split 'validation'; give more, or a column"):
         found.prompts("validation")
     file.write_text("text\na green cow\n")
