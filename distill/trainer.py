@@ -71,8 +71,9 @@ class DistillConfig:
     """The scores that reliability and perplexity read; None: all."""
     perplexity: Literal["spatial", "temporal", "full"] | None = None
     """Weigh latent cells by where the reward is sensitive (Stream-R1): within their frame, frames alone, or both."""
-    tau: float = 1.0
-    """Temperature at which the axes' saliency is fused: small, the weakest axis alone; infinite, all alike."""
+    tau: float | None = None
+    """Temperature at which the axes' saliency is fused: small, the weakest axis alone; infinite, all alike; None: the
+    reward's own."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     seed: int = 0
 
@@ -89,7 +90,7 @@ class DistillConfig:
 
     def reading(self, reward: StreamReward) -> StreamReward:
         """The reward as this recipe reads it; a floor of 1 makes weights of 1."""
-        settings = replace(reward.settings, tau=self.tau, axes=self.axes)
+        settings = replace(reward.settings, tau=self.tau or reward.settings.tau, axes=self.axes)
         if self.perplexity == "spatial":
             settings = replace(settings, temporal_floor=1.0)
         elif self.perplexity == "temporal":
