@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from ..agents.recipes import AGENTS, STEER
 from ..envs.stack import Stack
 from ..models.tiny import WEIGHTS, save_tiny
 from ..training.loop import is_first_process
+from .jobs import on_threads
 from .pretrain.loop import PartRecipe
 from .pretrain.pairs import PairsRecipe, summary
 from .train_agent import train_agent
@@ -65,7 +65,11 @@ class Config:
 def run(config: Config) -> None:
     """Train, measure, save; an interrupted run goes on from its last checkpoint (an agent's begins again)."""
     _check(config)
-    torch.set_num_threads(config.threads)
+    with on_threads(config.threads):
+        _train(config)
+
+
+def _train(config: Config) -> None:
     out = config.out or Path("runs") / _name(config)
     out.mkdir(parents=True, exist_ok=True)
     if config.target in AGENTS:

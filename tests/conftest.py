@@ -29,6 +29,13 @@ from reelgym.video import write_video
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 """Tianshou's small loops run as Python: to compile them takes longer than all that they do here."""
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tests run beside each other: whatever a command before this test took, torch has one thread again."""
+    torch.set_num_threads(1)
+
+
 WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "right", ";", "then")
 TEXTS = (
     "a red circle moves left",
