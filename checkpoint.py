@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 MANIFEST = "checkpoint.json"
+LARGE = 2**26
+"""Bytes from which on a file is told from others by its size and its ends."""
 _GROUP = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -28,14 +30,14 @@ def sha256_file(path: str | Path) -> str:
 
 
 def quick_digest(files: Iterable[Path], ends: int = 2**20) -> str:
-    """Hex SHA-256 of files by name and content; of one of more than 64 times `ends` bytes its size and its ends count,
-    since weights of many gigabytes would take minutes."""
+    """Hex SHA-256 of files by name and content; of those of LARGE or more bytes the size and both `ends` count, since
+    weights of many gigabytes would take minutes."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with open(path, "rb") as file:
-            if size <= 64 * ends:
+            if size < LARGE:
                 digest.update(file.read())
             else:
                 digest.update(file.read(ends))

@@ -191,6 +191,8 @@ class Stack:
     @property
     def grammar(self) -> str:
         """Name of the world's grammar whose words the stack knows."""
+        if not self.has("grammar"):
+            raise ValueError(f"{self.folder}: this stack knows no world, whose prompts and judge are asked for here")
         return self.part("grammar")
 
     @property

@@ -17,6 +17,14 @@ from ..models.wan import CausalWan
 from ..rewards.stream_reward import StreamReward
 from .stack import Stack
 
+DOES = {
+    "codec": ("channels", "encode", "decode", "open", "decode_stream", "grid", "frames_of"),
+    "encoder": ("text_len", "dim", "encode"),
+    "detector": ("open", "watch"),
+    "rival": ("open", "watch"),
+}
+"""What is asked of parts of one's own."""
+
 
 @dataclass(frozen=True)
 class PartSize:
@@ -43,6 +51,11 @@ def misfits(stack: Stack, parts: Mapping[str, Any]) -> list[str]:
     codec, encoder = parts.get("codec"), parts.get("encoder")
     width, layout = getattr(encoder, "dim", None), stack.layout
     found = []
+    for name, part in parts.items():
+        if lacking := [word for word in DOES.get(name, ()) if not hasattr(part, word)]:
+            found.append(f"{name}: a {type(part).__name__} without {', '.join(lacking)}")
+    if found:
+        return found
     for name in ("student", "teacher"):
         model = parts.get(name)
         if not isinstance(model, CausalWan):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import sha256_file
+from ..checkpoint import LARGE, quick_digest, sha256_file
 
 _OURS = __name__.split(".")[0]
 IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -55,8 +55,9 @@ def code_of(config: Any) -> set[str]:
 
 def files_of(config: Any) -> str:
     """Hash of the files that a config's parts depend on: every dataclass in it may have a property `depends_on`, of
-    paths to files, and of strings `module:name`."""
-    files = [sha256_file(part) for part in _dependencies(config) if isinstance(part, Path)]
+    paths to files (of very large ones size and ends count), and of strings `module:name`."""
+    paths = [part for part in _dependencies(config) if isinstance(part, Path)]
+    files = [sha256_file(part) if part.stat().st_size < LARGE else quick_digest([part]) for part in paths]
     return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 

@@ -35,7 +35,7 @@ def edited(real_stack, old, new):
 
 def test_a_real_stack_is_made_of_what_its_file_says(real_stack):
     stack = StackSpec(str(real_stack)).load()
-    assert isinstance(stack.codec, WanCodec) and isinstance(stack.encoder, UMT5TextEncoder)
+    assert isinstance(stack.codec, WanCodec) and isinstance(stack.part("encoder"), UMT5TextEncoder)
     assert isinstance(stack.reward.model, VideoReward) and stack.reward.model.source_fps == stack.pipeline.fps == 8
     assert stack.pipeline.size == (48, 80) and stack.generator.latent_shape == (4, 6, 10)
     assert len(stack.generator.sigmas) == 4 and stack.teacher_sampling.guidance == 3
@@ -141,6 +141,11 @@ def test_a_fault_of_the_file_is_one_line(real_stack, capsys, old, new, words):
         ('"judge/reward"', '"judge/backbone"', "reward: "),
         ("window_chunks = 2", "window_chunks = 1", "scores no fewer than 4 frames, a window of [layout] has 1"),
         ('encoder = { weights = "wan", text_len = 8 }', 'encoder = "json:dumps"', "encoder: "),
+        (
+            'codec = "wan"',
+            'codec = "wan"\ndetector = "json:JSONDecoder"',
+            "detector: a JSONDecoder without open, watch",
+        ),
     ],
 )
 def test_a_part_that_does_not_fit_is_one_line(real_stack, capsys, old, new, words):
