@@ -132,8 +132,9 @@ def test_a_closed_pipe_ends_quietly():
     program.stderr.close()
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "stack init"])
 def test_every_listed_command_takes_seed_device_and_out(name, monkeypatch, capsys):
+    """All that compute; `stack init` writes one text file."""
     monkeypatch.delitem(sys.modules, f"reelgym.experiments.{name}", raising=False)
     assert cli.main([*name.split(), "--help"]) == 0
     out = capsys.readouterr().out
