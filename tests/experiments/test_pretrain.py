@@ -207,6 +207,8 @@ def test_every_recipe_runs(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "oracle_agreement", partial(agreement, prompts=2, group=2))
     for module in (teachers, students):
         monkeypatch.setattr(module, "held_out_clips", few)
+    for size, small in {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24}.items():
+        monkeypatch.setitem(tiny.TRANSFORMER, size, small)
     short = Schedule(steps=2, batch=4, learning_rate=1e-3, muon_lr=1e-3, checkpoint_every=1)
     stack = Stack({}).with_parts(codec=tiny.build_codec())
     teacher = teachers.TeacherRecipe(clips=4, schedule=short).train("teacher", stack, tmp_path / "teacher")
