@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from enum import Enum
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -72,14 +73,16 @@ def made_from(work: Callable[..., Any], *modules: str) -> str:
     roots = (work.__module__, *sorted(modules))
     own = {_OURS, *(name.split(".")[0] for name in roots)}
     found: dict[str, str] = {}
-    waiting = list(roots)
+    waiting, met, places = list(roots), set(roots), dict[str, _Place]()
     while waiting:
         name = waiting.pop()
-        if name in found or (file := _source(name, own)) is None:
+        file = _place(name, own, places)[0]
+        if file is None or not file.endswith(".py") or not os.path.isfile(file):
             continue
-        stat = file.stat()
+        stat = os.stat(file)
         found[name], imports = _read(name, file, stat.st_mtime_ns, stat.st_size)
-        waiting += imports
+        waiting += [one for one in imports if one not in met]
+        met.update(imports)
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(found.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -108,27 +111,36 @@ def _dependencies(config: Any) -> list[Path | str]:
     return [thing for part in there for thing in getattr(part, "depends_on", ())]
 
 
-def _source(name: str, own: set[str]) -> Path | None:
-    """The file of a module, found without importing it; None where it does not count, or is no module."""
-    top, *rest = name.split(".")
-    if top in sys.stdlib_module_names and top not in own:
-        return None
-    module = sys.modules.get(top)
-    origin, folders = _place(module) if module else _spec(top)
-    if top not in own and any(INSTALLED & set(Path(place).parts) for place in (origin or "", *folders)):
-        return None
-    for part in rest:
-        files = [Path(f) / file for f in folders for file in (f"{part}.py", f"{part}/__init__.py")]
-        origin = next((str(file) for file in files if file.is_file()), None)
-        folders = [str(Path(f) / part) for f in folders if (Path(f) / part).is_dir()]
-    return Path(origin) if origin and origin.endswith(".py") and Path(origin).is_file() else None
+_Place = tuple[str | None, Sequence[str]]
+"""A module's file and the folders of its parts, found without importing it; nothing where it does not count."""
 
 
-def _place(module: ModuleType) -> tuple[str | None, Sequence[str]]:
-    return getattr(module, "__file__", None), list(getattr(module, "__path__", ()))
+def _place(name: str, own: set[str], places: dict[str, _Place]) -> _Place:
+    """places: what was found before."""
+    if name not in places:
+        above, _, part = name.rpartition(".")
+        places[name] = _part_of(_place(above, own, places)[1], part) if above else _top(name, own)
+    return places[name]
 
 
-def _spec(top: str) -> tuple[str | None, Sequence[str]]:
+def _part_of(folders: Sequence[str], part: str) -> _Place:
+    paths = [os.path.join(folder, part) for folder in folders]
+    files = (file for path in paths for file in (f"{path}.py", os.path.join(path, "__init__.py")))
+    return next(filter(os.path.isfile, files), None), [path for path in paths if os.path.isdir(path)]
+
+
+def _top(name: str, own: set[str]) -> _Place:
+    if name in sys.stdlib_module_names and name not in own:
+        return None, []
+    if (module := sys.modules.get(name)) is None:
+        place = _spec(name)
+    else:
+        place = getattr(module, "__file__", None), list(getattr(module, "__path__", ()))
+    installed = any(INSTALLED & set(Path(one).parts) for one in (place[0] or "", *place[1]))
+    return (None, []) if installed and name not in own else place
+
+
+def _spec(top: str) -> _Place:
     """Of a package that is not loaded; like `plugins.resolve`, the working folder is searched too."""
     try:
         spec = importlib.util.find_spec(top) or PathFinder.find_spec(top, [str(Path.cwd())])
@@ -138,10 +150,10 @@ def _spec(top: str) -> tuple[str | None, Sequence[str]]:
 
 
 @lru_cache(maxsize=2048)
-def _read(name: str, file: Path, changed: int, size: int) -> tuple[str, tuple[str, ...]]:
+def _read(name: str, file: str, changed: int, size: int) -> tuple[str, tuple[str, ...]]:
     """Hash of a file's syntax, and the names of what it imports: of modules, and of what may be modules."""
-    tree = ast.parse(file.read_bytes())
-    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    tree = ast.parse(Path(file).read_bytes())
+    package = name.split(".") if os.path.basename(file) == "__init__.py" else name.split(".")[:-1]
     imports = {".".join(package[:end]) for end in range(1, len(package) + 1)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
