@@ -173,8 +173,10 @@ def logger(folder: Path | None) -> Callable[[dict[str, float], int], None]:
 
     def log(values: dict[str, float], step: int) -> None:
         print(f"{step} steps: return {values['return']:.3f}", flush=True)
-        for name, value in values.items() if writer else ():
-            writer.add_scalar(name, value, step)
+        if writer:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
 
     return log
 
