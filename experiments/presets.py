@@ -151,10 +151,10 @@ _RUNG = Preset(
 PRESETS = {
     "quick": Preset(
         seconds=25,
-        updates={"consistency": 22, "dmd": 16, "reward": 20, "dmd&reward": 10},
+        updates={"consistency": 28, "dmd": 14, "reward": 20, "dmd&reward": 10},
         student_steps=2,
         seeds=2,
-        exam=EvalConfig(prompts=24, clips=2, long_prompts=6, scripts_seed=1),
+        exam=EvalConfig(prompts=24, clips=2, long_prompts=4, scripts_seed=1),
         validation=EvalConfig(prompts=8, clips=1, long_prompts=0, split="validation"),
         points=3,
         teacher_prompts=8,
