@@ -18,6 +18,7 @@ from torch import Tensor
 from ..models.codec import Codec, Grid
 from ..models.fit import size_of
 from ..models.prompts import PromptBatch
+from ..rewards.reward_model import read_reward, require_finite, reward_name
 from ..rewards.stream_reward import NoGradientError, RewardWeights, Scores, StreamReward
 from ..rewards.windows import ChunkLayout, prompt_columns
 from .draw import View, overlay, to_pixels
@@ -95,12 +96,20 @@ class Clips:
     codec: see models.codec.Codec. reward: see Reward. prompts: draws embeddings and texts; its `encode`, where it has
     one, serves scripts that are given, and its `opening(batch, step)`, where it has one, is the video of the first
     chunks [batch, F, 3, H, W], which the world gives and the agent does not make. layout: of a clip in chunks.
+    check: look at rewards for NaN and infinity; None: on the CPU only.
     """
 
     def __init__(
-        self, codec: Codec, reward: Reward, prompts: PromptSampler, layout: ChunkLayout, device: torch.device
+        self,
+        codec: Codec,
+        reward: Reward,
+        prompts: PromptSampler,
+        layout: ChunkLayout,
+        device: torch.device,
+        check: bool | None = None,
     ) -> None:
         self.codec, self.reward, self.prompts, self.layout, self.device = codec, reward, prompts, layout, device
+        self.check = device.type == "cpu" if check is None else check
         self.axes: tuple[str, ...] = tuple(getattr(reward, "axes", ("reward",)))
         grid = codec.grid(1)
         self.latent = (codec.channels, grid.h, grid.w)
@@ -171,8 +180,12 @@ class Clips:
         else:
             signal, newest = found[0], found[0].perplexity[:, -self.layout.frames_per_chunk :]
             state = replace(state, perplexity=newest / newest.mean(dim=(1, 2, 3), keepdim=True))
-        scores = signal.scores if len(self.axes) > 1 else signal.reward[:, None]
-        return replace(state, scores=scores), signal.reward / self.layout.chunks
+        name = reward_name(self.reward)
+        reward = read_reward(signal.reward, video, None, name)
+        if self.check:
+            require_finite(reward, name)
+        scores = read_reward(signal.scores, video, self.axes, name) if len(self.axes) > 1 else reward[:, None]
+        return replace(state, scores=scores), reward / self.layout.chunks
 
     def over(self, state: ClipState) -> bool:
         """Whether the clips are complete."""

@@ -75,16 +75,44 @@ class OpenedPrompts(ScriptPrompts):
         return self.begin(batch, step)
 
 
+@dataclass(frozen=True)
+class WorldScripts:
+    """`sample` of ScriptPrompts: scripts drawn from a grammar's split."""
+
+    grammar: str
+    split: str
+
+    def __call__(self, count: int, seed: int) -> list[str]:
+        drawn = sample_scripts(count, split=self.split, seed=seed, grammar=GRAMMARS[self.grammar])
+        return [script_text(script) for script in drawn]
+
+
+@dataclass(frozen=True)
+class SliceScripts:
+    """`sample` and `begin` of OpenedPrompts: an edge slice's scripts in a grammar's words, and how they begin."""
+
+    name: str
+    grammar: str
+    split: str
+    chunks: int
+    frames_per_chunk: int
+
+    def __call__(self, count: int, seed: int) -> list[str]:
+        drawn = slice_scripts(self.name, count, split=self.split, seed=seed)
+        return [script_text(tuple(heard(clause, GRAMMARS[self.grammar]) for clause in script)) for script in drawn]
+
+    def begin(self, count: int, seed: int) -> Tensor:
+        """See OpenedPrompts."""
+        drawn = slice_scripts(self.name, count, split=self.split, seed=seed)
+        scene = slice_scene(self.name, drawn, self.chunks, self.frames_per_chunk, seed)
+        return render(scene.frames(0, self.frames_per_chunk))
+
+
 def world_prompts(encoder: TextEncoder, chunks: int, grammar: str = "plain", split: str = "train") -> ScriptPrompts:
     """Prompts of ShapeStream: scripts drawn from a grammar's split."""
     if grammar not in GRAMMARS:
         raise ValueError(f"unknown grammar '{grammar}'; use one of: {', '.join(GRAMMARS)}")
-
-    def sample(count: int, seed: int) -> list[str]:
-        drawn = sample_scripts(count, split=split, seed=seed, grammar=GRAMMARS[grammar])
-        return [script_text(script) for script in drawn]
-
-    return ScriptPrompts(encoder, chunks, sample)
+    return ScriptPrompts(encoder, chunks, WorldScripts(grammar, split))
 
 
 def slice_prompts(
@@ -103,13 +131,5 @@ def slice_prompts(
     slice_named(name)
     if chunks < 2:
         raise ValueError(f"the first chunk of a slice is given: a clip needs at least 2, not {chunks}")
-
-    def sample(count: int, seed: int) -> list[str]:
-        drawn = slice_scripts(name, count, split=split, seed=seed)
-        return [script_text(tuple(heard(clause, GRAMMARS[grammar]) for clause in script)) for script in drawn]
-
-    def begin(count: int, seed: int) -> Tensor:
-        drawn = slice_scripts(name, count, split=split, seed=seed)
-        return render(slice_scene(name, drawn, chunks, frames_per_chunk, seed).frames(0, frames_per_chunk))
-
-    return OpenedPrompts(encoder=encoder, chunks=chunks, sample=sample, begin=begin)
+    scripts = SliceScripts(name, grammar, split, chunks, frames_per_chunk)
+    return OpenedPrompts(encoder=encoder, chunks=chunks, sample=scripts, begin=scripts.begin)

@@ -84,7 +84,7 @@ class StreamDenoiseVectorEnv(TensorVectorEnv[DenoiseState]):
     ) -> None:
         if not sigmas or sigmas[0] != 1 or any(not 0 < low < high for high, low in pairwise(sigmas)):
             raise ValueError(f"sigmas fall from 1 and stay above 0, not {tuple(sigmas)}")
-        self.clips = Clips(codec, reward, prompts, layout, torch.device(device))
+        self.clips = Clips(codec, reward, prompts, layout, torch.device(device), others.get("check"))
         self.prompts, self.layout, self.sigmas = prompts, layout, tuple(sigmas)
         observed = Dict(
             {

@@ -55,7 +55,7 @@ class StreamGenVectorEnv(TensorVectorEnv[ClipState]):
         device: torch.device | str = "cpu",
         **others: Any,
     ) -> None:
-        self.clips = Clips(codec, reward, prompts, layout, torch.device(device))
+        self.clips = Clips(codec, reward, prompts, layout, torch.device(device), others.get("check"))
         self.codec, self.reward, self.prompts, self.layout = codec, reward, prompts, layout
         super().__init__(num_envs, Dict(self.clips.spaces), self.clips.chunk, device=device, **others)
 

@@ -110,7 +110,7 @@ class StreamSteerVectorEnv(TensorVectorEnv[SteerState]):
         **others: Any,
     ) -> None:
         self.settings = settings or SteerSettings()
-        self.clips = Clips(codec, reward, prompts, layout, torch.device(device))
+        self.clips = Clips(codec, reward, prompts, layout, torch.device(device), others.get("check"))
         self.generator, self.layout = generator, layout
         shape = (generator.frames_per_chunk, *generator.latent_shape)
         if shape != (layout.frames_per_chunk, *self.clips.latent):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.prompts import PromptBatch
-from .reward_model import RewardModel
+from .reward_model import RewardModel, read_reward, reward_name
 from .stream_reward import RewardSettings, StreamReward
 
 
@@ -44,15 +44,8 @@ class CallableReward(nn.Module):
             raise ValueError(f"mean and std need one number per axis of {self.axes}, std above 0: got {mean} and {std}")
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
-        """[B, A]. ValueError where the function returns something else."""
-        found = self.function(video, prompts)
-        found = found[:, None] if found.ndim == 1 else found
-        if found.shape != (len(video), len(self.axes)):
-            raise ValueError(
-                f"the reward function returned {list(found.shape)} for {len(video)} clips: expected "
-                f"[{len(video)}, {len(self.axes)}], one column for each of {', '.join(self.axes)}"
-            )
-        return found
+        """[B, A]. RewardError, a ValueError, where the function returns something else."""
+        return read_reward(self.function(video, prompts), video, self.axes, reward_name(self))
 
 
 def as_reward(part: Any) -> StreamReward:
@@ -111,7 +104,8 @@ class _Members(nn.Module):
         self.register_buffer("std", torch.ones(len(self.axes)))
 
     def _scores(self, video: Tensor, prompts: PromptBatch) -> list[Tensor]:
-        return [(member.score(video, prompts) - member.mean) / member.std for member in self.members]
+        found = [(m, read_reward(m.score(video, prompts), video, m.axes, reward_name(m))) for m in self.members]
+        return [(scores - member.mean) / member.std for member, scores in found]
 
 
 class EnsembleReward(_Members):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,47 @@ class RewardModel(Protocol):
 
     def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
         """video [B, F, 3, H, W] in [0, 1]. Returns raw scores [B, A]; rows do not interact."""
+
+
+class RewardError(ValueError):
+    """What a reward returned is not one finite number a clip, or a clip and axis; the message names the reward."""
+
+
+def reward_name(reward: Any) -> str:
+    """What messages call a reward: the name of its function, or of its class."""
+    while isinstance(reward, WindowedModel):
+        reward = reward.model
+    inner = getattr(reward, "function", reward)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def read_reward(found: Any, video: Tensor, axes: Sequence[str] | None, name: str) -> Tensor:
+    """What the reward `name` returned for a video of B clips, a tensor or an array or list of numbers, as a floating
+    tensor on the video's device: [B] where axes is None, else [B, A] (of one axis [B] is taken). RewardError for the
+    rest."""
+    shape = [len(video)] if axes is None else [len(video), len(axes)]
+    expected = f"for {len(video)} clips: expected {shape}, floating point"
+    expected += f", one column for each of {', '.join(axes)}" if axes else ""
+    try:
+        values = torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(f"the reward {name} returned a {type(found).__name__} {expected}") from error
+    if not isinstance(found, Tensor) and not values.is_complex():
+        values = values.float()
+    if not values.is_floating_point():
+        raise RewardError(f"the reward {name} returned {values.dtype} {list(values.shape)} {expected}")
+    columns = values[:, None] if values.ndim == 1 and len(shape) == 2 and shape[1] == 1 else values
+    if list(columns.shape) != shape:
+        raise RewardError(f"the reward {name} returned {list(values.shape)} {expected}")
+    return columns.to(video.device)
+
+
+def require_finite(values: Tensor, name: str) -> None:
+    """RewardError where a row of values [B] or [B, A] that the reward `name` returned holds NaN or infinity."""
+    bad = ~values.detach().isfinite().reshape(len(values), -1).all(1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise RewardError(f"the reward {name} of row {row} is {values[row].tolist()}: expected finite numbers")
 
 
 class WindowedModel(nn.Module):
@@ -71,6 +112,7 @@ class WindowedModel(nn.Module):
             if length >= self.min_frames:
                 clips = torch.cat([video[:, first : first + length] for _, first in members])
                 found = self.model.score(clips, self._prompts_of(prompts, [chunk for chunk, _ in members]))
+                found = read_reward(found, clips, self.axes, reward_name(self))
                 for (chunk, _), part in zip(members, found.chunk(len(members)), strict=True):
                     scores[chunk] = part
         return torch.stack(list(scores.values()), 1)

@@ -13,7 +13,7 @@ from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
 from .microbatch import Microbatcher
 from .perplexity import SPATIAL_FLOOR, TEMPORAL_FLOOR, fuse, intra_perplexity, to_latents
-from .reward_model import RewardModel, WindowedModel
+from .reward_model import RewardModel, WindowedModel, read_reward, require_finite, reward_name
 from .windows import ChunkLayout
 
 NEEDS = frozenset({"scores", "saliency", "perplexity", "gradient"})
@@ -88,7 +88,8 @@ class RewardSettings:
     """All axes in one vector-Jacobian product, or one after the other; None: batched on CUDA only, a CPU
     gains nothing by it."""
     check: bool | None = None
-    """Look at pixel values for NaN and range; None: on the CPU only, since on a GPU it waits for the device."""
+    """Look at pixel values for NaN and range, and at scores for NaN and infinity; None: on the CPU only, since on a GPU
+    it waits for the device."""
 
     def __post_init__(self) -> None:
         if not self.tau > 0:
@@ -166,11 +167,16 @@ class StreamReward:
         """`scores`, `reward` and what is derived from their graph, by name."""
         self._check(video, prompts)
         if torch.is_grad_enabled() and video.requires_grad:
-            return self._part(video + (video.clamp(0, 1) - video).detach(), prompts, derived, grid, attached=True)
-        video = video.detach()
-        batches = self._batches.split(video, prompts, self._scores) if derived else [(video, prompts)]
-        parts = [self._part(*batch, derived, grid) for batch in batches]
-        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            shown = video + (video.clamp(0, 1) - video).detach()
+            parts = [self._part(shown, prompts, derived, grid, attached=True)]
+        else:
+            video = video.detach()
+            batches = self._batches.split(video, prompts, self._scores) if derived else [(video, prompts)]
+            parts = [self._part(*batch, derived, grid) for batch in batches]
+        found = parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in parts[0]}
+        if self._looks(video):
+            require_finite(found["scores"], reward_name(self.model))
+        return found
 
     def _part(
         self,
@@ -192,6 +198,7 @@ class StreamReward:
         dtype = self.settings.autocast
         with nullcontext() if dtype is None else torch.autocast(video.device.type, dtype=dtype):
             raw = self.model.score(video, prompts)
+        raw = read_reward(raw, video, self.model.axes, reward_name(self.model))
         return ((raw.float() - self.model.mean) / self.model.std)[:, self._columns]
 
     def _derived(self, scores: Tensor, video: Tensor, names: Collection[str], grid: Grid | None) -> dict[str, Tensor]:
@@ -232,8 +239,11 @@ class StreamReward:
                 f"prompts: {len(prompts.text)} texts and embeds {list(prompts.embeds.shape)} do not fit the "
                 f"{len(video)} clips of video {shape}: one prompt per clip is expected"
             )
-        if self.settings.check if self.settings.check is not None else video.device.type == "cpu":
+        if self._looks(video):
             self._check_pixels(video)
+
+    def _looks(self, video: Tensor) -> bool:
+        return video.device.type == "cpu" if self.settings.check is None else self.settings.check
 
     def _check_pixels(self, video: Tensor) -> None:
         slack = OVERSHOOT if torch.is_grad_enabled() and video.requires_grad else _ROUNDING

@@ -2,8 +2,10 @@
 
 import os
 import resource
+import struct
 import wave
 from fractions import Fraction
+from itertools import product
 
 import av
 import numpy as np
@@ -103,18 +105,24 @@ def test_sampling_up_repeats_and_max_frames_stops(tmp_path):
     torch.testing.assert_close(means, frames.float().mean((1, 2)))
 
 
-def test_phone_rotation_is_applied(tmp_path):
-    path = encode(tmp_path / "a.mp4", options={"crf": "1"})
-    upright, _ = read_video(path)
-    one = (1 << 16).to_bytes(4, "big")
-    minus = (-(1 << 16) % (1 << 32)).to_bytes(4, "big")
-    nil, unit = bytes(4), (1 << 30).to_bytes(4, "big")
-    identity = one + nil * 3 + one + nil * 3 + unit
-    quarter_clockwise = nil + one + nil + minus + nil * 4 + unit
+@pytest.mark.parametrize(("turned", "one", "two"), list(product((False, True), (1, -1), (1, -1))))
+def test_every_display_matrix_is_applied(tmp_path, turned, one, two):
+    path = encode(tmp_path / "a.mp4", "testsrc=duration=0.2:size=64x48:rate=25", options={"crf": "1"})
+    stored, _ = read_video(path)
+    a, b, c, d = (0, one, two, 0) if turned else (one, 0, 0, two)
     head, tkhd, rest = path.read_bytes().partition(b"tkhd")
-    (tmp_path / "b.mp4").write_bytes(head + tkhd + rest.replace(identity, quarter_clockwise, 1))
-    turned, _ = read_video(tmp_path / "b.mp4")
-    assert torch.equal(turned, upright.rot90(-1, (1, 2)))
+    identity, matrix = (
+        struct.pack(">9i", p << 16, q << 16, 0, r << 16, s << 16, 0, 0, 0, 1 << 30)
+        for p, q, r, s in ((1, 0, 0, 1), (a, b, c, d))
+    )
+    assert identity in rest
+    path.write_bytes(head + tkhd + rest.replace(identity, matrix, 1))
+    shown, _ = read_video(path)
+    assert shown.shape == ((5, 64, 48, 3) if turned else (5, 48, 64, 3))
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
+    height, width = shown.shape[1:3]
+    right, down = (a * x + c * y - (a + c < 0)) % width, (b * x + d * y - (b + d < 0)) % height
+    assert torch.equal(shown[:, down, right], stored)
 
 
 def refuses(path, words, **kwargs):

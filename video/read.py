@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ def read_video(
     """Decode any file that PyAV opens: (frames uint8 [F, H, W, 3] RGB, the file's own frames per second).
 
     With `fps`, frame k is the one shown nearest to k / fps seconds after the first. `max_frames` stops early. `each` is
-    applied to every frame [H, W, 3] as it is decoded, so that a long video need not be held in full size. Rotation
-    metadata is applied. Raises VideoError for a path that is no readable, complete video.
+    applied to every frame [H, W, 3] as it is decoded, so that a long video need not be held in full size. Its display
+    matrix, turns and flips, is applied. Raises VideoError for a path that is no readable, complete video.
     """
     import av
 
@@ -142,8 +142,18 @@ def _sample(
 
 
 def _upright(frame: VideoFrame) -> np.ndarray:
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
-    return np.ascontiguousarray(turned)
+    """Pixels [H, W, 3] as the display matrix, x' = a x + c y and y' = b x + d y, shows them, to a quarter turn."""
+    pixels = frame.to_ndarray(format="rgb24")
+    try:
+        side: Any = frame.side_data
+    except ValueError:  # it holds a kind that PyAV does not know: of the matrix the angle alone can be read
+        return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
+    if "DISPLAYMATRIX" in {data.type.name for data in side}:
+        a, b, _, c, d = np.frombuffer(bytes(side["DISPLAYMATRIX"]), np.int32)[:5].tolist()
+        turned = abs(b) > abs(a)
+        x, y = (c, b) if turned else (a, d)
+        pixels = (pixels.swapaxes(0, 1) if turned else pixels)[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1]
+    return np.ascontiguousarray(pixels)
 
 
 def reason(error: Exception) -> str:

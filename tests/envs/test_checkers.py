@@ -1,5 +1,6 @@
 """What other libraries' own checkers and wrappers say of every environment that `import reelgym` registers."""
 
+import pickle
 import warnings
 
 import gymnasium
@@ -215,3 +216,12 @@ def test_an_unknown_option_is_told(name, given, vector):
         gymnasium.make(name, **given).reset(options={"speed": 2})
     with pytest.raises(ValueError, match="SAME_STEP or DISABLED"):
         vector(autoreset_mode="NextStep")
+
+
+def test_a_pickled_environment_goes_on_alike(name, given):
+    env = gymnasium.make(name, **given).unwrapped
+    env.reset(seed=5)
+    action = next(sampled(env.action_space, 5)) if isinstance(env.action_space, Box) else 0
+    env.step(action)
+    twin = pickle.loads(pickle.dumps(env))
+    assert data_equivalence(*([one.step(action), *trajectory(one, 5)] for one in (env, twin)), exact=True)

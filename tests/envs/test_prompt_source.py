@@ -1,5 +1,7 @@
 """Prompts of edge slices, and the environments whose first chunk the world gives."""
 
+import pickle
+
 import gymnasium
 import pytest
 import torch
@@ -31,6 +33,8 @@ def test_prompts_and_openings_are_of_the_same_draw(name):
     opening = prompts.opening(3, 7)
     assert embeds.shape[:2] == (3, 4 * SLICES[name].length) and opening.shape == (3, 3, 3, 32, 32)
     assert torch.equal(opening, prompts.opening(3, 7)) and prompts(3, 7)[1] == texts
+    twin = pickle.loads(pickle.dumps(prompts))
+    assert torch.equal(opening, twin.opening(3, 7)) and twin(3, 7)[1] == texts
     assert not torch.equal(opening, prompts.opening(3, 8)) and prompts(3, 8)[1] != texts
 
 

@@ -11,6 +11,7 @@ import reelgym  # noqa: F401
 from reelgym.envs.single import SingleEnv
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.rewards.compose import CallableReward
+from reelgym.rewards.reward_model import RewardError
 from reelgym.rewards.stream_reward import RewardSignal, StreamReward
 from reelgym.rewards.windows import ChunkLayout, clip_prompts
 
@@ -217,3 +218,27 @@ def test_the_single_environment_is_the_vector_of_one(codec, reward, prompts):
         assert isinstance(gained, float) and gained == float(vector.step(action)[1])
     assert terminated and not truncated and set(info) == {"text"}
     assert env.reset(options={"script": "a blue square moves left"})[1]["text"] == "a blue square moves left"
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (1,), ()])
+@pytest.mark.parametrize("kind", [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.clone, torch.Tensor.long])
+def test_what_a_reward_returns_is_looked_at(codec, prompts, shape, kind):
+    class Mine:
+        min_frames = 3
+
+        def __call__(self, video, prompts, *, need):
+            return RewardSignal(None, kind(torch.full(shape, worth)))
+
+    env, worth = make(codec, Mine(), prompts), 0.5
+    env.reset(seed=0)
+    if shape != (3,) or kind is torch.Tensor.long:
+        with pytest.raises(RewardError, match=r"the reward Mine returned .* for 3 clips: expected \[3\]"):
+            env.step(chunks(3)[0])
+        return
+    assert env.step(chunks(3)[0])[1].tolist() == [0.125] * 3
+    worth = float("nan")
+    with pytest.raises(RewardError, match="the reward Mine of row 0 is nan"):
+        env.step(chunks(3)[0])
+    blind = make(codec, Mine(), prompts, check=False)
+    blind.reset(seed=0)
+    assert blind.step(chunks(3)[0])[1].isnan().all()

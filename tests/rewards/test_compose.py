@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from reelgym.models.codec import Grid
 from reelgym.models.prompts import PromptBatch
 from reelgym.rewards.compose import CallableReward, EnsembleReward, JoinedReward, detector_reward
 from reelgym.rewards.measures import MeasureReward
+from reelgym.rewards.reward_model import RewardError
 from reelgym.rewards.stream_reward import RewardSettings, StreamReward
 
 PROMPTS = PromptBatch(("a", "bb"), torch.zeros(2, 1, 1))
@@ -91,3 +93,52 @@ def test_ensembles_that_cannot_be() -> None:
         EnsembleReward([MeasureReward(("motion",)), MeasureReward(("flicker",))])
     with pytest.raises(ValueError, match="two reward models"):
         JoinedReward([MeasureReward(("motion",)), MeasureReward(("motion",))])
+
+
+@pytest.mark.parametrize("kind", [lambda values: values.double(), lambda values: values.numpy(), Tensor.tolist])
+def test_numbers_of_every_kind_are_taken(kind) -> None:
+    reward = StreamReward(CallableReward(lambda video, prompts: kind(redness(video, prompts)), ["red"]))
+    torch.testing.assert_close(reward(VIDEO, PROMPTS).scores[:, 0], redness(VIDEO, PROMPTS))
+
+
+class Returns:
+    """A reward model that returns what it is given."""
+
+    axes, min_frames, mean, std = ("x",), 1, torch.zeros(1), torch.ones(1)
+
+    def __init__(self, found: object) -> None:
+        self.found = found
+
+    def score(self, video: Tensor, prompts: PromptBatch) -> Tensor:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        (None, r"returned a NoneType for 2 clips: expected \[2, 1\], floating point"),
+        ([None, None], "returned a list"),
+        (["1", "2"], "returned a list"),
+        (np.zeros((2, 1, 1)), r"returned \[2, 1, 1\]"),
+        ([0.0], r"returned \[1\]"),
+        (0.0, r"returned \[\]"),
+        (torch.zeros(2, dtype=torch.int64), "returned torch.int64"),
+        (np.zeros(2, complex), "returned torch.complex128"),
+        ([0.0, float("nan")], r"of row 1 is \[nan\]: expected finite"),
+        (torch.tensor([[float("inf")], [0.0]]), r"of row 0 is \[inf\]"),
+    ],
+)
+def test_a_reward_that_returns_something_else(found: object, complaint: str) -> None:
+    def mine(video: Tensor, prompts: PromptBatch) -> object:
+        return found
+
+    for model, name in ((CallableReward(mine, ["x"]), "mine"), (Returns(found), "Returns")):
+        for whole in (model, EnsembleReward([model])):
+            with pytest.raises(RewardError, match=complaint) as caught:
+                StreamReward(whole)(VIDEO, PROMPTS)
+            assert "\n" not in str(caught.value) and (whole is not model or name in str(caught.value))
+
+
+def test_nan_passes_where_nobody_looks() -> None:
+    model = CallableReward(lambda video, prompts: [float("nan")] * 2, ["x"])
+    assert StreamReward(model, RewardSettings(check=False))(VIDEO, PROMPTS).reward.isnan().all()
