@@ -121,7 +121,7 @@ def test_every_display_matrix_is_applied(tmp_path, turned, one, two):
     assert shown.shape == ((5, 64, 48, 3) if turned else (5, 48, 64, 3))
     y, x = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
     height, width = shown.shape[1:3]
-    right, down = (a * x + c * y - (a + c < 0)) % width, (b * x + d * y - (b + d < 0)) % height
+    right, down = (a * x + c * y - int(a + c < 0)) % width, (b * x + d * y - int(b + d < 0)) % height
     assert torch.equal(shown[:, down, right], stored)
 
 
