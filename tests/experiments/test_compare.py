@@ -8,7 +8,7 @@ import torch
 from reelgym.checkpoint import load_checkpoint
 from reelgym.envs.stack import Stack
 from reelgym.envs.worlds.slices import SLICES
-from reelgym.experiments import ablate, compare, runs
+from reelgym.experiments import ablate, compare, evaluate, runs
 from reelgym.experiments.compare import (
     STUDY,
     Config,
@@ -33,8 +33,9 @@ OWN_STEPS = [name for name in REFERENCES if name != "four-steps"]
 
 
 @pytest.fixture(autouse=True)
-def two_slices(monkeypatch):
-    """All are examined in test_slices.py."""
+def short_exams(monkeypatch):
+    """All slices are examined in test_slices.py, streams of the full length in test_evaluate.py."""
+    monkeypatch.setattr(evaluate, "LONG", 2)
     for name in list(SLICES)[2:]:
         monkeypatch.delitem(SLICES, name)
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from reelgym.agents.finetune_recipes import FINETUNE
+from reelgym.agents.league import build
 from reelgym.agents.league.league import League
 from reelgym.checkpoint import has_checkpoint
 from reelgym.experiments import cli, jobs, selfplay
@@ -37,6 +39,9 @@ SMALL = Budget(
 def small(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(selfplay.SELFPLAY_PRESETS, "quick", replace(selfplay.SELFPLAY_PRESETS["quick"], size=SMALL))
     monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "one state of the code")
+    for module in (build, runs):
+        monkeypatch.setattr(module, "DETECTION", replace(module.DETECTION, batch=4))
+    monkeypatch.setitem(FINETUNE, "reward", FINETUNE["reward"].with_batch(2))
     FamilyClips.load.cache_clear()
     return ["selfplay", "--workers", "1", "--stack", str(weights), "--out", str(tmp_path / "run")]
 
