@@ -152,10 +152,11 @@ def _spec(top: str) -> _Place:
 @lru_cache(maxsize=2048)
 def _read(name: str, file: str, changed: int, size: int) -> tuple[str, tuple[str, ...]]:
     """Hash of a file's syntax, and the names of what it imports: of modules, and of what may be modules."""
-    tree = ast.parse(Path(file).read_bytes())
+    nodes: list[ast.AST] = []
+    text = _bare(ast.parse(Path(file).read_bytes()), nodes)
     package = name.split(".") if os.path.basename(file) == "__init__.py" else name.split(".")[:-1]
     imports = {".".join(package[:end]) for end in range(1, len(package) + 1)}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             imports |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -165,12 +166,21 @@ def _read(name: str, file: str, changed: int, size: int) -> tuple[str, tuple[str
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and IMPORT_PATH.fullmatch(node.value):
             imports.add(node.value.split(":")[0])
     parents = {one.rsplit(".", count)[0] for one in imports for count in range(1, one.count(".") + 1)}
-    return hashlib.sha256(ast.dump(_Bare().visit(tree)).encode()).hexdigest(), tuple(sorted(imports | parents))
+    return hashlib.sha256(text.encode()).hexdigest(), tuple(sorted(imports | parents))
 
 
-class _Bare(ast.NodeTransformer):
-    """Leaves out docstrings, of modules, classes, functions and attributes."""
+def _bare(thing: Any, nodes: list[ast.AST]) -> str:
+    """Syntax as text without places and docstrings, of modules, classes, functions and attributes; `nodes` gets what
+    is in it."""
+    if isinstance(thing, ast.AST):
+        nodes.append(thing)
+        parts = [_bare(getattr(thing, name, None), nodes) for name in thing._fields]
+        return f"{type(thing).__name__}({','.join(parts)})"
+    if isinstance(thing, list):
+        return f"[{','.join([_bare(part, nodes) for part in thing if not _does_nothing(part)])}]"
+    return repr(thing)
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """A string by itself does nothing."""
-        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+def _does_nothing(thing: Any) -> bool:
+    """A string by itself."""
+    return isinstance(thing, ast.Expr) and isinstance(thing.value, ast.Constant) and isinstance(thing.value.value, str)
