@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-_GROUPS = ("recipes", "rewards", "worlds", "stacks")
+_GROUPS = ("recipes", "rewards", "worlds", "stacks", "judges")
 """Kinds of parts; the entry points of a package name them as `reelgym.recipes` and so on."""
 
 

@@ -52,8 +52,8 @@ def enlarge(frames: Frames, scale: int) -> Frames:
 
 def overlay(frames: Frames, weights: NDArray[Any]) -> Frames:
     """Lay weights [F, h, w] over uint8 frames [F, H, W, 3]: grey where the weight is low, orange where it is high."""
-    up = frames.shape[1] // weights.shape[1]
-    heat = np.clip(weights / max(float(weights.max()), 1e-6), 0, 1).repeat(up, axis=1).repeat(up, axis=2)[..., None]
+    rows, columns = (np.arange(frames.shape[at]) * weights.shape[at] // frames.shape[at] for at in (1, 2))
+    heat = np.clip(weights / max(float(weights.max()), 1e-6), 0, 1)[:, rows][:, :, columns][..., None]
     grey = frames.mean(axis=-1, keepdims=True) * 0.6
     mixed = (1 - heat) * grey + heat * (0.35 * grey + 0.65 * np.array([255.0, 122.0, 26.0]))
     return mixed.clip(0, 255).astype(np.uint8)

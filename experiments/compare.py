@@ -11,16 +11,18 @@ from ..checkpoint import save_checkpoint
 from ..envs.stack import StackSpec
 from ..models.tiny import STEPS
 from ..training.recipe import find_recipe
-from ..training.sequence import Sequence as RecipeSequence
 from ..training.sequence import Stage
+from .evaluation.judged import exam_of, judge_of_task
+from .evaluation.judges import ORACLE, open_judge
+from .evaluation.notes import diverged, notes
 from .evaluation.search import SEARCH_SEED, tries_of, winner
 from .events import write_events
 from .findings import BLOCKS, PICTURES
 from .jobs import Job
-from .options import StackOptions
-from .presets import METHOD_RECIPES, PRESETS, Preset, chain, label_of
+from .options import StackOptions, installed_name
+from .presets import METHOD_RECIPES, PRESETS, Preset, chain
 from .report import load_media, summary_text, write_picture, write_report
-from .rows import clip_rows, curve_rows, table_rows
+from .rows import clip_rows, curve_rows, score_lines, table_rows
 from .runs import Task, work
 from .study import Results, Study, finished, run_study
 from .systems import REFERENCES
@@ -41,6 +43,15 @@ class Config(StackOptions):
     them; UPDATES within the preset's seconds on your machine."""
     only: tuple[str, ...] = ()
     """Methods of the preset, by their names in results.json; by default all. A sequence needs its parts beside it."""
+    judge: str = ""
+    """Who judges (docs/judges.md): oracle, the world's own; heldout, the stack's held-out reward; measures, which need
+    no model; an import path module:name, or an installed name. By default the first of these that the stack has."""
+    prompts: int | None = None
+    """Test prompts, if not the preset's number."""
+    updates: int | None = None
+    """Of every method, if not the preset's, which suit the tiny stack."""
+    batch: int | None = None
+    """Clips an update, if not the recipes' own."""
     times: float = 1.0
     """How many times the preset's updates every method gets: does it only need longer?"""
     seed: int = 0
@@ -59,6 +70,8 @@ def run(config: Config) -> None:
     out, found = done.out, {name: result for name, (_, result) in done.results.items()}
     media = {name: tensor for groups, _ in done.results.values() for name, tensor in groups.get("media", {}).items()}
     save_checkpoint(out / "media", {"media": media}, {})
+    lines = score_lines(_runs(done.config, done.results), preset_of(done.config).exam)
+    (out / "scores.csv").write_text("\n".join(lines) + "\n")
     write_events(out / "tensorboard", found, load_media(out / "media"))
     write_picture(out, out / PICTURES[0])
     print(f"report: {write_report(out)}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")
@@ -68,12 +81,17 @@ def preset_of(config: Config) -> Preset:
     """The preset with the config's seeds, and the words or the world of its stack; ValueError for what cannot be."""
     preset = PRESETS[config.preset]
     seeds = preset.seeds if config.seeds is None else config.seeds
-    if seeds < 1 or config.times <= 0:
-        raise ValueError("--seeds must be at least 1, and --times above 0")
-    updates = {name: max(1, round(config.times * count)) for name, count in preset.updates.items()}
-    of: dict[str, str] = {"grammar": config.spec.load().grammar, "world": config.world}
-    exam, validation = replace(preset.exam, **of), replace(preset.validation, **of)  # type: ignore[arg-type]
-    return replace(preset, seeds=seeds, updates=updates, exam=exam, validation=validation)
+    counts = [count for count in (seeds, config.prompts, config.updates, config.batch) if count is not None]
+    if min(counts) < 1 or config.times <= 0:
+        raise ValueError("--seeds, --prompts, --updates and --batch must be at least 1, and --times above 0")
+    updates = {name: max(1, round(config.times * (config.updates or count))) for name, count in preset.updates.items()}
+    stack = config.spec.load()
+    judge = judge_of_task(stack, installed_name("judges", config.judge))
+    asked = preset.exam if config.prompts is None else replace(preset.exam, prompts=config.prompts)
+    few = preset.validation if config.prompts is None else replace(preset.validation, prompts=config.prompts)
+    exam, validation = (exam_of(one, stack, judge, config.world) for one in (asked, few))
+    sizes = {"updates": updates, "batch": config.batch or preset.batch}
+    return replace(preset, seeds=seeds, exam=exam, validation=validation, **sizes)  # type: ignore[arg-type]
 
 
 def spec_of(config: Config) -> StackSpec:
@@ -83,9 +101,16 @@ def spec_of(config: Config) -> StackSpec:
 
 
 def references_of(config: Config) -> list[str]:
-    """What is measured beside the methods; the starting student at its full steps where the methods have fewer."""
-    fewer = len(spec_of(config).load().generator.sigmas) < STEPS
-    return [name for name in REFERENCES if name != "four-steps" or fewer]
+    """What is measured beside the methods, as far as the stack has it; the starting student at its full steps where the
+    methods have fewer."""
+    stack, world = spec_of(config).load(), not preset_of(config).exam.rows
+    there = {
+        "truth": world,
+        "codec": world or "clips" in stack.data,
+        "teacher": stack.has("teacher"),
+        "four-steps": len(stack.generator.sigmas) < STEPS,
+    }
+    return [name for name in REFERENCES if there.get(name, True)]
 
 
 def _seeds_of(config: Config) -> list[int]:
@@ -137,10 +162,11 @@ def search_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
 def reference_jobs(config: Config) -> list[Job]:
     """Ground truth, codec, teacher and starting student, under the noise of every seed."""
     preset = preset_of(config)
-    slow = replace(preset.exam, prompts=min(preset.exam.prompts, preset.teacher_prompts))
+    few = min(preset.exam.prompts, preset.teacher_prompts)
+    slow = replace(preset.exam, prompts=few, rows=preset.exam.rows[:few])
     exams = {name: (slow, 3.0) if name == "teacher" else (preset.exam, 1.0) for name in references_of(config)}
     return [
-        Job(f"{name}-{seed}", Task(name, seed, exam, preset.validation, None, 1, *_common(config, seed)), cost)
+        Job(f"{name}-{seed}", _task(config, replace(preset, exam=exam, points=1), name, seed, None), cost)
         for name, (exam, cost) in exams.items()
         for seed in _seeds_of(config)
     ]
@@ -149,9 +175,8 @@ def reference_jobs(config: Config) -> list[Job]:
 def training_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     """Every method with every seed."""
     preset = preset_of(config)
-    exams = (preset.exam, preset.validation)
     return [
-        Job(folder_of(f"{name}-{seed}"), Task(name, seed, *exams, plan, preset.points, *_common(config, seed)), 2.0)
+        Job(folder_of(f"{name}-{seed}"), _task(config, preset, name, seed, plan), 2.0)
         for name, plan in plans.items()
         for seed in _seeds_of(config)
     ]
@@ -162,9 +187,13 @@ def folder_of(name: str) -> str:
     return name.replace(":", ".")
 
 
-def _common(config: Config, seed: int) -> tuple[int, StackSpec]:
-    """What tasks with an exam end with: how many prompts are shown, those of the first seed, and the stack."""
-    return PRESETS[config.preset].shown if seed == config.seed else 0, spec_of(config)
+def _task(config: Config, preset: Preset, name: str, seed: int, plan: Stage | None) -> Task:
+    """One that ends with an exam: the first seed's clips are shown, and where the prompts are the stack's own, all are
+    kept as files."""
+    shown = preset.shown if seed == config.seed else 0
+    videos = str(config.out / "videos" / folder_of(f"{name}-{seed}")) if preset.exam.rows and config.out else ""
+    exams = (preset.exam, preset.validation)
+    return Task(name, seed, *exams, plan, preset.points, shown, spec_of(config), videos)
 
 
 def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Results) -> dict[str, Stage]:
@@ -173,7 +202,7 @@ def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Results) 
     found = {}
     for name, plan in plans.items():
         own = {job.name: job.config.plan.recipe for job in tries if job.config.row == name}
-        ends = {job: results[job][1]["curve"][-1]["oracle"] for job in own}
+        ends = {job: level_of(results[job][1]["curve"][-1]) for job in own}
         found[name] = replace(plan, recipe=winner(plan.recipe, own, ends))
     return {name: chain(name, found) if "+" in name else plan for name, plan in found.items()}
 
@@ -211,60 +240,21 @@ def _settings_of(config: Config, results: Results) -> dict[str, Any]:
     settings |= {"steps": len(spec_of(config).load().generator.sigmas)}
     settings |= {"weights": "shipped" if config.stack == "tiny" else config.stack}
     settings |= {name: path for name in ("reward", "world") if (path := getattr(config, name))}
+    if preset.exam.judge != ORACLE:
+        settings["judge"] = open_judge(preset.exam.judge, spec_of(config).load()).words
     return settings | {"prompts": preset.exam.prompts, "clips": preset.exam.clips}
-
-
-def notes(preset: Preset, plans: Mapping[str, Stage]) -> list[str]:
-    """What a reader of the table must know, in sentences."""
-    found = {name: plan.recipe.learning_rate for name, plan in plans.items()}
-    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in found.items() if rate is not None)
-    search = (
-        f"Learning rates were searched in this run, {len(preset.search)} tries for each method on validation prompts"
-        if preset.search
-        else "Learning rates are stored in the preset: winners of the search that --preset standard makes"
-    )
-    return [
-        f"{search}: {rates}.",
-        f"Every method trains the same starting student, with a budget of {preset.seconds:g} s on one core of the "
-        "reference machine, converted once to the updates shown; the weights are the last ones, not averages.",
-        *sequence_notes(plans),
-        f"The teacher is examined on the first {min(preset.teacher_prompts, preset.exam.prompts)} prompts alone.",
-        f"Intervals: paired bootstrap over {preset.seeds} seeds and {preset.exam.prompts} prompts."
-        + (" With so few seeds they say little about other seeds." if preset.seeds < 5 else ""),
-        *([f"Edge slices: {preset.exam.slice_prompts} test prompts each."] if preset.exam.slice_prompts else []),
-        f"Calls count chunks through a network. Test prompts are of the grammar “{preset.exam.grammar}”, half with a "
-        "(colour, shape, motion) that training never shows; the search never sees them.",
-    ]
-
-
-def sequence_notes(plans: Mapping[str, Stage]) -> list[str]:
-    """How the sequences share the budget; nothing where there are none."""
-    shares = [
-        f"{label_of(name)} {' + '.join(str(stage.updates) for stage in plan.recipe.stages)}"
-        for name, plan in plans.items()
-        if isinstance(plan.recipe, RecipeSequence)
-    ]
-    text = (
-        f"A sequence has one budget too, half of the updates of each part ({'; '.join(shares)}). It is not searched: "
-        "it takes the learning rates of its parts. What its second part is pulled towards is what the first one left."
-    )
-    return [text] if shares else []
-
-
-def diverged(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """A sentence for each run that diverged: it counts as it stood before the update that failed."""
-    return [
-        f"{name}, seed {run['seed']}, diverged at update {run['diverged']} and counts as it stood before."
-        for name, results in runs.items()
-        for run in results
-        if run.get("diverged") is not None
-    ]
 
 
 def _search_row(name: str, result: Mapping[str, Any]) -> Row:
     last = result["curve"][-1]
     row: Row = {"kind": "search", "try": name, "learning_rate": result["learning_rate"]}
-    return row | {"updates": result["counts"]["updates"], "oracle": last["oracle"], "reward": last["reward"]}
+    level = {key: last[key] for key in ("oracle", "judged", "reward") if key in last}
+    return row | {"updates": result["counts"]["updates"]} | level
+
+
+def level_of(point: Mapping[str, Any]) -> float:
+    """The judge's total at a point of a learning curve."""
+    return float(point["oracle"] if "oracle" in point else point["judged"])
 
 
 STUDY = Study("compare", work, _jobs_of, _rows_of, lambda found: summary_text(dict(found)), _settings_of, _seeds_of)

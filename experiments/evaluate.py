@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -58,6 +58,10 @@ class EvalConfig:
     """Clips that are made at a time."""
     world: str = ""
     """Import path of a world of one's own, whose prompts and judge these are; empty: ShapeStream and its oracle."""
+    judge: str = "oracle"
+    """Who judges; for another than the oracle see evaluation/judged.py."""
+    rows: tuple[tuple[str, ...], ...] = ()
+    """P prompts by chunk, where another judges."""
 
     @property
     def own_world(self) -> World | None:
@@ -70,6 +74,8 @@ class EvalConfig:
 
     def clauses(self) -> Chunks:
         """One clause per chunk for each of the P * K clips, K rows of a script together; of an own world, prompts."""
+        if self.rows:
+            return cast(Chunks, [row for row in self.rows for _ in range(self.clips)])
         if world := self.own_world:
             rows = world.prompts(self.prompts, chunks=self.chunks, split=self.split, seed=self.scripts_seed)
             return cast(Chunks, [tuple(row) for row in rows for _ in range(self.clips)])
@@ -77,6 +83,8 @@ class EvalConfig:
 
     def texts(self) -> list[str]:
         """The P prompts as one writes them."""
+        if self.rows:
+            return [" ; then ".join(dict.fromkeys(row)) for row in self.rows]
         if self.world:
             return [" ; then ".join(dict.fromkeys(map(str, row))) for row in self.clauses()[:: self.clips]]
         return texts_of(self.scripts())
@@ -101,6 +109,7 @@ class EvalResult:
     fps: frames a second, generation and decoding.
     first_chunk: seconds until a single stream's first chunk is there; None without long streams.
     video: the clips [P, K, F, 3, H, W].   long_video: the long streams [Q, F', 3, H, W].
+    by_clip: per axis [P K], the clips of a prompt together.
     """
 
     scores: dict[str, Tensor]
@@ -112,6 +121,7 @@ class EvalResult:
     first_chunk: float | None
     video: Tensor
     long_video: Tensor
+    by_clip: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -137,7 +147,7 @@ def evaluate(
     means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in scores.items()}
     fps = len(video) * video.shape[1] / seconds
     waited = _first_chunk(system, short[0], keys[:1]) if long and not exam.world else None
-    return EvalResult(means, spread, late, drift, further, fps, waited, groups, streams)
+    return EvalResult(means, spread, late, drift, further, fps, waited, groups, streams, scores)
 
 
 def _streams(system: VideoModel, exam: EvalConfig, key: Tensor, times: int) -> tuple[Tensor, LongScores]:

@@ -42,13 +42,15 @@ class StackOptions:
     def spec(self) -> StackSpec:
         """What jobs load; ValueError for a device that is not there."""
         place = Path(self.stack)
-        stack = str(place.resolve()) if self.stack != "tiny" and place.exists() else _installed("stacks", self.stack)
-        reward, world = _installed("rewards", self.reward), _installed("worlds", self.world)
+        stack = (
+            str(place.resolve()) if self.stack != "tiny" and place.exists() else installed_name("stacks", self.stack)
+        )
+        reward, world = installed_name("rewards", self.reward), installed_name("worlds", self.world)
         reward = str(Path(reward).resolve()) if reward and Path(reward).is_dir() else reward
         return StackSpec(stack, reward, world, str(pick_device(self.device)), self.student_steps)
 
 
-def _installed(group: str, name: str) -> str:
+def installed_name(group: str, name: str) -> str:
     """The import path where an installed package gives the name, else the name; packages are looked through only for a
     name that is not ours, as that takes long."""
     return installed(group).get(name, name) if name and name not in STACKS and ":" not in name else name

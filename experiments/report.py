@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..checkpoint import has_checkpoint, load_checkpoint
 from ..envs.draw import overlay
-from .findings import CONTRAST_COLUMNS, METHOD_COLUMNS, SLICE_COLUMNS, SLICES_NOTE, slice_table_rows, verdict_lines
+from .evaluation.columns import contrast_columns, judge_of, level_titles, method_columns
+from .findings import SLICE_COLUMNS, SLICES_NOTE, slice_table_rows, verdict_lines
 from .plots import PALETTE, animation, contact_sheet, curve_lines, data_uri, film_strip, line_chart, png, side_by_side
 from .tables import Row, html_legend, html_table, plain_table, rows_of
 
@@ -77,12 +78,13 @@ def summary_text(results: Row) -> str:
     edges = slice_table_rows(results)
     return "\n".join(
         [
-            plain_table(METHOD_COLUMNS, rows_of(results, "method")),
+            plain_table(method_columns(results), rows_of(results, "method")),
             "",
-            plain_table(CONTRAST_COLUMNS, rows_of(results, "contrast")),
+            plain_table(contrast_columns(results), rows_of(results, "contrast")),
             "",
             *([plain_table(SLICE_COLUMNS, edges), SLICES_NOTE, ""] if edges else []),
             *verdict_lines(results),
+            *([f"judged by {judge_of(results)}"] if judge_of(results) else []),
         ]
     )
 
@@ -101,8 +103,9 @@ def write_picture(folder: Path | str, path: Path | str, prompts: int = 4, fps: f
 
 def _subtitle(results: Row) -> str:
     config = results.get("config", {})
+    judge = [f"judged by {judge_of(results)}"] if judge_of(results) else []
     exam = [f"{config['prompts']} test prompts, {config['clips']} clips each"] if "prompts" in config else []
-    told = [*exam, f"{len(results['seeds'])} seeds", str(results["device"])]
+    told = [*exam, *judge, f"{len(results['seeds'])} seeds", str(results["device"])]
     return " · ".join([f"<code>{escape(str(results['command']))}</code>", *map(escape, told)])
 
 
@@ -113,8 +116,8 @@ def _verdicts(results: Row) -> str:
 
 def _tables(results: Row) -> str:
     tables = (
-        ("Results", METHOD_COLUMNS, rows_of(results, "method"), ""),
-        ("Contrasts", CONTRAST_COLUMNS, rows_of(results, "contrast"), ""),
+        ("Results", method_columns(results), rows_of(results, "method"), ""),
+        ("Contrasts", contrast_columns(results), rows_of(results, "contrast"), ""),
         ("Edge slices", SLICE_COLUMNS, slice_table_rows(results), SLICES_NOTE),
     )
     parts = [
@@ -133,7 +136,9 @@ def _curves(results: Row) -> str:
     order = list(dict.fromkeys(row["method"] for row in curves))
     labels = {name: names.get(name, name) for name in order}
     charts = ""
-    for key, title in (("oracle", "Oracle total, validation prompts"), ("reward", "Trained reward (z), same clips")):
+    for key, title in level_titles(results):
+        if not any(key in row for row in curves):
+            continue
         lines = curve_lines(curves, "method", labels, "share", key)
         charts += f"<div>{line_chart(lines, title, 'share of the update budget')}</div>"
     keys = "".join(
@@ -191,8 +196,8 @@ def _provenance(results: Row) -> str:
 
 
 _CURVES = (
-    "Thick lines are means over seeds, thin lines single runs. The oracle judges and trains nothing; where the trained "
-    "reward climbs and the oracle does not follow, the reward is being gamed."
+    "Thick lines are means over seeds, thin lines single runs. Who judges trains nothing; where the trained reward "
+    "climbs and the judge does not follow, the reward is being gamed."
 )
 _PICTURES = "One noise for all columns: the generators differ, the dice do not. Not selected: the first test prompts."
 _LONG = "The last 15% of such a stream make the column “late”. The teacher makes whole clips only and is not here."

@@ -50,7 +50,8 @@ EXPLORATORY = (
 
 def table_rows(runs: _Runs) -> list[Row]:
     """One row per method, then one per contrast, one per method and edge slice, and one per run."""
-    methods = [method_row(name, results, runs["truth"]) for name, results in runs.items()]
+    whole = runs["truth" if "truth" in runs else "start"]
+    methods = [method_row(name, results, whole) for name, results in runs.items()]
     contrasts = [contrast_row(ours, theirs, runs) for ours, theirs in questions(runs)]
     edges = [row for name, results in runs.items() for row in slice_rows(name, results)]
     return [*methods, *contrasts, *edges, *(run_row(name, one) for name, results in runs.items() for one in results)]
@@ -69,7 +70,7 @@ def questions(runs: _Runs) -> list[tuple[str, str]]:
 
 
 def method_row(name: str, results: _Results, truth: _Results) -> Row:
-    """Means over seeds and prompts, the total with its interval, diversity relative to the world's."""
+    """Means over seeds and prompts, the total with its interval, diversity relative to the truth's."""
     row = {"kind": "method", "method": name, "label": label_of(name), "seeds": len(results)}
     row |= _axes([result["scores"] for result in results]) | {"iqm": iqm(scores(results))}
     row |= {key: _mean(results, key) for key in results[0] if key.startswith(("late", "drift"))}
@@ -101,7 +102,8 @@ def contrast_row(ours: str, theirs: str, runs: _Runs) -> Row:
     row["label"] = f"{label_of(ours)} - {against}" + (" *" if declared else "")
     row["question"] = f"{label_of(ours)} above {'the start' if theirs == 'start' else against}:"
     row |= {"declared": declared, "difference": difference.mean, "low": difference.low, "high": difference.high}
-    row |= {"verdict": difference.verdict, "improvement": probability_of_improvement(a, b)}
+    verdict = difference.verdict if a.size > 1 else "unclear"  # one number tells nothing apart
+    row |= {"verdict": verdict, "improvement": probability_of_improvement(a, b)}
     row["diversity_ratio"] = _ratio(_mean(runs[ours], "diversity"), _mean(runs[theirs], "diversity"))
     return row | {"sign_p": sign_test((a - b).mean(axis=1))}
 
@@ -119,7 +121,7 @@ def slice_rows(name: str, results: _Results) -> list[Row]:
 def run_row(name: str, result: Mapping[str, Any]) -> Row:
     """One seed of one row of the table."""
     row: Row = {"kind": "run", "method": name, "seed": result["seed"]}
-    row |= {axis.lower(): float(np.mean(result["scores"][axis])) for axis in AXES}
+    row |= {axis_key(axis): float(np.mean(found)) for axis, found in result["scores"].items()}
     row |= {key: _mean([result], key) for key in ("late", "drift", "diversity")}
     return row | {"fps": result["fps"]} | spent([result])
 
@@ -134,10 +136,32 @@ def curve_rows(name: str, result: Mapping[str, Any]) -> list[Row]:
 
 def clip_rows(exam: EvalConfig, shown: int) -> list[Row]:
     """Which prompts the report's pictures belong to."""
-    prompts = exam.texts()[:shown]
-    streams = [] if exam.world else texts_of(exam.long_scripts()[: (shown + 1) // 2])
+    prompts, most = exam.texts()[:shown], (shown + 1) // 2
+    streams = exam.texts()[: min(most, exam.long_prompts)] if exam.rows else []
+    if not (exam.rows or exam.world):
+        streams = texts_of(exam.long_scripts()[:most])
     pictures = [("clips", prompts), ("long", streams), ("map", prompts)]
     return [{"kind": "clip", "of": of, "prompt": prompt} for of, texts in pictures for prompt in texts]
+
+
+def axis_key(axis: str) -> str:
+    """What an axis is called in a row: the oracle's by their names, those of other judges apart from all else."""
+    return axis.lower() if axis in AXES else f"axis/{axis}"
+
+
+def score_lines(runs: _Runs, exam: EvalConfig) -> list[str]:
+    """Scores by clip as lines of CSV: method, seed, prompt and clip by their places, and every axis."""
+    named = {name: results for name, results in runs.items() if results and results[0].get("by_clip")}
+    axes = list(next(iter(named.values()))[0]["by_clip"]) if named else []
+    lines = [",".join(["method", "seed", "prompt", "clip", *axes])]
+    for name, results in named.items():
+        for result in results:
+            each = 1 if len(result["by_clip"][axes[0]]) == len(result["scores"][axes[0]]) else exam.clips
+            columns = zip(*(result["by_clip"][axis] for axis in axes), strict=True)
+            for place, found in enumerate(columns):
+                where = (name, result["seed"], place // each, place % each)
+                lines.append(",".join(map(str, (*where, *found))))
+    return lines
 
 
 def scores(results: _Results, axis: str = "total") -> NDArray[np.float64]:
@@ -148,7 +172,7 @@ def scores(results: _Results, axis: str = "total") -> NDArray[np.float64]:
 def _axes(found: Sequence[Mapping[str, Any]]) -> Row:
     """The mean of every axis, and the total's interval, of one score per axis and prompt for each seed."""
     total = mean_interval([score["total"] for score in found])
-    means = {axis.lower(): float(np.mean([score[axis] for score in found])) for axis in AXES}
+    means = {axis_key(axis): float(np.mean([score[axis] for score in found])) for axis in found[0]}
     return means | {"low": total.low, "high": total.high}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ..envs.stack import Stack, StackSpec
 from ..models.generator import Generator
@@ -18,11 +19,16 @@ from ..training.learner import NonFiniteError
 from ..training.loop import fit
 from ..training.sequence import Stage
 from .evaluate import EvalConfig, EvalResult, evaluate, exam_prompts, reward_scores
+from .evaluation.judged import judged, judged_real
 from .jobs import Result
 from .slices import examine_slices
 from .systems import VideoModel, as_system, reference
 
 VALIDATION_NOISE = int(SeedDomain.VALIDATION)
+LOST = -1e6
+"""Total of a try that diverged, where another than the oracle judges."""
+_WIDEST = 160
+"""Pixels of a side of what a report shows, at most."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,13 @@ class Task:
     """Prompts whose clips are kept for the report."""
     stack: StackSpec = StackSpec()
     """What the student belongs to."""
+    videos: str = ""
+    """Folder for the clips of the exam as files, where another than the oracle judges; empty: none."""
+
+    @property
+    def level(self) -> str:
+        """What the total on validation prompts is called in a learning curve."""
+        return "oracle" if self.validation.judge == "oracle" else "judged"
 
 
 def work(task: Task) -> Result:
@@ -75,7 +88,7 @@ def work(task: Task) -> Result:
     except NonFiniteError:
         diverged = trainer.counts.updates
         if task.exam is None:
-            curve.append({**curve[0], "update": updates, "oracle": 0.0})
+            curve.append({**curve[0], "update": updates, task.level: 0.0 if task.level == "oracle" else LOST})
     if curve[-1]["update"] < updates:
         look()
         curve[-1]["update"] = updates
@@ -84,7 +97,7 @@ def work(task: Task) -> Result:
     result["learning_rate"] = task.plan.recipe.learning_rate
     if task.exam is not None:
         system = as_system(stack, student)
-        grades = evaluate(system, task.exam, task.seed, device=stack.device)
+        grades = _graded(stack, system, task, task.exam)
         result |= grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
         result |= {"steps": len(student.sigmas), "first_chunk": grades.first_chunk}
         groups = {"weights": student.model.state_dict(), **_media(grades, task)}
@@ -94,10 +107,12 @@ def work(task: Task) -> Result:
 def _measured(stack: Stack, task: Task) -> Result:
     if task.exam is None:
         raise ValueError(f"{task.row} is measured, not trained: give its task an exam")
+    if task.exam.rows and task.row == "codec":
+        return {}, grades_json(judged_real(stack, task.exam, task.videos))
     system = reference(stack, task.row)
-    grades = evaluate(system, task.exam, task.seed, device=stack.device, long=task.row != "teacher")
+    grades = _graded(stack, system, task, task.exam)
     groups = _media(grades, task)
-    if task.row == "start" and task.shown:
+    if task.row == "start" and task.shown and stack.has("reward"):
         groups["media"] |= _maps(stack, task.exam, grades, task.shown)
     result = grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
     steps = {"start": len(stack.generator.sigmas), "four-steps": STEPS}
@@ -107,6 +122,14 @@ def _measured(stack: Stack, task: Task) -> Result:
         level = _validate(stack, task, stack.generator.with_steps(STEPS))
         result["curve"] = [{"update": 0, "seconds": 0.0, **level}]
     return groups, result
+
+
+def _graded(stack: Stack, system: VideoModel, task: Task, exam: EvalConfig) -> EvalResult:
+    """What came of an exam, by whoever judges it."""
+    long = task.row != "teacher"
+    if exam.rows:
+        return judged(stack, system, exam, task.seed, long=long, keep=task.shown, videos=task.videos)
+    return evaluate(system, exam, task.seed, device=stack.device, long=long)
 
 
 def _sliced(stack: Stack, system: VideoModel, exam: EvalConfig, seed: int) -> dict[str, Any]:
@@ -121,21 +144,28 @@ def _noted(log: list[dict[str, Any]], measured: Mapping[str, float], update: int
 
 @torch.no_grad()
 def _validate(stack: Stack, task: Task, student: Generator) -> dict[str, Any]:
-    """The oracle's total, also by prompt, and the trained reward on the same clips of the validation prompts."""
-    exam = task.validation
-    grades = evaluate(as_system(stack, student), exam, VALIDATION_NOISE, device=stack.device, long=False)
-    reward = reward_scores(stack, stack.reward, exam, grades).reward
+    """The judge's total, also by prompt, and the trained reward on the same clips of the validation prompts."""
+    exam, system = task.validation, as_system(stack, student)
+    if exam.rows:
+        grades = judged(stack, system, exam, VALIDATION_NOISE, long=False, keep=exam.prompts)
+    else:
+        grades = evaluate(system, exam, VALIDATION_NOISE, device=stack.device, long=False)
     total = grades.scores["total"]
-    return {"oracle": float(total.mean()), "reward": float(reward.mean()), "scores": _numbers(total)}
+    level = {task.level: float(total.mean()), "scores": _numbers(total)}
+    if stack.has("reward"):
+        level["reward"] = float(reward_scores(stack, stack.reward, exam, grades).reward.mean())
+    return level
 
 
 def _maps(stack: Stack, exam: EvalConfig, grades: EvalResult, shown: int) -> dict[str, Tensor]:
     """What Stream-R1 would weigh the first clips with."""
-    video = grades.video[:shown, 0]
-    prompts = exam_prompts(stack, exam, range(0, shown * exam.clips, exam.clips))
-    scorer = stack.reward.windowed(stack.layout, stack.codec)
-    weights = scorer.weights(video, prompts, stack.codec.grid(video.shape[1])).perplexity
-    return {"map/frames": _bytes(video), "map/weights": weights.cpu()}
+    video = grades.video[:shown, 0].to(stack.device)
+    scorer, weights = stack.reward.windowed(stack.layout, stack.codec), list[Tensor]()
+    for place in range(len(video)):
+        prompts = exam_prompts(stack, exam, [place * exam.clips])
+        part = scorer.weights(video[place : place + 1], prompts, stack.codec.grid(video.shape[1]))
+        weights.append(part.perplexity[:, stack.codec.grid(video.shape[1]).latent_of_frame].cpu())
+    return {"map/frames": _bytes(video), "map/weights": torch.cat(weights)}
 
 
 def _media(grades: EvalResult, task: Task) -> dict[str, dict[str, Tensor]]:
@@ -151,7 +181,8 @@ def grades_json(grades: EvalResult) -> dict[str, Any]:
     parts = {name: _numbers(getattr(grades, name)) for name in ("diversity", "late", "drift")}
     for times, found in grades.further.items():
         parts |= {f"late_{times}": _numbers(found.tail), f"drift_{times}": _numbers(found.drift)}
-    return {"scores": scores, **parts, "fps": grades.fps}
+    by_clip = {axis: _numbers(score) for axis, score in grades.by_clip.items()}
+    return {"scores": scores, **parts, "fps": grades.fps, "by_clip": by_clip}
 
 
 def _numbers(values: Tensor) -> list[float]:
@@ -159,5 +190,7 @@ def _numbers(values: Tensor) -> list[float]:
 
 
 def _bytes(video: Tensor) -> Tensor:
-    """Video [..., 3, H, W] in [0, 1] as uint8 [..., H, W, 3]."""
+    """Video [..., 3, H, W] in [0, 1] as uint8 [..., H, W, 3], large pictures averaged down."""
+    if (times := -(-max(video.shape[-2:]) // _WIDEST)) > 1:
+        video = avg_pool2d(video.flatten(0, -4), times).unflatten(0, video.shape[:-3])
     return (video.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().contiguous()

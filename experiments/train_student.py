@@ -26,8 +26,9 @@ from ..training.loop import Trainer, fit
 from ..training.recipe import Recipe
 from .console import progress
 from .evaluate import EvalConfig, evaluate
+from .evaluation.judges import judge_reward, open_judge
 from .jobs import one_thread
-from .options import CacheOptions, StackOptions
+from .options import CacheOptions, StackOptions, installed_name
 from .results import command_line, write_results
 from .runs import VALIDATION_NOISE
 from .systems import as_system
@@ -46,6 +47,8 @@ class TrainOptions(CacheOptions, StackOptions):
     guard_kl: float | None = None
     """Most KL from the start that the guard puts up with, per latent element; 0 asks for none. By default .004, and 0
     for a student of fewer than four steps: its start is to be left."""
+    judge: str = ""
+    """Whom the guard watches in place of the held-out reward: measures, or a function of yours (docs/judges.md)."""
     every: int = 4
     """Updates between looks of guard and oracle."""
     validation: int = 24
@@ -78,10 +81,13 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
         raise ValueError("--updates and --every must be at least 1")
     out = options.out or Path("runs") / f"{command}-{name.replace(':', '.')}"
     stack = options.spec.load()
+    if options.judge:
+        judge = open_judge(installed_name("judges", options.judge), stack)
+        stack = stack.with_parts(heldout=judge_reward(judge))
     if options.guard and not stack.has("heldout"):
         raise ValueError(
             f"{options.stack}: the guard watches a held-out reward, and the stack has none: name one as "
-            "[parts] heldout, or train without it (--no-guard)"
+            "[parts] heldout, another judge (--judge), or train without (--no-guard)"
         )
     stack = stack.with_cache(options.cache(stack.generator.model.cache_config))
     student = stack.student()

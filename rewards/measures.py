@@ -42,6 +42,31 @@ def saturation(video: Tensor) -> Tensor:
     return ((high - low) / high.clamp_min(1e-3)).mean(dim=(1, 2, 3))
 
 
+def drift(video: Tensor) -> Tensor:
+    """[B]: how far brightness, contrast and saturation of the last quarter of the frames lie from those of the first,
+    mean of the three; at least 2 frames."""
+    few = max(1, video.shape[1] // 4)
+    ends = [video[:, :few], video[:, -few:]]
+    told = [(luma(end).mean((1, 2, 3)), luma(end).flatten(2).std(-1).mean(1), saturation(end)) for end in ends]
+    return torch.stack([(first - last).abs() for first, last in zip(*told, strict=True)]).mean(0)
+
+
+def similarity(video: Tensor, apart: int) -> Tensor:
+    """[B]: correlation of the pixels of frames that are so many frames apart, mean over such pairs: 1 for a still
+    picture."""
+    pixels = video.flatten(2)
+    pixels = pixels - pixels.mean(-1, keepdim=True)
+    pixels = pixels / pixels.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return (pixels[:, apart:] * pixels[:, :-apart]).sum(-1).mean(1)
+
+
+def similarities(video: Tensor) -> dict[str, Tensor]:
+    """[B] each: similarity against distance in frames, for neighbours, a quarter, a half and the whole of the clip."""
+    last = video.shape[1] - 1
+    distances = dict.fromkeys(max(1, part) for part in (1, last // 4, last // 2, last))
+    return {f"similarity {apart}": similarity(video, apart) for apart in distances}
+
+
 MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "sharpness": sharpness,
     "flicker": flicker,

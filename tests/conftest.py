@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,13 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-WORDS = ("a", "red", "blue", "circle", "square", "moves", "left", "right", ";", "then")
-TEXTS = (
-    "a red circle moves left",
-    "a blue square moves right",
-    "a red circle moves left ; then a blue circle moves right",
+_spec = importlib.util.spec_from_file_location(
+    "random_stack", Path(__file__).parent.parent / "docs/examples/random_stack.py"
 )
+random_stack = importlib.util.module_from_spec(_spec)
+sys.modules["random_stack"] = random_stack
+_spec.loader.exec_module(random_stack)
+QwenFiles, TEXTS, WORDS = random_stack.QwenFiles, random_stack.TEXTS, random_stack.WORDS
 
 
 class PaintCodec:
@@ -158,33 +160,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-REAL_STACK = """
-size = "80x48"
-fps = 8
-prompts = "prompts.jsonl"
-clips = "clips"
-
-[layout]
-chunks = 2
-frames_per_chunk = 1
-window_chunks = 2
-
-[parts]
-codec = "wan"
-student = "wan"
-encoder = { weights = "wan", text_len = 8 }
-teacher = { weights = "wan", guidance = 3.0 }
-
-[parts.reward]
-weights = "judge/reward"
-backbone = "judge/backbone"
-template = "judge/template.txt"
-min_pixels = 3136
-max_pixels = 6272
-"""
-"""What a user with Wan2.1 and VideoReward writes, in the small; 80x48 pixels are 10x6 latent cells."""
-
-
 @pytest.fixture(scope="session")
 def real_stack(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path, qwen_files: QwenFiles) -> Path:
     """A stack.toml over random models of the real classes: Wan, AutoencoderKLWan, UMT5, Qwen2-VL with a head."""
@@ -197,110 +172,17 @@ def real_stack(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path, qwen_
     pixels = torch.randint(256, (5, 48, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_video(folder / "clips" / "one.mp4", pixels, 8, made_by=None)
     (folder / "clips" / "metadata.jsonl").write_text('{"file_name": "one.mp4", "text": "a circle", "split": "train"}\n')
-    (folder / "stack.toml").write_text(REAL_STACK)
+    (folder / "stack.toml").write_text(random_stack.TOML)
     return folder / "stack.toml"
-
-
-CHAT = (
-    "{% for message in messages %}"
-    "{% if loop.first and message.role != 'system' %}<|im_start|> system be helpful <|im_end|>{% endif %}"
-    "<|im_start|> {{ message.role }} "
-    "{% for part in message.content %}"
-    "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<|im_end|>"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
-)
-CHAT_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
-QWEN_WORDS = ("[UNK]", "system", "user", "assistant", "be", "helpful", "look", "at", "it", ":", *WORDS)
-
-
-@dataclass(frozen=True)
-class QwenFiles:
-    """What a user of VideoReward has on disk, with small random weights. reward: its folder; backbone: a Qwen2-VL
-    folder; template: a text file."""
-
-    reward: Path
-    backbone: Path
-    template: Path
 
 
 @pytest.fixture(scope="session")
 def qwen_files(tmp_path_factory: pytest.TempPathFactory) -> QwenFiles:
-    from transformers import Qwen2VLConfig, Qwen2VLModel
-
-    root = tmp_path_factory.mktemp("videoreward")
-    files = QwenFiles(root / "reward", root / "backbone", root / "template.txt")
-    vocabulary = save_tokenizer(files.backbone)
-    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 24, "mlp_ratio": 2, "num_heads": 2}
-    config = Qwen2VLConfig(
-        vocab_size=vocabulary, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, video_token_id=len(QWEN_WORDS) + 4, bos_token_id=None, eos_token_id=None,
-        rope_scaling={"rope_type": "default", "mrope_section": [2, 2, 2]}, vision_config=vision,
-    )  # fmt: skip
-    config.save_pretrained(files.backbone)
-    torch.manual_seed(0)
-    tensors = {
-        name.replace("language_model.", "model."): torch.randn(tensor.shape) * (len(tensor) / tensor.numel()) ** 0.5
-        for name, tensor in Qwen2VLModel(config).state_dict().items()
-    }
-    tensors |= {"rm_head.weight": torch.randn(1, 24), "lm_head.weight": torch.randn(vocabulary, 24)}
-    (files.reward / "checkpoint-7").mkdir(parents=True)
-    torch.save({f"base_model.model.{name}": t for name, t in tensors.items()}, files.reward / "checkpoint-7/model.pth")
-    settings = {
-        "model_config": {"output_dim": 1, "reward_token": "special", "use_special_tokens": True},
-        "data_config": {"fps": 2.0, "max_frame_pixels": 200704, "num_frames": None, "sample_type": "uniform"},
-        "inference_config": {f"{axis}_{key}": 0.5 for axis in ("VQ", "MQ", "TA") for key in ("mean", "std")},
-    }
-    (files.reward / "model_config.json").write_text(json.dumps(settings))
-    files.template.write_text("look <|VQ_reward|> look <|MQ_reward|> at it : {text_prompt} <|TA_reward|> .")
-    return files
-
-
-def save_tokenizer(folder: Path) -> int:
-    """A word-level tokenizer with Qwen2-VL's conversation tokens; returns its size with the three reward tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(QWEN_WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.add_special_tokens(list(CHAT_TOKENS))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, chat_template=CHAT, unk_token="[UNK]")
-    tokenizer.save_pretrained(folder)
-    return len(tokenizer) + 3
+    return random_stack.save_videoreward(tmp_path_factory.mktemp("videoreward"))
 
 
 @pytest.fixture(scope="session")
 def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wan")
-    save_wan(folder)
+    random_stack.save_wan(folder)
     return folder
-
-
-def save_wan(folder: Path) -> None:
-    """Wan2.1 in diffusers' layout, small and with random weights, as WanPipeline.save_pretrained writes it."""
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    torch.manual_seed(0)
-    vocabulary = {word: place for place, word in enumerate(("<pad>", "</s>", "<unk>", "&", *WORDS))}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    sizes = {"vocab_size": len(vocabulary), "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    pipeline = WanPipeline(
-        tokenizer,
-        UMT5EncoderModel(UMT5Config(**sizes)).eval(),
-        AutoencoderKLWan(
-            base_dim=4, z_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
-            latents_mean=[0.1, -0.1, 0.0, 0.2], latents_std=[1.0, 0.9, 1.1, 1.0],
-        ),
-        FlowMatchEulerDiscreteScheduler(),
-        WanTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=16,
-            ffn_dim=32, num_layers=2,
-        ),
-    )  # fmt: skip
-    pipeline.save_pretrained(folder)

@@ -50,6 +50,16 @@ def test_logits_and_pixel_gradients_are_reproduced(golden, trace):
     assert max(worst_differences(golden, trace, trace["pixel_values_videos"])) < 1e-5
 
 
+@pytest.mark.parametrize("rows", [[0], [1], [1, 0], [0, 1, 0]])
+def test_logits_are_the_clips_own_in_a_batch_of_any_size(golden, trace, rows):
+    clips = frames_to_patches(golden, trace)
+    patches = torch.cat([clips[row][0] for row in rows])
+    found = golden.logits(
+        patches, trace["video_grid_thw"][rows], trace["input_ids"][rows], trace["attention_mask"][rows]
+    )
+    torch.testing.assert_close(found, trace["logits"][rows], atol=1e-5, rtol=0)
+
+
 def test_pixels_are_reproduced_from_frames_on(golden, trace):
     patches, grids = zip(*frames_to_patches(golden, trace), strict=True)
     assert [list(grid) for grid in grids] == trace["video_grid_thw"].tolist()

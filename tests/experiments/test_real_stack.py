@@ -1,0 +1,116 @@
+"""The walk of docs/stacks over random weights of the real classes: every command that takes a stack of one's own, and
+who judges it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reelgym.envs.stack import Stack, StackSpec
+from reelgym.experiments import cli
+from reelgym.experiments.evaluation.columns import method_columns
+from reelgym.experiments.evaluation.judges import clip_measures, judge_for, judge_reward, open_judge
+from reelgym.experiments.tables import plain_table
+
+ROWS = [["a circle"] * 2, ["a square"] * 2]
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A stack.toml: Wan, AutoencoderKLWan, UMT5, Qwen2-VL with VideoReward's head twice, prompts, encoded videos."""
+    return sys.modules["random_stack"].main(tmp_path_factory.mktemp("walk"))
+
+
+@pytest.fixture(autouse=True)
+def here(walked, monkeypatch):
+    monkeypatch.chdir(walked.parent)
+
+
+def command(capsys, line):
+    status = cli.main(line.split())
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out
+
+
+def test_methods_are_compared(walked, capsys):
+    small = "--preset smoke --workers 1 --device cpu --stack stack.toml --only dmd reward"
+    out = command(capsys, f"compare {small} --out compared")
+    assert "judged by the held-out reward" in out and "reward gradient above DMD" in out and "codec ceiling" in out
+    found = json.loads(Path("compared/results.json").read_text())
+    methods = [row for row in found["rows"] if row["kind"] == "method"]
+    assert [row["method"] for row in methods] == ["codec", "teacher", "start", "dmd", "reward"]
+    assert all(row["low"] <= row["total"] <= row["high"] and "vq" in row for row in methods)
+    assert methods[2]["diversity"] == 1 and methods[2]["late"] is not None
+    assert {row["of"]: row["prompt"] for row in found["rows"] if row["kind"] == "clip"}.keys() == {
+        "clips",
+        "long",
+        "map",
+    }
+    assert {row["verdict"] for row in found["rows"] if row["kind"] == "contrast"} == {"unclear"}
+    lines = Path("compared/scores.csv").read_text().splitlines()
+    assert lines[0] == "method,seed,prompt,clip,VQ,MQ,TA,total" and len(lines) == 1 + 1 + 4 * 2
+    assert Path("compared/videos/dmd-0/0000-1.mp4").stat().st_size > 500
+    page = Path("compared/report.html").read_text()
+    assert "judged by the held-out reward" in page and page.count("<img") == 3 and "racle" not in page
+    rows = [{**methods[0], "axis/similarity 4": 0.5}]
+    assert "similarity 4" in plain_table(method_columns({**found, "rows": rows}), rows)
+
+
+def test_a_student_is_fine_tuned_under_a_guard_that_measures(walked, capsys):
+    line = "finetune reward --prompts 1 --updates 1 --every 1 --validation 1 --device cpu --stack stack.toml"
+    assert "heldout on validation prompts" in command(capsys, f"{line} --judge measures --out tuned")
+    (end,) = [row for row in json.loads(Path("tuned/results.json").read_text())["rows"] if row["kind"] == "spent"]
+    assert end["kept"] in (0, 1) and Path("tuned/student/transformer").is_dir()
+
+
+def test_who_judges(walked, tmp_path, monkeypatch):
+    stack = Stack.load(walked)
+    assert judge_for(stack) == "heldout" and judge_for(Stack.load("tiny")) == "oracle"
+    (walked.parent / "bare.toml").write_text(walked.read_text().split("[parts.reward]")[0])
+    bare = Stack.load(walked.parent / "bare.toml")
+    assert judge_for(bare) == "measures"
+    (walked.parent / "mine.py").write_text(
+        "def redness(video, prompts):\n"
+        "    return {'red': video[:, :, 0].mean((1, 2, 3)), 'said': [float(len(text)) for text in prompts]}\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(walked.parent), *sys.path])
+    video = torch.rand(2, 5, 3, 48, 80, generator=torch.Generator().manual_seed(0))
+    found = open_judge("mine:redness", bare)(video, ROWS)
+    assert found["said"].tolist() == [8, 8] and torch.allclose(found["total"], (found["red"] + 8) / 2)
+    scores = open_judge("heldout", stack)(video, ROWS)
+    assert list(scores) == ["VQ", "MQ", "TA", "total"] and scores["total"].shape == (2,)
+    real = open_judge("measures", bare)(video, ROWS)
+    assert 0 < float(real["total"].min()) and float(real["total"].max()) < 1
+    guard = judge_reward(open_judge("measures", bare)).windowed(bare.layout, bare.codec)
+    assert guard.axes == ("measures",) and guard.min_frames == 2
+
+
+def test_who_trains_does_not_judge(walked):
+    folder, text = walked.parent, walked.read_text()
+    (folder / "same.toml").write_text(text.replace('"other/reward"', '"judge/reward"'))
+    same = Stack.load(folder / "same.toml")
+    (folder / "mean.py").write_text("def mean(video, prompts):\n    return video.mean((1, 2, 3, 4))\n")
+    mine = StackSpec(str(walked), "mean:mean").load()
+    for stack, name in ((same, "heldout"), (mine, "mean:mean")):
+        with pytest.raises(ValueError, match="who trains does not judge"):
+            open_judge(name, stack)
+    for name, toml, words in (
+        ("heldout", "bare.toml", "no held-out reward"),
+        ("nobody", "bare.toml", "no 'nobody' among"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            open_judge(name, Stack.load(folder / toml))
+
+
+def test_measures_by_hand():
+    still = torch.rand(1, 1, 3, 8, 8).expand(1, 9, 3, 8, 8)
+    fades = still * torch.linspace(1, 0.5, 9)[None, :, None, None, None]
+    found, other = clip_measures(still), clip_measures(fades)
+    assert [axis for axis in found if axis.startswith("sim")] == [f"similarity {n}" for n in (1, 2, 4, 8)]
+    assert found["drift"] == 0 < other["drift"] and found["motion"] == 0 < other["motion"]
+    assert all(float(found[axis]) == pytest.approx(1) for axis in found if axis.startswith("sim"))
+    noise = clip_measures(torch.rand(1, 9, 3, 8, 8))
+    assert abs(float(noise["similarity 1"])) < 0.3
