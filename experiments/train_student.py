@@ -82,8 +82,8 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     out = options.out or Path("runs") / f"{command}-{name.replace(':', '.')}"
     stack = options.spec.load()
     if options.judge:
-        judge = open_judge(installed_name("judges", options.judge), stack)
-        stack = stack.with_parts(heldout=judge_reward(judge))
+        asked = installed_name("judges", options.judge)
+        stack = stack.with_parts(heldout=judge_reward(open_judge(asked, stack)))
     if options.guard and not stack.has("heldout"):
         raise ValueError(
             f"{options.stack}: the guard watches a held-out reward, and the stack has none: name one as "
