@@ -16,9 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ..envs.self_play import pooled_film
 from ..envs.worlds.camera import CAMERAS, shoot
 from ..models.detector import ClipDetector
-from ..noise import SeedDomain, fold
+from ..noise import SeedDomain, fold, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 
@@ -108,7 +107,7 @@ class Detection:
         """As many real clips as made ones, filmed together, one step of cross-entropy."""
         with self.counts.timed():
             config = self.config
-            step = process_seed(config.seed, self.counts.updates, None)
+            step = update_seed(config.seed, self.counts.updates)
             random = torch.Generator().manual_seed(step)
             video = torch.cat((self.real(config.batch, step), self.fakes.draw(config.batch, random, self.weights)))
             film = pooled_film(shoot(video, CAMERAS[config.camera], random), config.pool) / 255

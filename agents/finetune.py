@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from gymnasium.error import InvalidAction
@@ -19,10 +19,10 @@ from ..envs.stream_gen import StreamGenVectorEnv
 from ..envs.streaming import StreamingEnv
 from ..models.critic import Critic, critic_for
 from ..models.generator import Generator
-from ..noise import fold, stream_keys
+from ..noise import fold, stream_keys, update_seed
 from ..rewards.stream_reward import PixelError, StreamReward
 from ..training.learner import Groups, Learner, LearnerConfig, NonFiniteError
-from ..training.loop import process_seed
+from ..training.ranks import here
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
@@ -31,9 +31,6 @@ from .direction import Direction, TrainingSample
 from .forward_process import ForwardProcess
 from .kl_penalty import KLPenalty, Samples
 from .rollout import GeneratorPolicy, Prefix, Rollout, RolloutStep, rollout
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,8 @@ class FineTuneConfig:
         return self.learner.learning_rate
 
     def trainer(self, stack: Stack, generator: Generator) -> FineTune:
-        """In StreamGen, with the stack's codec, reward and training prompts."""
-        prompts, clips = stack.prompts(), self.prompts * self.group
+        """In StreamGen, with the stack's codec, reward and training prompts; each process plays its own clips."""
+        prompts, clips = stack.prompts(), self.prompts * self.group // here().count
         env = StreamGenVectorEnv(clips, stack.codec, stack.reward, prompts, layout=stack.layout, device=stack.device)
         return FineTune(self, generator, env, prompts)
 
@@ -114,7 +111,8 @@ class FineTuneConfig:
 class FineTune:
     """Trains a generator through a streaming environment.
 
-    config, generator (its model is trained), env (of prompts * group streams), prompts: draws the prompts of an update.
+    config, generator (its model is trained), env (of prompts * group streams, shared out over the processes), prompts:
+    draws the prompts of an update.
     """
 
     def __init__(
@@ -123,11 +121,14 @@ class FineTune:
         generator: Generator,
         env: StreamingEnv,
         prompts: PromptSampler,
-        accelerator: Accelerator | None = None,
     ) -> None:
-        if env.num_envs != config.prompts * config.group:
+        ranks = here()
+        self.rows = ranks.rows(config.prompts, "prompts")
+        here_are = self.rows.stop - self.rows.start
+        if env.num_envs != here_are * config.group:
             given = f"{env.num_envs} streams were given"
-            raise ValueError(f"{config.prompts} prompts x {config.group} clips need as many streams: {given}")
+            raise ValueError(f"{here_are} prompts x {config.group} clips need as many streams: {given}")
+        self.streams = ranks.rows(config.prompts * config.group)
         needs = config.direction.needs
         if (needs.reward_gradient or config.advantage.perplexity) and not isinstance(env.reward, StreamReward):
             raise TypeError(f"gradients and perplexity need a StreamReward, not {type(env.reward).__name__}")
@@ -138,12 +139,12 @@ class FineTune:
         self.need = {"scores"} if needs.advantages or not needs.reward_gradient else set[str]()
         if config.advantage.perplexity:
             self.need.add("perplexity")
-        self.learner = Learner(generator.model, config.learner, accelerator)
+        self.learner = Learner(generator.model, config.learner)
         self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.kl_coef else None
         self.critic: Learner[Critic] | None = None
         if config.advantage.critic and needs.advantages:
             observation, _ = env.reset(seed=config.seed)
-            self.critic = Learner(critic_for(observation, env.layout.chunks + 1), config.critic, accelerator)
+            self.critic = Learner(critic_for(observation, env.layout.chunks + 1), config.critic)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
@@ -163,9 +164,11 @@ class FineTune:
     def _update(self) -> dict[str, float]:
         with self.counts.timed():
             config, chunks = self.config, self.env.layout.chunks
-            played, keys = self._play()
+            with self.learner.ranks.alike(InvalidAction, PixelError):
+                played, keys = self._play()
             advantage, measured = self._estimate(played)
-            batch = config.direction.training_samples(played, keys, self.actor, self.env)
+            with self.learner.ranks.alike(InvalidAction, PixelError):
+                batch = config.direction.training_samples(played, keys, self.actor, self.env)
             rewards = played.rewards
             if batch.returns is not None:
                 rewards = batch.returns[:, None] / chunks
@@ -188,12 +191,15 @@ class FineTune:
 
     def _play(self) -> tuple[Rollout, Tensor]:
         config = self.config
-        draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
+        draw = update_seed(config.seed, self.counts.updates)
         _, texts = self.prompts(config.prompts, draw)
-        keys = fold(stream_keys(config.seed, self.env.num_envs, self.env.device), draw)
-        repeated = [row for row in texts for _ in range(config.group)]
+        keys = fold(stream_keys(config.seed, config.prompts * config.group, self.env.device), draw)
+        first, keys = keys[:1], keys[self.streams]
+        repeated = [row for row in texts[self.rows] for _ in range(config.group)]
         policy = GeneratorPolicy(self.actor, grad=config.direction.needs.graph)
-        played = rollout(self.env, policy, keys, repeated, config.group, config.prefix, config.shared_steps, self.need)
+        played = rollout(
+            self.env, policy, keys, repeated, config.group, config.prefix, config.shared_steps, self.need, first
+        )
         self.counts.chunks += played.chunks
         self.counts.generator_calls += played.calls
         self.counts.reward_calls += played.scored
@@ -211,9 +217,11 @@ class FineTune:
             gae_lambda = 0.0 if config.prefix == "local" else estimator.gae_lambda if estimator.bootstrap else 1.0
             returns = lambda_returns(rewards, after if estimator.bootstrap else torch.zeros_like(rewards), gae_lambda)
         measured = self._teach_critic(before, returns) if self.critic is not None else {}
-        advantage = advantages(returns, estimator, config.group, before.detach())
+        gather = self.learner.ranks.gather
+        advantage = advantages(gather(returns), estimator, config.group, gather(before.detach()))
         elsewhere = config.group if config.prompts > 1 else 1
-        return advantage.roll(elsewhere, 0) if estimator.shuffle_advantages else advantage, measured
+        advantage = advantage.roll(elsewhere, 0) if estimator.shuffle_advantages else advantage
+        return advantage[self.streams], measured
 
     def _values(self, played: Rollout) -> tuple[Tensor, Tensor]:
         """The critic's value before every step, with its gradient, and after it [B, steps]; nothing follows the last
@@ -238,10 +246,12 @@ class FineTune:
     def _penalty(self, played: Rollout, samples: Samples) -> KLPenalty | None:
         if self.reference is None:
             return None
-        count = self.env.num_envs
+        count = self.config.prompts * self.config.group
         every = min(self.config.kl_every, count)
         rows = torch.arange(self.counts.updates % every, count, every, device=self.env.device)
-        penalty = KLPenalty.of(replace(self.actor, model=self.reference), played, samples, rows)
+        weight = count / len(rows)
+        rows = rows[(rows >= self.streams.start) & (rows < self.streams.stop)] - self.streams.start
+        penalty = KLPenalty.of(replace(self.actor, model=self.reference), played, samples, rows, weight)
         self.counts.reference_calls += penalty.calls
         return penalty
 

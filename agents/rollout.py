@@ -163,6 +163,7 @@ def rollout(
     prefix: Prefix = "own",
     shared_steps: int = 0,
     need: Collection[str] = SCORES,
+    first_key: Tensor | None = None,
 ) -> Rollout:
     """Play one clip per row of texts (n prompts each); keys int64 [B] decide the noise, and where prefixes are shared.
 
@@ -170,13 +171,18 @@ def rollout(
     from there. Every stream alone is then still a draw from the policy, and the continuations of a group differ in
     nothing but the noise of one chunk; of its first `shared_steps` denoising steps they share that too, which are then
     computed once. "full": the first chunks of a clip, 0 to n - 1 of them as one draw decides, are made once for a
-    group, and its continuations go on to the end each by itself. need: what is asked of the reward, see ClipState.
+    group, and its continuations go on to the end each by itself; first_key [1] decides, the first of keys by default.
+    need: what is asked of the reward, see ClipState.
     """
     if len(keys) % group:
         raise ValueError(f"{len(keys)} streams are not whole groups of {group}")
     observation, _ = env.reset(options={"scripts": texts, "need": need})
     begun, chunks = env.state, env.layout.chunks
-    first = int(uniform(keys[:1], Domain.FORK, 0, ()) * chunks) if prefix == "full" else 0
+    first = (
+        int(uniform(keys[:1] if first_key is None else first_key, Domain.FORK, 0, ()) * chunks)
+        if prefix == "full"
+        else 0
+    )
     worker = _RolloutWorker(env, policy, keys, group, shared_steps if prefix == "local" else None)
     state = worker.begin(RolloutState(begun, begun.latents[:, :0], observation), first)
     steps = []

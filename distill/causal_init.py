@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,12 +20,8 @@ from ..models.sampler import renoise, shifted
 from ..models.wan import CausalWan
 from ..noise import SeedDomain, fold, normal, stream_keys, uniform, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 LatentSampler = Callable[[int, int], tuple[Tensor, Tensor]]
 """`clips(batch, step)` -> latents [batch, F, C, h, w] and prompts [batch, n, L, D], a pure function."""
@@ -133,22 +129,22 @@ class CausalInit:
         config: CausalInitConfig,
         generator: Generator,
         clips: LatentSampler,
-        accelerator: Accelerator | None = None,
     ) -> None:
         self.config, self.generator, self.clips = config, generator, clips
-        self.learner = Learner(generator.model, config.learner, accelerator)
+        self.learner = Learner(generator.model, config.learner)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """One regression step; it generates nothing."""
         with self.counts.timed():
             config = self.config
-            draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
-            x0, embeds = self.clips(config.batch, draw)
-            keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)
+            draw = update_seed(config.seed, self.counts.updates)
+            rows = self.learner.ranks.rows(config.batch)
+            x0, embeds = (drawn[rows] for drawn in self.clips(config.batch, draw))
+            keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)[rows]
             loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)
             measured = self.learner.step(loss)
-            self.counts.generator_calls += (2 if config.past == "clean" else 1) * config.batch * embeds.shape[1]
+            self.counts.generator_calls += (2 if config.past == "clean" else 1) * len(embeds) * embeds.shape[1]
             self.counts.updates += 1
         return measured
 

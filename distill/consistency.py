@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +18,12 @@ from torch import Tensor
 from ..envs.stack import Stack
 from ..models.generator import Generator
 from ..models.sampler import guided, renoise, step_sigmas, x0_from_v
-from ..noise import fold, normal, stream_keys, uniform
+from ..noise import fold, normal, stream_keys, uniform, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 from .causal_init import LatentSampler, world_clips
 from .on_policy import root_error
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -83,20 +79,20 @@ class Consistency:
         config: ConsistencyConfig,
         generator: Generator,
         clips: LatentSampler,
-        accelerator: Accelerator | None = None,
     ) -> None:
         self.config, self.generator, self.clips = config, generator, clips
         self.teacher, self.target = (copy.deepcopy(generator.model).requires_grad_(False) for _ in range(2))
-        self.learner = Learner(generator.model, config.learner, accelerator)
+        self.learner = Learner(generator.model, config.learner)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """One regression step; it generates nothing."""
         with self.counts.timed():
             config = self.config
-            draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
-            x0, embeds = self.clips(config.batch, draw)
-            keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)
+            draw = update_seed(config.seed, self.counts.updates)
+            rows = self.learner.ranks.rows(config.batch)
+            x0, embeds = (drawn[rows] for drawn in self.clips(config.batch, draw))
+            keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)[rows]
             shape, frames = tuple(x0.shape[1:]), self.generator.frames_per_chunk
             past = renoise(x0, normal(keys, 0, 2, shape), config.context_noise * uniform(keys, 0, 1, ()))
             upper, lower = (level.repeat_interleave(frames, 1) for level in self._levels(keys, embeds.shape[1]))
@@ -107,7 +103,7 @@ class Consistency:
             with torch.no_grad():
                 mean, now = ([p.data for p in model.parameters()] for model in (self.target, self.generator.model))
                 torch._foreach_lerp_(mean, now, 1 - config.average)
-            calls = config.batch * embeds.shape[1]
+            calls = len(embeds) * embeds.shape[1]
             self.counts.generator_calls += 4 * calls
             self.counts.teacher_calls += 2 * calls * (1 if config.guidance == 1 else 2)
             self.counts.updates += 1

@@ -6,17 +6,12 @@ Theirs is a head on the critic's features; ours is a small network of its own, w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ..models.sampler import renoise
 from ..training.learner import Learner, LearnerConfig
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class LatentDiscriminator(nn.Module):
@@ -45,11 +40,11 @@ class LatentDiscriminator(nn.Module):
 class GanTerm:
     """The discriminator and its optimiser. channels: C; seed: of its first weights."""
 
-    def __init__(self, channels: int, learner: LearnerConfig, seed: int, accelerator: Accelerator | None) -> None:
+    def __init__(self, channels: int, learner: LearnerConfig, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = LatentDiscriminator(channels)
-        self.learner = Learner(network, learner, accelerator)
+        self.learner = Learner(network, learner)
 
     def to(self, device: torch.device) -> GanTerm:
         """Onto the latents' device."""

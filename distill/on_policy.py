@@ -11,7 +11,7 @@ import copy
 import random
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,10 @@ from ..envs.prompt_source import PromptSampler
 from ..envs.stack import Stack
 from ..models.generator import Generator, StreamState, chunks, update_cache
 from ..models.sampler import guided, step_sigmas
-from ..noise import fold, stream_keys
+from ..noise import fold, stream_keys, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -112,24 +108,24 @@ class OnPolicy:
         generator: Generator,
         prompts: PromptSampler,
         null: Tensor,
-        accelerator: Accelerator | None = None,
     ) -> None:
         self.config, self.generator, self.prompts, self.null = config, generator, prompts, null
         self.teacher = replace(generator, model=copy.deepcopy(generator.model).requires_grad_(False))
-        self.learner = Learner(generator.model, config.learner, accelerator)
+        self.learner = Learner(generator.model, config.learner)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """One rollout; every chunk's prediction goes towards where the teacher takes its state."""
         with self.counts.timed():
             config = self.config
-            draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
-            embeds, _ = self.prompts(config.batch, draw)
-            embeds = embeds.to(self.null.device)
+            draw = update_seed(config.seed, self.counts.updates)
+            rows = self.learner.ranks.rows(config.batch)
+            embeds = self.prompts(config.batch, draw)[0].to(self.null.device)[rows]
             keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
             exit_step = random.Random(int(keys[0])).randrange(len(self.generator.sigmas))
             sigma, count = self.generator.sigmas[exit_step], embeds.shape[1]
             levels = [sigma, *(s for s in step_sigmas(config.teacher_steps, config.shift) if s < sigma - 1e-6)]
+            keys = keys[rows]
             teacher = CausalTeacher(self.teacher, embeds, self.null, keys, config.guidance)
             total = 0.0
             for x0, steps, _ in chunks(self.generator, embeds, keys, exit_step=exit_step, grad=True):
@@ -138,8 +134,8 @@ class OnPolicy:
                 teacher.read(x0.detach())
                 total += float(loss.detach())
             measured = {"loss": total, **self.learner.optimizer_step()}
-            self.counts.chunks += config.batch * count
-            self.counts.generator_calls += config.batch * count * (exit_step + 2)
+            self.counts.chunks += len(embeds) * count
+            self.counts.generator_calls += len(embeds) * count * (exit_step + 2)
             self.counts.teacher_calls += teacher.calls
             self.counts.updates += 1
         return measured

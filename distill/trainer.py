@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -19,21 +19,17 @@ from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, chunks
 from ..models.wan import CausalWan
-from ..noise import Domain, fold, normal, stream_keys, uniform
+from ..noise import Domain, fold, normal, stream_keys, uniform, update_seed
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import ChunkLayout, clip_prompts
 from ..training.learner import Groups, Learner, LearnerConfig
-from ..training.loop import process_seed
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
 from .causal_init import LatentSampler, world_clips
 from .directions import clip_levels, flow_loss, score_direction, sid_direction
 from .gan import GanTerm
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,6 @@ class Distill:
         reward: StreamReward | None = None,
         layout: ChunkLayout | None = None,
         clips: LatentSampler | None = None,
-        accelerator: Accelerator | None = None,
     ) -> None:
         if config.weighted and (codec is None or reward is None or layout is None):
             raise ValueError("reliability and perplexity come from a reward: pass codec, reward and layout")
@@ -170,9 +165,9 @@ class Distill:
             if config.weighted and reward and codec and layout
             else None
         )
-        self.learner = Learner(generator.model, config.generator, accelerator)
-        self.critic = Learner(critic, config.critic, accelerator)
-        self.gan = GanTerm(generator.latent_shape[0], config.critic, config.seed, accelerator) if config.gan else None
+        self.learner = Learner(generator.model, config.generator)
+        self.critic = Learner(critic, config.critic)
+        self.gan = GanTerm(generator.latent_shape[0], config.critic, config.seed) if config.gan else None
         axes = len(self.reward.axes) if self.reward else 1
         self.balance = BalanceState.open(axes, config.balance)
         self.counts = ComputeUsage()
@@ -181,12 +176,14 @@ class Distill:
         """One rollout with gradient, the critic's updates, and then the generator's."""
         with self.counts.timed():
             config = self.config
-            draw = process_seed(config.seed, self.counts.updates, self.learner.accelerator)
+            draw = update_seed(config.seed, self.counts.updates)
             embeds, texts = self.prompts(config.batch, draw)
             embeds = embeds.to(self.null.device)
             keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
+            mine = self.learner.ranks.rows(config.batch)
             x0 = self._rollout(embeds, keys, grad=True)
             measured = self._train_critic(x0.detach(), embeds, keys)
+            embeds, texts, keys = embeds[mine], texts[mine], keys[mine]
             direction, teacher_loss = self._direction(x0.detach(), embeds, keys)
             if self.gan is not None:
                 gained, found = self._gan(self.gan, x0.detach(), keys, draw)
@@ -199,26 +196,31 @@ class Distill:
         return measured
 
     def _rollout(self, embeds: Tensor, keys: Tensor, grad: bool = False) -> Tensor:
+        """Of the whole batch, the clips that are this process's."""
+        mine = self.learner.ranks.rows(len(keys))
         draw = random.Random(int(keys[0]))
         exit_step = draw.randrange(len(self.generator.sigmas))
-        chunks = len(keys) * embeds.shape[1]
+        chunks = len(keys[mine]) * embeds.shape[1]
         self.counts.chunks += chunks
         self.counts.generator_calls += chunks * (exit_step + 2)
-        return self_forcing(self.generator, embeds, keys, exit_step, grad)
+        return self_forcing(self.generator, embeds[mine], keys[mine], exit_step, grad)
 
     def _train_critic(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> dict[str, float]:
-        losses, clips, config = [], [x0], self.config
-        count = max(1, round(config.critic_share * len(x0)))
+        """embeds and keys of the whole batch, x0 of this process's rows."""
+        losses, clips, config, ranks, total = [], [x0], self.config, self.learner.ranks, len(keys)
+        count = max(1, round(config.critic_share * total))
         for turn in range(config.critic_updates):
             fresh = fold(keys, Domain.UPDATE + 1 + turn)
             if 0 < turn < config.critic_rollouts:
                 clips.append(self._rollout(embeds, fresh))
             first = (self.counts.updates * config.critic_updates + turn) * count
-            rows = (first + torch.arange(count, device=x0.device)) % len(x0) if count < len(x0) else slice(None)
-            x0 = clips[turn % len(clips)][rows]
+            x0, rows = clips[turn % len(clips)], torch.arange(total, device=keys.device)[ranks.rows(total)]
+            if count < total:
+                rows = (first + torch.arange(count, device=keys.device)[ranks.rows(count)]) % total
+                x0 = ranks.gather(x0)[rows]
             eps, sigma = self._noise(x0, fold(fresh[rows], Domain.UPDATE))
             losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds[rows]))["loss"])
-            self.counts.critic_calls += count * embeds.shape[1]
+            self.counts.critic_calls += len(rows) * embeds.shape[1]
         return {"critic_loss": sum(losses) / len(losses)} if losses else {}
 
     def _direction(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,7 +234,7 @@ class Distill:
     def _gan(self, gan: GanTerm, x0: Tensor, keys: Tensor, draw: int) -> tuple[Tensor, dict[str, float]]:
         """Where the discriminator would have x0 go, after a step of its own."""
         assert self.clips is not None, "looked at when the trainer is made"
-        real, _ = self.clips(len(x0), draw)
+        real = self.clips(self.config.batch, draw)[0][self.learner.ranks.rows(self.config.batch)]
         eps, sigma = self._noise(x0, fold(keys, Domain.GAN))
         measured = gan.to(x0.device).train(x0, real, eps, sigma)
         return gan.direction(x0, eps, sigma), measured
@@ -250,16 +252,12 @@ class Distill:
         need = {"scores", "perplexity"} if self.config.perplexity is not None else {"scores"}
         signal = self.reward(video, clip_prompts(embeds, texts), self.codec.grid(video.shape[1]), need=need)
         self.counts.reward_calls += len(texts) * embeds.shape[1]
-        reliability, self.balance = balance(signal.scores, self.balance, self.config.balance, self._over_processes)
+        reliability, self.balance = balance(signal.scores, self.balance, self.config.balance, self.learner.ranks.mean)
         weight = torch.ones_like(reliability) if not self.config.reliability else reliability
         weight = weight[:, None, None, None, None]
         if signal.perplexity is not None:
             weight = weight * signal.perplexity[:, :, None]
         return weight, {"reward": float(signal.reward.mean()), "reliability": float(reliability.mean())}
-
-    def _over_processes(self, mean: Tensor) -> Tensor:
-        accelerator = self.learner.accelerator
-        return mean if accelerator is None else accelerator.reduce(mean, "mean")
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""

@@ -75,7 +75,8 @@ def main(args: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except UsageError as error:
-        print(f"reelgym: error: {error}", file=sys.stderr)
+        if _speaks():
+            print(f"reelgym: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Python from complaining again at exit
@@ -87,8 +88,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"reelgym: error: {_one_line(error)}", file=sys.stderr)
+        if _speaks():
+            print(f"reelgym: error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _speaks() -> bool:
+    """Of several processes one says why they end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from ..training.ranks import speaks
+
+    return speaks()
 
 
 def _read(command: str, args: Sequence[str]) -> tuple[Any, Any]:

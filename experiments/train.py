@@ -9,7 +9,7 @@ import tyro
 from ..agents.recipes import AGENTS, STEER
 from ..envs.stack import Stack
 from ..models.tiny import WEIGHTS, save_tiny
-from ..training.loop import is_first_process
+from ..training.ranks import here, join
 from .jobs import on_threads
 from .pretrain.loop import PartRecipe
 from .pretrain.pairs import PairsRecipe, summary
@@ -65,6 +65,7 @@ class Config:
 def run(config: Config) -> None:
     """Train, measure, save; an interrupted run goes on from its last checkpoint (an agent's begins again)."""
     _check(config)
+    join()
     with on_threads(config.threads):
         _train(config)
 
@@ -89,7 +90,7 @@ def _train(config: Config) -> None:
         "quality": made.quality,
         **made.reads,
     }
-    if not is_first_process():
+    if not here().first:
         return
     folder = out / "weights"
     for place in (folder, config.weights / config.target) if config.install else (folder,):

@@ -23,13 +23,14 @@ from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import clip_prompts
 from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
+from ..training.ranks import Ranks, join, together
 from ..training.recipe import Recipe
 from .console import progress
 from .evaluate import EvalConfig, evaluate
 from .evaluation.judges import judge_reward, open_judge
 from .jobs import one_thread
 from .options import CacheOptions, StackOptions, installed_name
-from .results import command_line, write_results
+from .results import command_line, pick_device, write_results
 from .runs import VALIDATION_NOISE
 from .systems import as_system
 
@@ -53,6 +54,9 @@ class TrainOptions(CacheOptions, StackOptions):
     """Updates between looks of guard and oracle."""
     validation: int = 24
     """Validation prompts that the oracle judges."""
+    shard: bool = False
+    """With several processes (docs/scale.md): weights lie in shards, and are gathered block by block where they are
+    used."""
     seed: int = 0
     """Of prompts and noise."""
     out: Path | None = None
@@ -74,11 +78,19 @@ def changed(recipe: Recipe, options: TrainOptions, **sizes: int | None) -> Recip
 
 
 def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions) -> None:
-    """Train, watch, save; print what the oracle found before and after. name: what the recipe is called."""
-    from torch.utils.tensorboard import SummaryWriter
+    """Train, watch, save; print what the oracle found before and after. name: what the recipe is called.
 
+    Where torchrun or accelerate started several processes they share every batch out, and the first looks and writes.
+    """
     if options.updates < 1 or options.every < 1:
         raise ValueError("--updates and --every must be at least 1")
+    with together():
+        _train_student(command, name, recipe, options, join(pick_device(options.device), options.shard))
+
+
+def _train_student(command: str, name: str, recipe: Recipe, options: TrainOptions, ranks: Ranks) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
     out = options.out or Path("runs") / f"{command}-{name.replace(':', '.')}"
     stack = options.spec.load()
     if options.judge:
@@ -96,24 +108,27 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     kl = (0.0 if few else GuardConfig.kl) if options.guard_kl is None else options.guard_kl
     watched = GuardConfig(every=options.every, kl=kl, seed=options.seed)
     guard = guard_of(stack, watched, student) if options.guard else None
-    settle_start(out, stack, options)
+    ranks.told(lambda: settle_start(out, stack, options))
     done = updates_in(out / "checkpoint")
-    if done:
+    if done and ranks.first:
         print(f"going on from {out / 'checkpoint'}", file=sys.stderr)
     small = max(stack.pipeline.size) <= 64
     with (
         one_thread() if small else nullcontext(),
-        SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None) as writer,
+        SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None)
+        if ranks.first
+        else nullcontext() as writer,
     ):
-        before = _judged(stack, stack.generator, options)
-        with progress(options.updates, f"{command} {name}", "update") as bar:
+        before = ranks.told(lambda: _judged(stack, stack.generator, options))
+        with progress(options.updates, f"{command} {name}", "update") if ranks.first else nullcontext() as bar:
 
             def note(measured: Mapping[str, float], update: int) -> None:
+                assert writer is not None, "the first process alone logs"
                 spent = {"spent/chunks": trainer.counts.chunks, "spent/seconds": trainer.counts.seconds}
                 for key, value in {**measured, **spent}.items():
                     writer.add_scalar(key, value, update)
 
-            if not done:
+            if not done and ranks.first:
                 note(before, 0)
             fit(
                 trainer,
@@ -126,7 +141,9 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
                 guard=guard,
                 bar=bar,
             )
-        after = _judged(stack, student, options)
+        after = ranks.told(lambda: _judged(stack, student, options))
+        if not ranks.first:
+            return ranks.wait()
         ends = (("start", before), ("fine-tuned" if command == "finetune" else "distilled", after))
         rows: list[dict[str, Any]] = [{"kind": "end", "weights": which, **row} for which, row in ends]
         told = {"kept": kept_updates(trainer, guard), "guard": None if guard is None else guard.stop_reason}
@@ -141,6 +158,7 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     if guard is not None and guard.stop_reason:
         print(f"the guard: {guard.stop_reason}")
     print(f"student: {out / 'student'}")
+    ranks.wait()
 
 
 def as_config(recipe: Any) -> dict[str, Any]:

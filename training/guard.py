@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ..rewards.measures import MEASURES
 from ..rewards.stream_reward import PixelError, StreamReward
 from ..rewards.windows import ChunkLayout, clip_prompts
 from .learner import Groups
+from .ranks import here
 from .state import State
 from .tripwires import UpdateTripwires, broken_bounds, shares_of_start
 from .usage import ComputeUsage
@@ -106,7 +108,7 @@ class Guard:
     decides, on which nothing may be trained. prompts: best of another split than the training's.
 
     `stopped`: whether the training is to end. `stop_reason`: what happened when weights were put back, else empty.
-    `counts`: what the looks have spent; both rewards count.
+    `counts`: what the looks have spent; both rewards count. Of several processes the first looks, and all judge by it.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Guard:
         """Evaluate, judge, and where it is time, stop and put the best weights back; returns what is to be logged."""
         with self.counts.timed():
             self.stop_reason = self.stop_reason if self.stopped else ""
-            now = self._see(update)
+            now = here().told(partial(self._see, update))
             self._judge(now)
         assert self.start is not None
         shares = shares_of_start(now.values, self.start.values)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, pack_optimizer, unpack_optimizer
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .ranks import here
 
 Groups = dict[str, dict[str, Tensor]]
 Trained = TypeVar("Trained", bound=nn.Module)
@@ -82,25 +80,23 @@ class LearnerConfig:
 class Learner(Generic[Trained]):
     """Optimises one module.
 
-    module: its parameters that require a gradient are trained. accelerator: the trainer's, where there are several
-    processes; gradients are averaged over them. `updates`: how many were applied, `skipped`: how many were dropped.
+    module: its parameters that require a gradient are trained; all processes of a training (`ranks`) begin with the
+    first one's, and average their gradients. `updates`: how many were applied, `skipped`: how many were dropped.
     """
 
-    def __init__(self, module: Trained, config: LearnerConfig, accelerator: Accelerator | None = None) -> None:
-        self.module, self.config, self.accelerator = module, config, accelerator
+    def __init__(self, module: Trained, config: LearnerConfig) -> None:
+        self.module, self.config, self.ranks = module, config, here()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("nothing to train: no parameter of the module requires a gradient")
+        self.ranks.copy_first([*module.parameters(), *module.buffers()])
         self.optimizers = config.optimizers(module)
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.updates = self.skipped = self._skipped_in_a_row = 0
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss; call it as often as an update has parts, then `optimizer_step`."""
-        if self.accelerator is None:
-            loss.backward()
-        else:
-            self.accelerator.backward(loss)
+        loss.backward()
 
     def optimizer_step(self) -> dict[str, float]:
         """One optimiser step on the gradients gathered. Returns `grad_norm` before clipping, and `skipped` (0 or 1)."""
@@ -166,15 +162,12 @@ class Learner(Generic[Trained]):
 
     @torch.no_grad()
     def _average_over_processes(self) -> None:
-        """Every gradient becomes its mean over the processes; all travel as one vector."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
+        """Every gradient becomes its mean over the processes."""
+        if self.ranks.count == 1:
             return
         for p in self.parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        mean = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-        parts = mean.split([g.numel() for g in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+        self.ranks.average([p.grad for p in self.parameters if p.grad is not None])
 
     def _move(self) -> None:
         rates = {"optimizer": self.config.learning_rate, "muon": self.config.muon_lr or 0.0}

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
-from ..noise import update_seed
 from .learner import NonFiniteError
+from .ranks import here
 from .state import State, Stateful, load_trainer, trainer_state
 from .usage import ComputeUsage
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from tqdm import tqdm
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -65,63 +64,65 @@ def fit(
     evaluate_every: int = 0,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
-    accelerator: Accelerator | None = None,
     guard: Callback | None = None,
     bar: tqdm | None = None,
 ) -> None:
     """Train until `updates` updates are done, going on from `checkpoint` where there is one.
 
     log: takes a dict and the number of updates. evaluate: its dict is logged every `evaluate_every` updates.
-    checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only). accelerator: the trainer's,
-    where there are several processes; the first alone logs, evaluates and writes. guard: looks at the start, every so
-    many updates and at the end, and may end the training, as it does where the training diverges; ValueError with an
-    accelerator. bar: moves on with every update and shows the loss.
+    checkpoint: a folder, replaced every `checkpoint_every` updates (0: at the end only). guard: looks at the start,
+    every so many updates and at the end, and may end the training, as it does where the training diverges. bar: moves
+    on with every update and shows the loss. Of several processes (ranks.here) the first alone logs, evaluates and
+    writes, and what was measured is the mean over all.
     NonFiniteError where a training without a guard diverges.
     """
-    if guard is not None and accelerator is not None:
-        raise ValueError("a guard watches a training in one process: leave out the accelerator")
+    ranks = here()
     if checkpoint is not None and has_checkpoint(checkpoint):
         _resume(trainer, guard, checkpoint)
     if bar is not None:
         bar.initial = bar.n = trainer.counts.updates
     if guard is not None and guard.should_run(0, updates):
         first = guard.evaluate(trainer.counts.updates)
-        if log is not None:
+        if log is not None and ranks.first:
             log(first, trainer.counts.updates)
     while trainer.counts.updates < updates and not (guard is not None and guard.stopped):
         try:
-            measured = dict(trainer.update())
+            measured = ranks.means(trainer.update())
         except NonFiniteError as error:
             if guard is None:
                 raise
             guard.on_train_error(str(error))
             if checkpoint is not None:
-                save_checkpoint(checkpoint, *_state(trainer, guard))
+                _save(checkpoint, trainer, guard)
             break
         done = trainer.counts.updates
-        if accelerator is not None and not accelerator.is_main_process:
-            continue
         if guard is not None:
             measured |= guard.on_update(measured, done)
         if evaluate is not None and evaluate_every and done % evaluate_every == 0:
-            measured |= evaluate()
+            measured |= ranks.told(evaluate)
         if guard is not None and not guard.stopped and guard.should_run(done, updates):
             measured |= guard.evaluate(done)
         if guard is not None and done == updates:
             guard.on_train_end()
-        if log is not None:
+        if log is not None and ranks.first:
             log(measured, done)
         if bar is not None:
             _advance(bar, measured)
         ended = done == updates or (guard is not None and guard.stopped)
         if checkpoint is not None and (ended or (checkpoint_every and done % checkpoint_every == 0)):
-            save_checkpoint(checkpoint, *_state(trainer, guard))
+            _save(checkpoint, trainer, guard)
 
 
 def _advance(bar: tqdm, measured: Mapping[str, float]) -> None:
     if "loss" in measured:
         bar.set_postfix(loss=f"{measured['loss']:.4f}", refresh=False)
     bar.update()
+
+
+def _save(checkpoint: Path, trainer: Trainer, guard: Callback | None) -> None:
+    state = _state(trainer, guard)
+    if here().first:
+        save_checkpoint(checkpoint, *state)
 
 
 def _state(trainer: Trainer, guard: Callback | None) -> State:
@@ -147,23 +148,3 @@ def _resume(trainer: Trainer, guard: Callback | None, checkpoint: Path) -> None:
 
 
 GUARD = "guard-"
-
-
-def process_seed(seed: int, update: int, accelerator: Accelerator | None) -> int:
-    """A number that no other seed, update or process has: what is drawn for `update` here follows from it."""
-    own = update if accelerator is None else update * accelerator.num_processes + accelerator.process_index
-    return update_seed(seed, own)
-
-
-def launched() -> Accelerator | None:
-    """The processes that `torchrun` or `accelerate launch` started, on CPUs; None where this one is alone."""
-    from accelerate import Accelerator, PartialState
-
-    return Accelerator(cpu=True) if PartialState(cpu=True).num_processes > 1 else None
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes."""
-    from accelerate import PartialState
-
-    return bool(PartialState(cpu=True).is_main_process)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
+from ..noise import update_seed
 from .learner import Groups, Learner, LearnerConfig, Trained
-from .loop import process_seed
+from .ranks import here
 from .state import State, pack, unpack
 from .usage import ComputeUsage
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Loss = Callable[[Trained, torch.Generator, slice], Tensor]
 """`loss(module, generator, share)`: draws a whole batch from `generator` alone, returns the mean over its `share`."""
@@ -74,8 +72,7 @@ class Agreed:
 class Regression(Generic[Trained]):
     """Trains a module by its loss; a `Trainer`, so `fit` resumes it bit for bit.
 
-    accelerator: the processes that share every batch out, where there are several. data: what else a checkpoint must
-    agree in, as JSON holds it.
+    data: what else a checkpoint must agree in, as JSON holds it. Several processes share every batch out.
     """
 
     def __init__(
@@ -83,21 +80,18 @@ class Regression(Generic[Trained]):
         schedule: Schedule,
         module: Trained,
         loss: Loss[Trained],
-        accelerator: Accelerator | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
         self.schedule, self.loss = schedule, loss
         self.config = Agreed(replace(schedule, stop=None), dict(data or {}))
-        self.learner = Learner(module, schedule.learner(), accelerator)
-        self.share = slice(None)
-        if accelerator is not None:
-            self.share = slice(accelerator.process_index, None, accelerator.num_processes)
+        self.learner = Learner(module, schedule.learner())
+        self.share = slice(here().index, None, here().count)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
         """One step on the loss of a batch."""
         with self.counts.timed():
-            drawn = process_seed(self.schedule.seed, self.counts.updates, None)
+            drawn = update_seed(self.schedule.seed, self.counts.updates)
             torch.manual_seed(drawn)  # for what a network draws itself
             measured = self.learner.step(
                 self.loss(self.learner.module, torch.Generator().manual_seed(drawn), self.share)

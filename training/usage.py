@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+
+from .ranks import here
 
 
 @dataclass
@@ -29,11 +31,19 @@ class ComputeUsage:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Adds the seconds of its body; of one that fails none."""
+        """Adds the seconds of its body; of one that fails none. All processes of a training count what all have spent
+        meanwhile; their wall time is its mean."""
+        before = asdict(self)
         wall, busy = time.monotonic(), time.process_time()
         yield
         self.seconds += time.monotonic() - wall
         self.cpu_seconds += time.process_time() - busy
+        if (ranks := here()).count > 1:
+            names = [field.name for field in fields(self) if field.name != "updates"]
+            spent = ranks.total([getattr(self, name) - before[name] for name in names])
+            for name, value in zip(names, spent, strict=True):
+                setattr(self, name, before[name] + type(before[name])(value))
+            self.seconds = before["seconds"] + (self.seconds - before["seconds"]) / ranks.count
 
 
 def added(usages: Sequence[ComputeUsage]) -> ComputeUsage:

@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 
 from ...envs.stack import Stack
-from ...training.loop import Trainer, fit, is_first_process, launched
+from ...training.loop import Trainer, fit
+from ...training.ranks import here
 from ...training.regression import Loss, Regression, Schedule
 from ..console import progress
 
@@ -50,7 +51,7 @@ def train(
 ) -> None:
     """Train to the end of the schedule, going on from out/checkpoint."""
     out.mkdir(parents=True, exist_ok=True)
-    bar = progress(schedule.end, f"train {name}", "update") if is_first_process() else nullcontext()
+    bar = progress(schedule.end, f"train {name}", "update") if here().first else nullcontext()
     with (out / "log.txt").open("a", buffering=1) as file, bar as shown:
 
         def log(measured: Mapping[str, float], update: int) -> None:
@@ -66,7 +67,6 @@ def train(
             evaluate_every=evaluate_every,
             checkpoint=out / "checkpoint",
             checkpoint_every=schedule.checkpoint_every,
-            accelerator=launched(),
             bar=shown,
         )
 
@@ -91,7 +91,7 @@ def pretrain(
 
     measure: of averaged weights, for log.txt. data: what else a checkpoint must agree in to be gone on with.
     """
-    trainer = Regression(schedule, model, loss, launched(), data)
+    trainer = Regression(schedule, model, loss, data)
 
     def averaged() -> M:
         return trainer.learner.ema_model().requires_grad_(False)

@@ -103,7 +103,7 @@ def test_a_critic_on_half_of_the_clips_meets_all_of_them(trainer_of):
 
 
 def test_a_discriminator_learns_and_points_towards_the_world():
-    gan = GanTerm(4, LEARNER, 0, None)
+    gan = GanTerm(4, LEARNER, 0)
     made, real = torch.randn(8, 6, 4, 4, 4) - 1, torch.randn(8, 6, 4, 4, 4) + 1
     eps, sigma = torch.randn(8, 6, 4, 4, 4), torch.full((8,), 0.2)
     found = [gan.train(made, real, eps, sigma) for _ in range(30)]

@@ -23,7 +23,9 @@ from reelgym.experiments.pretrain.loop import logged, pretrain
 from reelgym.experiments.pretrain.retouched import gamed
 from reelgym.models import tiny
 from reelgym.models.reward_net import TinyReward
+from reelgym.training import regression
 from reelgym.training.learner import NonFiniteError
+from reelgym.training.ranks import Ranks
 from reelgym.training.regression import Regression, Schedule
 
 SCHEDULE = Schedule(steps=6, batch=4, learning_rate=1e-2, muon_lr=1e-2, checkpoint_every=2)
@@ -85,26 +87,16 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
         pretrain("net", Net(), loss, SCHEDULE, tmp_path)
 
 
-def test_processes_share_a_batch_out():
-    class Second:
-        """The second of two processes; the first has the same gradient."""
-
-        num_processes, process_index = 2, 1
-
-        def backward(self, value):
-            value.backward()
-
-        def reduce(self, gradient, reduction):
-            return gradient
-
+def test_processes_share_a_batch_out(monkeypatch):
     rows, drawn = torch.arange(4), []
 
     def own(net, generator, share):
         drawn.append((rows[share].tolist(), generator.initial_seed()))
         return loss(net, generator, share)
 
-    for accelerator in (None, Second()):
-        Regression(replace(SCHEDULE, seed=3), Net(), own, accelerator).update()
+    for ranks in (Ranks(), Ranks(1, 2)):
+        monkeypatch.setattr(regression, "here", lambda ranks=ranks: ranks)
+        Regression(replace(SCHEDULE, seed=3), Net(), own).update()
     assert drawn == [([0, 1, 2, 3], 3_000_009), ([1, 3], 3_000_009)]
 
 

@@ -322,6 +322,3 @@ def test_wrong_settings_are_told(make):
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="not below 0"):
             GuardConfig(kl=wrong)
-    trainer, guard = make()
-    with pytest.raises(ValueError, match="accelerator"):
-        fit(trainer, 1, guard=guard, accelerator=object())

@@ -141,37 +141,6 @@ def test_the_average_warms_up():
     torch.testing.assert_close(vector(learner.ema_model()), mean)
 
 
-def test_an_accelerator_changes_nothing_on_one_process():
-    from accelerate import Accelerator
-
-    with_it, without = Learner(module(), CONFIG, Accelerator(cpu=True)), Learner(module(), CONFIG)
-    learn(with_it, range(3))
-    learn(without, range(3))
-    assert torch.equal(with_it.module.weight, without.module.weight)
-
-
-def test_gradients_are_averaged_over_processes():
-    class Two:
-        """The other process has a gradient of 1 everywhere."""
-
-        num_processes = 2
-
-        def backward(self, value):
-            value.backward()
-
-        def reduce(self, gradient, reduction):
-            assert reduction == "mean"
-            return (gradient + 1) / 2
-
-    many, plain = Learner(module(), LearnerConfig(), Two()), Learner(module(), LearnerConfig())
-    many.step(loss(many.module, 0))
-    plain.backward(loss(plain.module, 0) / 2)
-    for parameter in plain.parameters:
-        parameter.grad += 0.5
-    plain.optimizer_step()
-    torch.testing.assert_close(many.module.weight, plain.module.weight)
-
-
 def test_wrong_settings_are_told():
     with pytest.raises(ValueError, match="nothing to train"):
         Learner(module().requires_grad_(False), CONFIG)
