@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -106,9 +105,8 @@ class Guard:
     config. generator: the one in training, as it is at the start; its weights alone are ever put back, not an
     optimiser's state nor averaged weights. codec, layout: of the clips. reward: what is trained on. heldout: what
     decides, on which nothing may be trained. prompts: best of another split than the training's.
-
     `stopped`: whether the training is to end. `stop_reason`: what happened when weights were put back, else empty.
-    `counts`: what the looks have spent; both rewards count. Of several processes the first looks, and all judge by it.
+    `counts`: what the looks have spent; both rewards count. Of several processes the first looks for all.
     """
 
     def __init__(
@@ -144,7 +142,7 @@ class Guard:
         """Evaluate, judge, and where it is time, stop and put the best weights back; returns what is to be logged."""
         with self.counts.timed():
             self.stop_reason = self.stop_reason if self.stopped else ""
-            now = here().told(partial(self._see, update))
+            now = here().told(lambda: self._see(update))
             self._judge(now)
         assert self.start is not None
         shares = shares_of_start(now.values, self.start.values)
