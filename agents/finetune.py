@@ -5,7 +5,6 @@ B streams (prompts x group), n chunks, f latent frames a chunk.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..envs.stream_gen import StreamGenVectorEnv
 from ..envs.streaming import StreamingEnv
 from ..models.critic import Critic, critic_for
 from ..models.generator import Generator
+from ..models.lora import frozen_copy, load_own_weights, own_weights
 from ..noise import fold, stream_keys, update_seed
 from ..rewards.stream_reward import PixelError, StreamReward
 from ..training.learner import Groups, Learner, LearnerConfig, NonFiniteError
@@ -140,7 +140,7 @@ class FineTune:
         if config.advantage.perplexity:
             self.need.add("perplexity")
         self.learner = Learner(generator.model, config.learner)
-        self.reference = copy.deepcopy(generator.model).requires_grad_(False) if config.kl_coef else None
+        self.reference = frozen_copy(generator.model) if config.kl_coef else None
         self.critic: Learner[Critic] | None = None
         if config.advantage.critic and needs.advantages:
             observation, _ = env.reset(seed=config.seed)
@@ -286,14 +286,14 @@ class FineTune:
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
-        frozen = {} if self.reference is None else dict(self.reference.state_dict())
+        frozen = {} if self.reference is None else own_weights(self.reference)
         return pack(self.config, self.counts, self._learners(), frozen)
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave."""
         frozen = unpack(self.config, self.counts, self._learners(), groups, meta)
         if self.reference is not None:
-            self.reference.load_state_dict(frozen)
+            load_own_weights(self.reference, frozen)
 
     def _learners(self) -> dict[str, Learner[Any]]:
         return {"generator": self.learner} | ({"critic": self.critic} if self.critic is not None else {})

@@ -8,7 +8,6 @@ n chunks, f latent frames a chunk, F = n f.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..envs.stack import Stack
 from ..models.generator import Generator
+from ..models.lora import frozen_copy, load_own_weights, own_weights
 from ..models.sampler import guided, renoise, step_sigmas, x0_from_v
 from ..noise import fold, normal, stream_keys, uniform, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
@@ -81,7 +81,7 @@ class Consistency:
         clips: LatentSampler,
     ) -> None:
         self.config, self.generator, self.clips = config, generator, clips
-        self.teacher, self.target = (copy.deepcopy(generator.model).requires_grad_(False) for _ in range(2))
+        self.teacher, self.target = (frozen_copy(generator.model) for _ in range(2))
         self.learner = Learner(generator.model, config.learner)
         self.counts = ComputeUsage()
 
@@ -101,7 +101,7 @@ class Consistency:
             v = self.generator.model.teacher_forcing(x, past, upper, embeds)
             measured = self.learner.step(root_error(x0_from_v(x, v, upper), target))
             with torch.no_grad():
-                mean, now = ([p.data for p in model.parameters()] for model in (self.target, self.generator.model))
+                mean, now = (list(own_weights(model).values()) for model in (self.target, self.generator.model))
                 torch._foreach_lerp_(mean, now, 1 - config.average)
             calls = len(embeds) * embeds.shape[1]
             self.counts.generator_calls += 4 * calls
@@ -136,7 +136,7 @@ class Consistency:
         kept = {
             f"{name}/{key}": value
             for name, model in self._frozen().items()
-            for key, value in model.state_dict().items()
+            for key, value in own_weights(model).items()
         }
         return pack(self.config, self.counts, {"generator": self.learner}, kept)
 
@@ -144,8 +144,8 @@ class Consistency:
         """Take over what `state` gave."""
         kept = unpack(self.config, self.counts, {"generator": self.learner}, groups, meta)
         for name, model in self._frozen().items():
-            model.load_state_dict(
-                {key.removeprefix(f"{name}/"): v for key, v in kept.items() if key.startswith(f"{name}/")}
+            load_own_weights(
+                model, {key.removeprefix(f"{name}/"): v for key, v in kept.items() if key.startswith(f"{name}/")}
             )
 
     def _frozen(self) -> dict[str, torch.nn.Module]:

@@ -7,7 +7,6 @@ student's own past and with no stored pairs. B clips, n chunks, f latent frames 
 
 from __future__ import annotations
 
-import copy
 import random
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..envs.prompt_source import PromptSampler
 from ..envs.stack import Stack
 from ..models.generator import Generator, StreamState, chunks, update_cache
+from ..models.lora import frozen_copy, load_own_weights, own_weights
 from ..models.sampler import guided, step_sigmas
 from ..noise import fold, stream_keys, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
@@ -110,7 +110,7 @@ class OnPolicy:
         null: Tensor,
     ) -> None:
         self.config, self.generator, self.prompts, self.null = config, generator, prompts, null
-        self.teacher = replace(generator, model=copy.deepcopy(generator.model).requires_grad_(False))
+        self.teacher = replace(generator, model=frozen_copy(generator.model))
         self.learner = Learner(generator.model, config.learner)
         self.counts = ComputeUsage()
 
@@ -142,12 +142,12 @@ class OnPolicy:
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
-        return pack(self.config, self.counts, {"generator": self.learner}, dict(self.teacher.model.state_dict()))
+        return pack(self.config, self.counts, {"generator": self.learner}, own_weights(self.teacher.model))
 
     def load_state(self, groups: Groups, meta: dict[str, Any]) -> None:
         """Take over what `state` gave."""
         frozen = unpack(self.config, self.counts, {"generator": self.learner}, groups, meta)
-        self.teacher.model.load_state_dict(frozen)
+        load_own_weights(self.teacher.model, frozen)
 
 
 def root_error(x0: Tensor, target: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ trainable copy of it, the critic, which learns the velocity of the student's own
 
 from __future__ import annotations
 
-import copy
 import random
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -18,6 +17,7 @@ from ..envs.prompt_source import PromptSampler, Texts
 from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, chunks
+from ..models.lora import adapter_of, trainable_copy
 from ..models.wan import CausalWan
 from ..noise import Domain, fold, normal, stream_keys, uniform, update_seed
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
@@ -157,7 +157,7 @@ class Distill:
         if config.gan and clips is None:
             raise ValueError("a GAN term learns from clips of the world: pass clips")
         self.config, self.generator, self.prompts, self.null, self.clips = config, generator, prompts, null, clips
-        critic = copy.deepcopy(teacher).requires_grad_(True)
+        critic = trainable_copy(teacher, adapter_of(generator.model), config.seed)
         self.teacher = teacher.requires_grad_(False)
         self.codec, self.layout = codec, layout
         self.reward = (

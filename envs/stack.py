@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -18,6 +17,7 @@ from ..models.codec import Codec
 from ..models.detector import Detector
 from ..models.fit import size_of
 from ..models.generator import Generator
+from ..models.lora import AdapterConfig, trainable_copy
 from ..models.prompts import TextEncoder
 from ..models.sampler import TeacherSampling
 from ..models.stream_files import StreamSettings
@@ -31,8 +31,9 @@ from ..rewards.windows import TINY_LAYOUT, ChunkLayout
 from .data_files import files_of_data
 from .encoded import data_of, encoder_of
 from .prompt_source import ScriptPrompts, world_prompts
-from .stack_file import PART_KINDS, StackFile, TeacherFile, read_stack_file
-from .stack_parts import Make, digest_of_part, files_of_part, make_parts
+from .stack_file import StackFile, read_stack_file
+from .stack_kinds import PART_KINDS, TeacherFile
+from .stack_parts import Make, digests, files_of_stack, make_parts
 from .worlds.world import PromptRows, World
 
 STACKS: dict[str, Any] = {"tiny": WEIGHTS}
@@ -117,8 +118,8 @@ class Stack:
         return {name: part.place for name, part in self.said.parts.items() if part.place is not None}
 
     def weights(self) -> dict[str, str]:
-        """SHA-256 of the weights of every part that has a folder."""
-        return {name: digest_of_part(name, place) for name, place in sorted(self.places.items())}
+        """SHA-256 of the weights of every part that has a folder, and of the LoRAs on it."""
+        return digests(self.said)
 
     def has(self, name: str) -> bool:
         """Whether the stack has a part of this name."""
@@ -200,9 +201,9 @@ class Stack:
         """A world of one's own; None: ShapeStream in the stack's grammar."""
         return self.part("world") if self.has("world") else None
 
-    def student(self) -> Generator:
-        """A copy of the starting student, to be trained."""
-        return replace(self.generator, model=copy.deepcopy(self.generator.model).requires_grad_(True))
+    def student(self, adapter: AdapterConfig | None = None, seed: int = 0) -> Generator:
+        """A copy of the starting student, to be trained: its weights, or an adapter over those in use here."""
+        return replace(self.generator, model=trainable_copy(self.generator.model, adapter, seed))
 
     def prompts(
         self, split: str = "train", *, grammar: str | None = None, layout: ChunkLayout | None = None
@@ -246,11 +247,10 @@ class StackSpec:
         """What else decides what is loaded: manifests (with digests), a stack.toml, its import paths."""
         stack = self.load()
         said = stack.said
-        files = [file for name, part in said.parts.items() if part.place for file in files_of_part(name, part.place)]
         own = [part.weights for part in said.parts.values() if part.place is None]
         toml = self.stack.endswith(".toml")
         named: list[Path | str] = [Path(self.stack), read_stack_file(Path(self.stack))[0]] if toml else []
-        return [*sorted(files), *files_of_data(stack.data), *own, *named]
+        return [*files_of_stack(said), *files_of_data(stack.data), *own, *named]
 
 
 @lru_cache(maxsize=2)

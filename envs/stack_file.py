@@ -12,15 +12,12 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ..checkpoint import has_checkpoint
 from ..models.cache import CacheConfig
-from ..models.causal_attention import THETA
 from ..models.fit import parse_size
-from ..models.sampler import SAMPLER_SHIFT, TeacherSampling
 from ..models.tiny import SHIPPED_REWARDS
 from ..rewards.windows import TINY_LAYOUT, ChunkLayout
+from .stack_kinds import PART_KINDS, Dtype, PartFile, TransformerFile
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 Kind = TypeVar("Kind")
 
 
@@ -28,111 +25,6 @@ class StackFileError(ValueError):
     """A stack.toml that says what no stack has, or something of a wrong type; the message is one line."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartFile:
-    """A part in a folder of `reelgym train`, or of one's own."""
-
-    weights: str
-    """A folder or a file, from where the toml lies, or an import path `module:name`: of the part, or of a function
-    without arguments that makes it."""
-
-    @property
-    def place(self) -> Path | None:
-        """Where it is read from; None for an import path."""
-        return None if ":" in self.weights and not Path(self.weights).exists() else Path(self.weights)
-
-    @property
-    def is_tiny(self) -> bool:
-        """Whether `reelgym train` wrote it."""
-        return self.place is not None and has_checkpoint(self.place)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerFile(PartFile):
-    """Wan's transformer, in any layout that `models.wan_files` reads."""
-
-    config: str | None = None
-    """Folder whose config.json says the sizes, for weights in a single file."""
-    which: str | None = None
-    """The state dict in such a file; by default generator_ema where there is one."""
-    rope_theta: float = THETA
-    """Base of the rotary frequencies."""
-    dtype: Dtype | None = None
-    """Of the weights; by default the stack's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentFile(TransformerFile):
-    """What streams."""
-
-    steps: int | None = None
-    """Denoising steps of a chunk; by default those that it was made for, or 4."""
-    shift: float = SAMPLER_SHIFT
-    """How far their levels are moved towards noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherFile(TransformerFile):
-    """What teaches: bidirectional, over whole clips."""
-
-    steps: int = TeacherSampling.steps
-    """Euler steps, where it makes videos."""
-    guidance: float = TeacherSampling.guidance
-    """Of its score, in sampling and in distillation; 1 halves its passes."""
-    shift: float = TeacherSampling.shift
-    """How far its levels are moved towards noise."""
-
-    @property
-    def sampling(self) -> TeacherSampling:
-        """How it makes videos."""
-        return TeacherSampling(self.steps, self.guidance, self.shift)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodecFile(PartFile):
-    """AutoencoderKLWan, from a folder of diffusers or the original file."""
-
-    dtype: Dtype | None = None
-    """Of the weights; by default the stack's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderFile(PartFile):
-    """UMT5, from a folder with text_encoder/ and tokenizer/."""
-
-    text_len: int = 512
-    """Most tokens of a prompt."""
-    dtype: Dtype | None = None
-    """Of the weights; by default the stack's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardFile(PartFile):
-    """VideoReward, or a small one of `reelgym train reward`, or one that is shipped (local)."""
-
-    backbone: str | None = None
-    """VideoReward: folder or hub id of Qwen2-VL-2B-Instruct."""
-    template: str | None = None
-    """VideoReward: a checkout of VideoAlign, or a text file with its wording."""
-    min_pixels: int | None = None
-    """VideoReward: least pixels of a frame as it is read."""
-    max_pixels: int | None = None
-    """VideoReward: most pixels of a frame as it is read."""
-    dtype: Dtype | None = None
-    """VideoReward: of its backbone's weights; by default the stack's."""
-
-
-PART_KINDS: dict[str, type[PartFile]] = {
-    "codec": CodecFile,
-    "encoder": EncoderFile,
-    "student": StudentFile,
-    "teacher": TeacherFile,
-    "reward": RewardFile,
-    "heldout": RewardFile,
-    "detector": PartFile,
-    "rival": PartFile,
-}
-"""Parts that a stack.toml may name."""
 _PATHS = ("weights", "config", "backbone", "template")
 
 
@@ -153,13 +45,11 @@ class StackFile:
     """Of the weights of Wan, UMT5 and VideoReward."""
 
     def with_places(self, places: Mapping[str, Path]) -> StackFile:
-        """These parts read from other folders, all else as it is."""
+        """These parts read from other folders, all else as it is; a LoRA goes onto what is there."""
         parts = dict(self.parts)
         for name, place in places.items():
             known = PART_KINDS.get(name, PartFile)
-            kept = parts[name] if name in parts else known(weights="")
-            alone: dict[str, Any] = {"config": None, "which": None} if isinstance(kept, TransformerFile) else {}
-            parts[name] = replace(kept, weights=str(place), **alone)
+            parts[name] = (parts[name] if name in parts else known(weights="")).at(place)
         return replace(self, parts=parts)
 
     def without(self, *names: str) -> StackFile:
@@ -224,8 +114,10 @@ def _part(name: str, said: Any, path: Path) -> PartFile:
     if name in ("reward", "heldout") and part.weights in SHIPPED_REWARDS:
         placed["weights"] = str(SHIPPED_REWARDS[part.weights])
     part = replace(part, **placed)
-    if part.place is not None and not part.place.exists():
-        raise StackFileError(f"{where}: no folder or file {part.place}")
+    if isinstance(part, TransformerFile):
+        part = part.with_loras({str(path.parent / place): scale for place, scale in part.loras.items()})
+    if missing := [place for place in part.files if not place.exists()]:
+        raise StackFileError(f"{where}: no folder or file {missing[0]}")
     return part
 
 
@@ -272,7 +164,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     raise StackFileError(f"{where} is {' or '.join(words)}, not {value!r}")
 
 
-_WORDS = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+_WORDS = {str: "a text in quotes", list: "a list", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _fields(kind: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 from ..models.codec import FrameCodec, WanCodec
 from ..models.fit import refuse_unfit, size_of, size_text
 from ..models.generator import Generator
+from ..models.lora import lora_words
 from ..models.prompts import WordEncoder
 from ..models.umt5 import UMT5TextEncoder
 from ..models.wan import CausalWan
@@ -114,7 +115,7 @@ def _words(part: Any) -> str:
         patch = "x".join(map(str, config.patch_size))
         return (
             f"Wan, {config.num_layers} layers of width {width}, patch {patch}, {config.in_channels} channels, "
-            f"{part.text_len} tokens of width {config.text_dim}, {_dtype(part)}"
+            f"{part.text_len} tokens of width {config.text_dim}, {_dtype(part)}{lora_words(part)}"
         )
     if isinstance(part, WanCodec):
         cell = f"{part.factor}x{part.factor} pixels and {part.frames_per_latent} frames"

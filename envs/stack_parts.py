@@ -17,6 +17,7 @@ from ..checkpoint import CheckpointError, has_checkpoint, quick_digest, sha256_f
 from ..models.codec import WanCodec
 from ..models.fit import refuse_unfit
 from ..models.generator import Generator
+from ..models.lora_files import attach_loras, is_lora, lora_file
 from ..models.stream_files import LONG_CACHE, STUDENT, StreamSettings
 from ..models.tiny import STEPS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.umt5 import UMT5TextEncoder
@@ -25,7 +26,8 @@ from ..models.wan import CausalWan
 from ..models.wan_files import load_transformer, load_vae, transformer_config
 from ..plugins import find, resolve
 from ..rewards.compose import as_reward
-from .stack_file import CodecFile, EncoderFile, PartFile, RewardFile, StackFile, StudentFile, TransformerFile
+from .stack_file import StackFile
+from .stack_kinds import CodecFile, EncoderFile, PartFile, RewardFile, StudentFile, TransformerFile
 
 Make = Callable[[], Any]
 READS: tuple[Literal["student"], Literal["reward"]] = ("student", "reward")
@@ -58,6 +60,23 @@ def files_of_part(name: str, place: Path) -> list[Path]:
     return sorted(file for file in (within if within.is_dir() else place).rglob("*") if file.is_file())
 
 
+def files_of_stack(said: StackFile) -> list[Path]:
+    """Everything that is read of all parts, LoRAs included."""
+    found = [file for name, part in said.parts.items() if part.place for file in files_of_part(name, part.place)]
+    return sorted([*found, *(file for files in _lora_files(said).values() for file in files)])
+
+
+def digests(said: StackFile) -> dict[str, str]:
+    """SHA-256 of the weights of every part that has a folder, and of the LoRAs on it (`student-lora`)."""
+    found = {name: digest_of_part(name, part.place) for name, part in sorted(said.parts.items()) if part.place}
+    return found | {f"{name}-lora": quick_digest(files) for name, files in _lora_files(said).items()}
+
+
+def _lora_files(said: StackFile) -> dict[str, list[Path]]:
+    loras = {name: part.loras for name, part in said.parts.items() if isinstance(part, TransformerFile)}
+    return {name: list(map(lora_file, places)) for name, places in loras.items() if places}
+
+
 def digest_of_part(name: str, place: Path) -> str:
     """SHA-256 of a part's weights; of large files that are not ours their sizes and ends alone count."""
     if has_checkpoint(place):
@@ -75,10 +94,10 @@ def _load(name: str, part: PartFile, said: StackFile, parts: Mapping[str, Make],
     if has_checkpoint(place):
         known: Any = name
         network = load_tiny(known, place, device).requires_grad_(False)
-        return as_reward(network) if isinstance(part, RewardFile) else network
+        return as_reward(network) if isinstance(part, RewardFile) else _with_loras(part, network)
     dtype = getattr(torch, getattr(part, "dtype", None) or said.dtype or "float32")
     if isinstance(part, TransformerFile):
-        return _frozen(_transformer(part, place, said, parts, dtype), device)
+        return _frozen(_with_loras(part, _transformer(part, place, said, parts, dtype)), device)
     if isinstance(part, CodecFile):
         codec = WanCodec(load_vae(place), said.size or StreamSettings.size)
         nn.Module.to(codec.vae, dtype)  # diffusers' own warns of a list that is empty here
@@ -94,6 +113,8 @@ def _transformer(
     part: TransformerFile, place: Path, said: StackFile, parts: Mapping[str, Make], dtype: torch.dtype
 ) -> CausalWan:
     """Wan as a student, or as a teacher, which remembers nothing."""
+    if is_lora(place):
+        raise CheckpointError(f"{place}: holds a LoRA: name it as `lora`, and as `weights` what it goes onto")
     config = None if part.config is None else transformer_config(_inside(Path(part.config), "transformer"))
     transformer = load_transformer(place, config=config, which=part.which, dtype=dtype)
     encoder, chunk = said.parts.get("encoder"), said.layout.frames_per_chunk
@@ -103,6 +124,11 @@ def _transformer(
         length = parts["encoder"]().text_len if "encoder" in parts else StreamSettings.text_len
     kept = {"cache": replace(LONG_CACHE, **said.cache)} if isinstance(part, StudentFile) else {}
     return CausalWan(transformer, chunk, length, rope_theta=part.rope_theta, **kept)
+
+
+def _with_loras(part: PartFile, model: Any) -> Any:
+    """The model with the LoRAs that its part names."""
+    return attach_loras(model, part.loras) if isinstance(part, TransformerFile) else model
 
 
 def _videoreward(part: RewardFile, place: Path, said: StackFile, dtype: torch.dtype, device: torch.device) -> Any:
@@ -132,10 +158,10 @@ def _trained_steps(part: PartFile | None) -> int:
     """Of the sampler that a student was trained for, where that is known."""
     if part is None or part.place is None:
         return STEPS
-    if part.is_tiny:
+    told = [place / STUDENT for place in part.files if (place / STUDENT).is_file()]
+    if part.is_tiny and not told:
         return int(load_manifest("student", part.place).get("sampler_steps", STEPS))
-    told = part.place / STUDENT
-    return int(json.loads(told.read_text(encoding="utf-8"))["sampler_steps"]) if told.is_file() else STEPS
+    return int(json.loads(told[-1].read_text(encoding="utf-8"))["sampler_steps"]) if told else STEPS
 
 
 def prompt_width(said: StackFile, parts: Mapping[str, Make]) -> int | None:

@@ -12,6 +12,7 @@ import tyro
 from ..envs.stack import STACKS, Stack, StackSpec
 from ..models.cache import CacheConfig
 from ..models.fit import parse_size, size_text
+from ..models.lora import ATTENTION, AdapterConfig
 from ..models.stream_files import cast
 from ..models.streaming import StreamingGenerator
 from ..plugins import installed
@@ -54,6 +55,27 @@ def installed_name(group: str, name: str) -> str:
     """The import path where an installed package gives the name, else the name; packages are looked through only for a
     name that is not ours, as that takes long."""
     return installed(group).get(name, name) if name and name not in STACKS and ":" not in name else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Whether an adapter (LoRA) trains in place of the student's own weights."""
+
+    lora_rank: int | None = None
+    """Train a LoRA of this rank, in float32, over the frozen student; a critic is then one over the teacher."""
+    lora_alpha: float | None = None
+    """It is added times alpha / rank; by default as it is."""
+    lora_targets: tuple[str, ...] = ATTENTION
+    """Ends of the names of the linear layers that get one; ffn.net.0.proj and ffn.net.2 are the feed-forward ones."""
+
+    @property
+    def adapter(self) -> AdapterConfig | None:
+        """What `Stack.student` takes; ValueError for an alpha or targets without a rank."""
+        if self.lora_rank is not None:
+            return AdapterConfig(self.lora_rank, self.lora_alpha, self.lora_targets)
+        if self.lora_alpha is not None or self.lora_targets != ATTENTION:
+            raise ValueError("--lora-alpha and --lora-targets say how a LoRA is: give its --lora-rank too")
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ import torch
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, write_json
 from ..envs.stack import Stack
 from ..models.generator import Generator, stream
+from ..models.lora import adapter_of, trainable_copy
+from ..models.lora_files import save_lora
 from ..models.stream_files import save_transformer
 from ..models.tiny import STEPS, load_manifest, save_tiny
 from ..noise import stream_keys
@@ -25,18 +27,19 @@ from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
 from ..training.ranks import Ranks, join, together
 from ..training.recipe import Recipe
+from ..training.state import plain
 from .console import progress
 from .evaluate import EvalConfig, evaluate
 from .evaluation.judges import judge_reward, open_judge
 from .jobs import one_thread
-from .options import CacheOptions, StackOptions, installed_name
+from .options import AdapterOptions, CacheOptions, StackOptions, installed_name
 from .results import command_line, pick_device, write_results
 from .runs import VALIDATION_NOISE
 from .systems import as_system
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(CacheOptions, StackOptions):
+class TrainOptions(AdapterOptions, CacheOptions, StackOptions):
     """How to train a student; a run that was killed goes on from its last update."""
 
     updates: int = 20
@@ -102,7 +105,7 @@ def _train_student(command: str, name: str, recipe: Recipe, options: TrainOption
             "[parts] heldout, another judge (--judge), or train without (--no-guard)"
         )
     stack = stack.with_cache(options.cache(stack.generator.model.cache_config))
-    student = stack.student()
+    student = stack.student(options.adapter, options.seed)
     trainer = recipe.trainer(stack, student)
     few = len(stack.generator.sigmas) < STEPS
     kl = (0.0 if few else GuardConfig.kl) if options.guard_kl is None else options.guard_kl
@@ -207,11 +210,13 @@ def settle_start(out: Path, stack: Stack, options: TrainOptions) -> None:
     note = out / "start.json"
     made: dict[str, Any] = {**stack.weights(), "cache": asdict(stack.generator.model.cache_config)}
     made |= {"sampler_steps": len(stack.generator.sigmas)}
+    if options.adapter is not None:
+        made["lora"] = plain(asdict(options.adapter))
     made |= {name: path for name in ("reward", "world") if (path := getattr(options, name))}
     if has_checkpoint(out / "checkpoint") and note.exists() and json.loads(note.read_text()) != made:
         raise CheckpointError(
             f"{out} holds a run from other weights than those of {stack.folder}, or another cache, number of steps, "
-            "reward or world: give another --out"
+            "LoRA, reward or world: give another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, made)
@@ -236,7 +241,7 @@ def save_student(
     """Write a generator, once a student of the stack, to a folder that `reelgym generate --student` reads.
 
     steps: updates behind its weights. quality: what was measured of it. guard: who watched. The words that a tiny
-    student reads are the start's; another one is written in diffusers' layout.
+    student reads are the start's; another one is written in diffusers' layout, or its LoRA alone.
     """
     told: dict[str, Any] = {"part": "student", "recipe": as_config(recipe)}
     told |= {"seed": recipe.seed, "steps": steps, "sampler_steps": len(stack.generator.sigmas)}
@@ -248,4 +253,6 @@ def save_student(
     start = load_manifest("student", stack.places["student"])
     kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
     told["recipe"]["grammar"] = stack.grammar
-    save_tiny(folder, student.model, kept | told)
+    save_tiny(folder, trainable_copy(student.model), kept | told)  # with its LoRA merged
+    if adapter_of(student.model):
+        save_lora(folder, student.model)

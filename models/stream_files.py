@@ -17,6 +17,8 @@ from .causal_attention import THETA
 from .codec import Codec, FrameCodec, WanCodec
 from .fit import refuse_unfit, size_text
 from .generator import Generator
+from .lora import adapter_of
+from .lora_files import save_lora
 from .prompts import TextEncoder, WordEncoder
 from .sampler import consistency, step_sigmas
 from .tiny import TINY_FPS, WEIGHTS, build_generator, load_encoder, load_tiny
@@ -136,12 +138,16 @@ def save(made: StreamingParts, folder: str | Path) -> None:
 
 
 def save_transformer(folder: str | Path, model: CausalWan, told: Mapping[str, Any]) -> None:
-    """Write transformer/ as diffusers does, and how it was made in student.json; all or nothing.
+    """Write transformer/ as diffusers does, or the LoRA that was trained, and how it was made in student.json; all or
+    nothing.
 
     Replaces an earlier folder of this kind; CheckpointError for any other that is not empty.
     """
     with replacing(folder, STUDENT) as aside:
-        model.transformer.save_pretrained(aside / "transformer")
+        if adapter_of(model):
+            save_lora(aside, model)
+        else:
+            model.transformer.save_pretrained(aside / "transformer")
         write_json(aside / STUDENT, dict(told))
 
 

@@ -5,7 +5,6 @@ P prompts with K clips each, n chunks a clip; videos [P * K, F, 3, H, W], the cl
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from ..envs.prompt_source import PromptSampler
 from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import DenoisingStep, Generator, StreamState, generate_chunk, prediction, update_cache
+from ..models.lora import frozen_copy, load_own_weights, own_weights
 from ..models.prompts import PromptBatch
 from ..noise import Domain, fold, stream_keys
 from ..rewards.measures import MEASURES
@@ -122,7 +122,7 @@ class Guard:
         self.config, self.generator, self.codec, self.layout = config, generator, codec, layout
         self.reward, self.heldout = (model.windowed(layout, codec) for model in (reward, heldout))
         self.prompts = prompts
-        self.reference = copy.deepcopy(generator.model).requires_grad_(False)
+        self.reference = frozen_copy(generator.model)
         self.start: EvalPoint | None = None
         self.best: EvalPoint | None = None
         self.weights: dict[str, Tensor] = {}
@@ -171,7 +171,7 @@ class Guard:
 
     def state(self) -> State:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
-        groups: Groups = {"best": self.weights, "reference": dict(self.reference.state_dict()), "looks": {}}
+        groups: Groups = {"best": self.weights, "reference": own_weights(self.reference), "looks": {}}
         meta: dict[str, Any] = {"config": asdict(self.config), "counts": asdict(self.counts), "looks": {}}
         for name in ("start", "best"):
             look: EvalPoint | None = getattr(self, name)
@@ -189,7 +189,7 @@ class Guard:
             raise CheckpointError(f"the checkpoint's guard has another config: {meta['config']}")
         device = next(self.reference.parameters()).device
         self.weights = {name: value.to(device) for name, value in groups["best"].items()}
-        self.reference.load_state_dict(groups["reference"])
+        load_own_weights(self.reference, groups["reference"])
         for name, told in meta["looks"].items():
             setattr(self, name, EvalPoint(told["update"], groups["looks"][name].to(device), told["values"]))
         former = {"strikes": "bad_evals", "why": "stop_reason"}
@@ -268,7 +268,7 @@ class Guard:
 
     def _keep(self, now: EvalPoint) -> None:
         self.best, self.bad_evals = now, 0
-        self.weights = {name: value.detach().clone() for name, value in self.generator.model.state_dict().items()}
+        self.weights = {name: value.detach().clone() for name, value in own_weights(self.generator.model).items()}
 
     def _stop(self, charge: str) -> None:
         self._charge, self.stopped = charge, True
@@ -276,7 +276,7 @@ class Guard:
 
     def _roll_back(self) -> None:
         assert self.best is not None
-        self.generator.model.load_state_dict(self.weights)
+        load_own_weights(self.generator.model, self.weights)
         self.stop_reason = f"{self._charge}; the weights of update {self.best.update} are back"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, pack_optimizer, unpack_optimizer
+from ..models.lora import load_own_weights, own_weights, twin
 from .ranks import here
 
 Groups = dict[str, dict[str, Tensor]]
@@ -126,14 +126,14 @@ class Learner(Generic[Trained]):
         """A copy of the module with the averaged weights; ValueError when the config keeps none."""
         if not self.ema:
             raise ValueError("no averaged weights are kept: set LearnerConfig.ema")
-        module = copy.deepcopy(self.module)
+        module = twin(self.module)
         with torch.no_grad():
             torch._foreach_copy_([p for p in module.parameters() if p.requires_grad], self.ema)
         return module
 
     def state(self) -> tuple[Groups, dict[str, Any]]:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
-        groups: Groups = {"model": dict(self.module.state_dict())}
+        groups: Groups = {"model": own_weights(self.module)}
         meta: dict[str, Any] = {
             "updates": self.updates,
             "skipped": self.skipped,
@@ -150,7 +150,7 @@ class Learner(Generic[Trained]):
         if ("mean" in groups) != bool(self.ema):
             raise CheckpointError("the checkpoint and this config differ in whether averaged weights are kept")
         try:
-            self.module.load_state_dict(groups["model"])
+            load_own_weights(self.module, groups["model"])
         except RuntimeError as error:
             what = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"the checkpoint holds weights of another module: {what}") from error

@@ -17,8 +17,8 @@ from torch import Tensor
 from ...agents.finetune_recipes import FINETUNE
 from ...distill.recipes import DISTILL
 from ...envs.stack import Stack
-from ...envs.stack_file import PART_KINDS
 from ...envs.stack_fit import clip_words, misfits, part_size
+from ...envs.stack_kinds import PART_KINDS
 from ...models.generator import chunks
 from ...models.prompts import PromptBatch
 from ...noise import stream_keys
