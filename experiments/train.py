@@ -1,4 +1,5 @@
-"""`reelgym train TARGET`: make one part of the tiny stack, measure it, and write it as weights with a manifest."""
+"""`reelgym train TARGET`: make one part of the tiny stack, or a student or a detector of a stack of one's own, measure
+it, and write it."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,12 +14,18 @@ from ..training.ranks import here, join
 from .jobs import on_threads
 from .pretrain.loop import PartRecipe
 from .pretrain.pairs import PairsRecipe, summary
+from .results import pick_device
 from .train_agent import train_agent
 
 Target = Literal[
     "codec", "teacher", "student", "reward", "heldout", "local", "detector", "rival",
     "sb3-ppo", "sb3-sac", "tianshou-ppo",
 ]  # fmt: skip
+
+OWN_TARGETS = ("student",)
+"""What --stack trains."""
+OWN_STEPS = 1000
+"""Updates of a student of one's own, if nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,21 @@ class Config:
     runs/TARGET-ENVIRONMENT."""
     weights: Path = WEIGHTS
     """Folder with the finished parts that this one needs."""
+    stack: str | None = None
+    """A stack of your own, in place of `weights`: a student of its teacher, or a detector, learns from its clips."""
+    recipe: str | None = None
+    """With --stack, of a student: teacher-forcing (by default) or continued make the teacher causal; consistency and
+    on-policy make the stack's student fast; "teacher-forcing+consistency" does one after the other."""
+    batch: int | None = None
+    """With --stack: clips an update, if not the recipe's own."""
     steps: int | None = None
     """Optimiser steps (agents: steps of the environment), if not the recipe's own."""
     stop: int | None = None
     """Step at which to end before the schedule does."""
     seed: int = 0
     """Everything random follows from it."""
-    device: Literal["cpu"] = "cpu"
-    """The tiny stack trains on the CPU."""
+    device: str = "cpu"
+    """The tiny stack trains on the CPU; with --stack also auto or cuda."""
     threads: int = 2
     """Torch threads; agents learn on one."""
     compile: bool = False
@@ -73,6 +87,8 @@ def run(config: Config) -> None:
 def _train(config: Config) -> None:
     out = config.out or Path("runs") / _name(config)
     out.mkdir(parents=True, exist_ok=True)
+    if config.stack is not None:
+        return _train_own(config, config.stack, out)
     if config.target in AGENTS:
         train_agent(config.target, config.env, config.steps, config.seed, out, config.weights)
         return
@@ -99,6 +115,16 @@ def _train(config: Config) -> None:
     print(f"weights: {folder}")
 
 
+def _train_own(config: Config, source: str, out: Path) -> None:
+    """A part of a stack of one's own."""
+    from .pretrain.own_student import train_own_student
+
+    stack = Stack.load(source, pick_device(config.device))
+    sizes = {"batch": config.batch, "seed": config.seed}
+    place = train_own_student(stack, config.recipe or "teacher-forcing", config.steps or OWN_STEPS, out, **sizes)
+    print(f"{config.target}: {place}")
+
+
 def _name(config: Config) -> str:
     """Of the folder below runs/: the part's, or the agent's and its environment's."""
     place = (config.env or STEER).split("/")[-1]
@@ -107,6 +133,10 @@ def _name(config: Config) -> str:
 
 def _check(config: Config) -> None:
     """ValueError for options that do not go together."""
+    if config.stack is not None:
+        return _check_own(config)
+    if config.recipe is not None or config.batch is not None or config.device != "cpu":
+        raise ValueError("--recipe, --batch and another device than cpu are for --stack: give that too")
     if config.env is not None and config.target not in AGENTS:
         raise ValueError(f"--env is where an agent learns; the {config.target} learns in none")
     if config.target in AGENTS and (config.install or config.stop or config.compile or config.pairs):
@@ -127,6 +157,16 @@ def _check(config: Config) -> None:
             "--install would put a reward with the vocabulary of your pairs where the tiny stack needs its own; "
             "leave it out, the weights are in OUT/weights"
         )
+
+
+def _check_own(config: Config) -> None:
+    """The same, where a part of a stack of one's own is trained."""
+    if config.target not in OWN_TARGETS:
+        raise ValueError(f"--stack trains {' or '.join(OWN_TARGETS)}, not the {config.target}")
+    if config.weights != WEIGHTS or config.install or config.stop or config.compile or config.pairs:
+        raise ValueError("--weights, --install, --stop, --compile and --pairs have no use with --stack: leave them out")
+    if (config.steps or 1) < 1 or (config.batch or 1) < 1:
+        raise ValueError("--steps and --batch must be at least 1")
 
 
 def _recipe(config: Config) -> Any:

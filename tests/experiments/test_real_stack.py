@@ -35,6 +35,23 @@ def command(capsys, line):
     return out
 
 
+def test_a_student_begins_as_its_teacher(walked, capsys):
+    line = "train student --stack stack.toml --batch 1 --out begun --threads 1"
+    out = command(capsys, f"{line} --steps 2 --recipe teacher-forcing+consistency")
+    assert "validation_loss=" in out and "student: begun/student" in out
+    told = json.loads(Path("begun/student/student.json").read_text())
+    assert told["steps"] == 2 and told["made_from"] == Stack.load(walked).weights()["teacher"]
+    start = Stack.load(walked).teacher.transformer.state_dict()
+    trained = Stack.load(walked).with_weights(student=Path("begun/student")).student().model
+    moved = [not torch.equal(start[name], value) for name, value in trained.transformer.state_dict().items()]
+    assert any(moved) and trained.cache_config.sink_frames == 3
+    for options, words in (("--recipe dmd", "choose from teacher-forcing"), ("--compile", "have no use with --stack")):
+        assert cli.main([*line.split(), *options.split()]) == 1 and words in capsys.readouterr().err
+    assert cli.main([*line.split(), "--recipe", "consistency"]) == 1
+    assert "by another recipe" in capsys.readouterr().err
+    assert cli.main("train teacher --stack stack.toml".split()) == 1 and "not the teacher" in capsys.readouterr().err
+
+
 def test_methods_are_compared(walked, capsys):
     small = "--preset smoke --workers 1 --device cpu --stack stack.toml --only dmd reward"
     out = command(capsys, f"compare {small} --out compared")
