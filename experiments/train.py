@@ -120,8 +120,8 @@ def _train_own(config: Config, source: str, out: Path) -> None:
     from .pretrain.own_student import train_own_student
 
     stack = Stack.load(source, pick_device(config.device))
-    sizes = {"batch": config.batch, "seed": config.seed}
-    place = train_own_student(stack, config.recipe or "teacher-forcing", config.steps or OWN_STEPS, out, **sizes)
+    recipe, steps = config.recipe or "teacher-forcing", config.steps or OWN_STEPS
+    place = train_own_student(stack, recipe, steps, out, batch=config.batch, seed=config.seed)
     print(f"{config.target}: {place}")
 
 
