@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, pack_optimizer, unpack_optimizer
 from ..models.lora import load_own_weights, own_weights, twin
+from .masters import MasterWeights
 from .ranks import here
 
 Groups = dict[str, dict[str, Tensor]]
@@ -61,9 +63,12 @@ class LearnerConfig:
         """Decay of the averaged weights at the last of so many updates."""
         return min(self.ema, (1 + updates) / (10 + updates)) if self.ema_warmup else self.ema
 
-    def optimizers(self, module: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """What trains the parameters of a module that require a gradient, by name."""
+    def optimizers(
+        self, module: nn.Module, weights: Sequence[nn.Parameter] | None = None
+    ) -> dict[str, torch.optim.Optimizer]:
+        """What trains the parameters of a module that require a gradient, by name; weights: others in their place."""
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        named = named if weights is None else dict(zip(named, weights, strict=True))
         matrices = [name for name, p in named.items() if self.muon_lr and p.ndim == 2 and "blocks." in name]
         rest = [p for name, p in named.items() if name not in set(matrices)]
         chosen: dict[str, torch.optim.Optimizer] = {
@@ -90,27 +95,31 @@ class Learner(Generic[Trained]):
         if not self.parameters:
             raise ValueError("nothing to train: no parameter of the module requires a gradient")
         self.ranks.copy_first([*module.parameters(), *module.buffers()])
-        self.optimizers = config.optimizers(module)
+        self.masters = MasterWeights(self.parameters)
+        self.parameters = self.masters.weights
+        self.optimizers = config.optimizers(module, self.parameters)
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.updates = self.skipped = self._skipped_in_a_row = 0
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss; call it as often as an update has parts, then `optimizer_step`."""
         loss.backward()
+        self.masters.collect()
 
     def optimizer_step(self) -> dict[str, float]:
-        """One optimiser step on the gradients gathered. Returns `grad_norm` before clipping, and `skipped` (0 or 1)."""
+        """One optimiser step on the gradients gathered, in float32. Returns `grad_norm` before clipping, `skipped` (0
+        or 1) and, of weights that are kept in a smaller type, `weights_moved`: the share that moved there."""
         self._average_over_processes()
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
-        finite = math.isfinite(norm)
+        finite, moved = math.isfinite(norm), dict[str, float]()
         if finite:
-            self._move()
+            moved = self._move()
             self.updates, self._skipped_in_a_row = self.updates + 1, 0
             self._average_over_time()
         self.zero_grad()
         if not finite:
             self._skip(norm)
-        return {"grad_norm": norm, "skipped": float(not finite)}
+        return {"grad_norm": norm, "skipped": float(not finite), **moved}
 
     def zero_grad(self) -> None:
         """Forget the gradients gathered."""
@@ -141,6 +150,8 @@ class Learner(Generic[Trained]):
         }
         for name, optimizer in self.optimizers.items():
             groups[name], meta[name] = pack_optimizer(optimizer)
+        if self.masters.pairs:
+            groups["master"] = self.masters.tensors()
         if self.ema:
             groups["mean"] = {str(place): value for place, value in enumerate(self.ema)}
         return groups, meta
@@ -149,11 +160,16 @@ class Learner(Generic[Trained]):
         """Take over what `state` gave; CheckpointError when it belongs to another module or config."""
         if ("mean" in groups) != bool(self.ema):
             raise CheckpointError("the checkpoint and this config differ in whether averaged weights are kept")
+        if ("master" in groups) != bool(self.masters.pairs):
+            raise CheckpointError(
+                "the checkpoint's weights were kept in another dtype: give that one, or another --out"
+            )
         try:
             load_own_weights(self.module, groups["model"])
         except RuntimeError as error:
             what = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"the checkpoint holds weights of another module: {what}") from error
+        self.masters.load(groups.get("master", {}))
         for name, optimizer in self.optimizers.items():
             unpack_optimizer(optimizer, groups[name], meta[name])
         for place, value in enumerate(self.ema):
@@ -169,12 +185,14 @@ class Learner(Generic[Trained]):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         self.ranks.average([p.grad for p in self.parameters if p.grad is not None])
 
-    def _move(self) -> None:
+    def _move(self) -> dict[str, float]:
+        self.masters.follow()
         rates = {"optimizer": self.config.learning_rate, "muon": self.config.muon_lr or 0.0}
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name] * self.config.lr_multiplier(self.updates)
             optimizer.step()
+        return self.masters.write()
 
     @torch.no_grad()
     def _average_over_time(self) -> None:

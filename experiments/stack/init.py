@@ -42,7 +42,6 @@ weights = {student}
 {config}  # folder that says the sizes, for weights in a single file
 steps = 4  # denoising steps of a chunk
 shift = 5.0  # how far their levels are moved towards noise
-dtype = "float32"  # it learns in small steps, which bfloat16 would round away
 
 [parts.teacher]  # what it is distilled from
 weights = {wan}

@@ -36,6 +36,17 @@ def test_a_critic_is_a_second_adapter_on_the_teacher(real_stack):
     assert not torch.equal(stack.teacher(x, sigma, embeds), trainer.critic.module(x, sigma, embeds))
 
 
+def test_weights_in_bfloat16_train_in_float32(real_stack):
+    toml = real_stack.with_name("half.toml")
+    toml.write_text('base = "stack.toml"\ndtype = "bfloat16"\n')
+    stack = Stack.load(toml)
+    trainer = DISTILL["dmd"].with_batch(1).with_learning_rate(1e-5).trainer(stack, stack.student())
+    moved = trainer.update()["weights_moved"]
+    groups, _ = trainer.state()
+    assert 0 < moved < 0.5 and {"generator-master", "critic-master"} <= set(groups)
+    assert trainer.generator.model.dtype == trainer.critic.module.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("command", ["distill dmd --batch 1", "finetune forward --prompts 1 --group 2"])
 def test_a_lora_is_resumed_to_the_bit_saved_and_streams(real_stack, tmp_path, capsys, command):
     for out, updates in (("whole", 2), ("cut", 1), ("cut", 2)):

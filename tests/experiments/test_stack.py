@@ -185,7 +185,7 @@ def test_the_examples_are_what_init_writes_and_commands_read(downloads, capsys):
     assert Path("wan-1.3b.toml").read_text() == (STACKS / "wan-1.3b.toml").read_text()
     written = Stack.load("wan-1.3b.toml")
     assert written.layout.chunks == 7 and written.fps == 16 and written.codec.size == (480, 832)
-    assert written.student().model.dtype == torch.float32 and written.teacher.dtype == torch.bfloat16
+    assert {written.student().model.dtype, written.teacher.dtype} == {torch.bfloat16}
     shutil.copy(STACKS / "mixture.toml", "mixture.toml")
     mixture = Stack.load("mixture.toml")
     assert mixture.layout.chunks == 3 and set(mixture.data) == {"prompts", "clips"}

@@ -146,3 +146,56 @@ def test_wrong_settings_are_told():
         Learner(module().requires_grad_(False), CONFIG)
     with pytest.raises(ValueError, match="positive"):
         LearnerConfig(learning_rate=0)
+
+
+TINY = LearnerConfig(learning_rate=2e-6, ema=0.9)
+
+
+def half():
+    net = module()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(0.02)
+    return net.bfloat16()
+
+
+def test_weights_in_bfloat16_train_in_float32():
+    plain, net = half(), half()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=2e-6, weight_decay=0.0)
+    learner, whole = Learner(net, TINY), Learner(half().float(), TINY)
+    optimizer_moved = set()
+    for step in range(80):
+        gradient = torch.full((2, 3), (-1.0) ** (step % 7 == 6))  # the same for all three, exact in bfloat16
+        for weight in (plain.weight, net.weight, whole.module.weight):
+            (weight * gradient.type_as(weight)).sum().backward()
+        learner.masters.collect()
+        optimizer.step()
+        optimizer.zero_grad()
+        measured, _ = learner.optimizer_step(), whole.optimizer_step()
+        optimizer_moved.add(measured["weights_moved"])
+    assert torch.equal(plain.weight, half().weight)  # 2e-6 is below half of the last place of .02
+    assert torch.equal(learner.parameters[0], whole.module.weight) and not torch.equal(net.weight, half().weight)
+    assert torch.equal(net.weight, whole.module.weight.bfloat16()) and optimizer_moved == {0.0, 6 / 8}
+
+
+def test_what_is_in_bfloat16_resumes_to_the_bit_and_shares_its_masters(tmp_path):
+    def small(net, step):
+        return net(torch.randn(4, 3, generator=torch.Generator().manual_seed(step)).bfloat16()).square().mean()
+
+    unbroken, first, second = (Learner(half(), CONFIG) for _ in range(3))
+    for step in range(4):
+        unbroken.step(small(unbroken.module, step))
+    for step in range(2):
+        first.step(small(first.module, step))
+    save_checkpoint(tmp_path / "at", *first.state())
+    second.load_state(*load_checkpoint(tmp_path / "at"))
+    for step in range(2, 4):
+        second.step(small(second.module, step))
+    assert all(torch.equal(a, b) for a, b in zip(second.parameters, unbroken.parameters, strict=True))
+    assert second.ema[0].dtype == torch.float32 and torch.equal(second.ema[0], unbroken.ema[0])
+    assert Learner(second.module, TINY).parameters[0] is second.parameters[0]  # as the stages of a mixture do
+    second.module.weight.data.fill_(0.25)
+    second.step(small(second.module, 0))
+    assert (second.parameters[0] - 0.25).abs().max() < 0.02  # weights that were put back
+    with pytest.raises(CheckpointError, match="another dtype"):
+        Learner(half().float(), CONFIG).load_state(*load_checkpoint(tmp_path / "at"))
