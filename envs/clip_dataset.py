@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
+from ..models.fit import size_of
 from ..models.generator import stream
 from ..noise import stream_keys
 from .stack import Stack
@@ -33,6 +35,8 @@ VISIBLE = 0.1
 """A fake that changes no pixel by as much is none: a resting object cannot freeze."""
 _CHUNKS = 4
 _AT_ONCE = 64
+_PIXELS = 2**22
+"""Pixels of video, at most, that are made at a time."""
 
 Scripts = Callable[[int, int], Sequence[Script]]
 """`scripts(count, seed)`: count scripts of a world, a pure function."""
@@ -74,7 +78,15 @@ def generate(stack: Stack, scripts: Sequence[Script], chunks: int, seed: int, op
     [B, f, C, H, W]: their first chunks, where it does not make them."""
     texts = [[str(clause) for clause in chunk_clauses(script, chunks)] for script in scripts]
     embeds = torch.stack([stack.encoder.encode(row) for row in texts])
-    keys, rows = stream_keys(seed, len(embeds)), torch.arange(len(embeds)).split(_AT_ONCE)
+    return made_clips(stack, embeds, seed, opening)
+
+
+@torch.no_grad()
+def made_clips(stack: Stack, embeds: Tensor, seed: int, opening: Tensor | None = None) -> Tensor:
+    """Clips [B, F, C, H, W] in [0, 1], on the CPU, that a stack's student makes of prompts [B, n, L, D]."""
+    pixels = stack.codec.frames_of(stack.layout.clip_frames) * prod(size_of(stack.codec, stack.device))
+    few = max(1, min(_AT_ONCE, _PIXELS // pixels))
+    keys, rows = stream_keys(seed, len(embeds)), torch.arange(len(embeds)).split(few)
     return torch.cat([_clips(stack, embeds[r], keys[r], None if opening is None else opening[r]) for r in rows])
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d
 from ..models.codec import Codec
 from ..models.generator import Generator, stream
 from ..noise import GameDomain, normal, stream_keys, uniform
-from ..rewards.windows import TINY_LAYOUT, ChunkLayout
+from ..rewards.windows import TINY_LAYOUT, ChunkLayout, chunk_frames, even_chunks, held_back
 from .clips import Clips, ClipState, Reward
 from .game_rules import GameRules
 from .making import Source, clip_parts, opened
@@ -111,7 +111,7 @@ class SelfPlayGame:
         pool = self.rules.pool
         if height % pool or width % pool:
             raise ValueError(f"pool {pool} does not divide frames of {height} x {width}")
-        self.frames = layout.frames_per_chunk
+        self.frames = chunk_frames(codec, layout)
         seen = (self.rules.window * self.frames, 3, height // pool, width // pool)
         self.spaces = {
             GENERATOR: Dict(self.clips.spaces),
@@ -144,12 +144,10 @@ class SelfPlayGame:
         lens = lens_of(CAMERAS[self.rules.camera], uniform(keys, GameDomain.LENS, 0, (6,)))
         film = torch.zeros(self.num_envs, 0, 3, *self.clips.image, device=self.device)
         none = torch.zeros(self.num_envs, device=self.device)
-        truth = self.truth(drawn, seed).to(self.device, non_blocking=True)
-        if truth.shape != (self.num_envs, self.layout.clip_frames, 3, *self.clips.image):
-            came = f"true clips are {list(truth.shape)}"
-            raise ValueError(
-                f"{came}, the generator's {[self.num_envs, self.layout.clip_frames, 3, *self.clips.image]}"
-            )
+        truth = even_chunks(self.truth(drawn, seed).to(self.device, non_blocking=True), self.clips.codec, self.layout)
+        wanted = (self.num_envs, self.layout.chunks * self.frames, 3, *self.clips.image)
+        if truth.shape != wanted:
+            raise ValueError(f"true clips are {list(truth.shape)}, the generator's {list(wanted)}")
         truth = truth.unflatten(1, (self.layout.chunks, self.frames))
         self._state = GameState(clips, real, truth, lens, film, 0, none.long(), none, keys)
         return self.observe()
@@ -210,13 +208,14 @@ class SelfPlayGame:
 
     def _unseen(self, scripts: Sequence[str], seed: int) -> Tensor:
         """True clips of a game that shows none."""
-        return torch.zeros(len(scripts), self.layout.clip_frames, 3, *self.clips.image, device=self.device)
+        frames = self.layout.chunks * self.frames
+        return torch.zeros(len(scripts), frames, 3, *self.clips.image, device=self.device)
 
     def _shown(self, state: GameState, chunk: Tensor) -> GameState:
         """The state after the generator's chunk; on a real stream the true one is filmed."""
         number = state.clips.position
         clips, reward = self.clips.score(self.clips.append(state.clips, chunk))
-        made = clips.video[-1]
+        made = held_back(clips.video[-1], self.frames)
         seen = torch.where(state.real[:, None, None, None, None], state.truth[:, number], made)
         grain = normal(state.keys, GameDomain.GRAIN, number, tuple(seen.shape[1:]))
         film = torch.cat((state.film, shoot_through(seen, CAMERAS[self.rules.camera], state.lens, grain)), 1)

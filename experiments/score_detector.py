@@ -17,7 +17,7 @@ from ..envs.self_play import coded, pooled_film
 from ..envs.stack import Stack
 from ..models.calibration import Calibration
 from ..models.codec import Codec
-from ..models.detector import ClipDetector
+from ..models.detector import ClipDetector, sides_of
 from ..models.tiny import load_manifest
 from .jobs import one_thread
 from .scorer import Config, VideoScores, check_length, read_windows, windows
@@ -55,6 +55,8 @@ class DetectorScorer:
             stack = stack.with_weights(detector=config.detector_weights)
         detector: Any = stack.detector
         folder = stack.places["detector"]
+        if not isinstance(detector.size, int):
+            raise ValueError(f"{folder}: this detector sees {detector.size} pixels of its own stack, score squares")
         manifest = load_manifest("detector", folder)
         try:
             calibration = Calibration.from_manifest(manifest)
@@ -65,7 +67,7 @@ class DetectorScorer:
 
     def score(self, file: Path) -> VideoScores:
         """In windows, one every chunk."""
-        video, read = read_windows(file, self.fps, self.detector.size * self.pool)
+        video, read = read_windows(file, self.fps, sides_of(self.detector.size)[0] * self.pool)
         check_length(file, len(video), self.fps, self.chunk, "detector")
         with one_thread():
             rows = self.examine(video)

@@ -12,18 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..agents.league.build import rival_of
 from ..agents.league.config import LeagueConfig
-from ..envs.game_rules import ThresholdPolicy
+from ..envs.game_rules import GameRules, ThresholdPolicy
 from ..envs.self_play import RecordedClips
 from ..models.tiny import save_tiny
+from .evaluation.judges import ORACLE, judge_for, open_judge
 from .jobs import Job
 from .league.dataset import Budget, dataset_jobs
 from .league.measure import across, detector_of
 from .league.pictures import auc_svg, clips_webp, payoffs_svg
 from .league.rows import all_rows
-from .league.runs import RULES, VARIANTS, SelfPlayTask, work
+from .league.runs import VARIANTS, SelfPlayTask, work
 from .league.tables import COLUMNS, report
 from .options import StudyOptions
+from .pretrain.own_footage import OWN_HELD_OUT, game_rules
 from .study import Results, Study, finished, job_folder, run_study
 from .tables import Row
 
@@ -84,7 +87,8 @@ def _chosen(config: Config) -> _Preset:
     rounds = preset.size.rounds if config.rounds is None else config.rounds
     if min(seeds, rounds) < 1:
         raise ValueError(f"seeds and rounds are at least 1, not {seeds} and {rounds}")
-    return _Preset(replace(preset.size, rounds=rounds), config.arms or preset.arms, seeds)
+    held_out = preset.size.held_out if config.spec.load().has("grammar") else OWN_HELD_OUT
+    return _Preset(replace(preset.size, rounds=rounds, held_out=held_out), config.arms or preset.arms, seeds)
 
 
 def _seeds_of(config: Config) -> list[int]:
@@ -118,12 +122,20 @@ def rows(config: Config, results: Results) -> list[Row]:
     start = {"start": scorers.pop("start")}
     found = {arm: [results[f"{arm}-{seed}"][1] for seed in seeds] for arm in preset.arms}
     runs = {arm: [run | {"detectors": start | run["detectors"]} for run in own] for arm, own in found.items()}
-    return all_rows(runs, seeds, _across(results, preset.arms, seeds), scorers)
+    found_rows = all_rows(runs, seeds, _across(config, results, preset.arms, seeds), scorers)
+    stack = config.spec.load()
+    judge = judge_for(stack)
+    told = [] if judge == ORACLE else [{"kind": "judge", "words": open_judge(judge, stack).words}]
+    return [*found_rows, *told]
 
 
 def settings(config: Config, results: Results) -> dict[str, Any]:
     """Of results.json."""
-    return asdict(_chosen(config)) | {"workers": config.workers, "stack": config.stack, "rules": asdict(RULES)}
+    return asdict(_chosen(config)) | {
+        "workers": config.workers,
+        "stack": config.stack,
+        "rules": asdict(_rules_of(config)),
+    }
 
 
 STUDY = Study("selfplay", work, jobs, rows, lambda found: report(found["rows"]), settings, _seeds_of)
@@ -133,11 +145,12 @@ def run(config: Config) -> None:
     """Make the clips, train the held-out detectors, play every league, report."""
     done = run_study(STUDY, config)
     shutil.rmtree(done.out / "leagues", ignore_errors=True)
-    preset, seeds = _chosen(done.config), _seeds_of(done.config)
+    preset, seeds, rules = _chosen(done.config), _seeds_of(done.config), _rules_of(done.config)
+    size = rival_of(done.config.spec.load()).size
     for arm in preset.arms:
         for seed in seeds:
-            told = {"part": "rival", "recipe": {"selfplay": arm}, "seed": seed, "camera": RULES.camera}
-            detector = detector_of(done.results[f"{arm}-{seed}"][0]["detector"])
+            told = {"part": "rival", "recipe": {"selfplay": arm}, "seed": seed, "camera": rules.camera}
+            detector = detector_of(done.results[f"{arm}-{seed}"][0]["detector"], size)
             save_tiny(done.out / "detectors" / f"{arm}-{seed}", detector, told)
     media = {arm: done.results[f"{arm}-{seeds[0]}"][0]["media"] for arm in preset.arms}
     charts = [f"{payoffs_svg(done.rows)}\n".encode(), f"{auc_svg(done.rows)}\n".encode(), clips_webp(media)]
@@ -146,17 +159,22 @@ def run(config: Config) -> None:
     print(f"pictures: {', '.join(str(done.out / name) for name in PICTURES)}")
 
 
-def _across(results: Results, arms: Sequence[str], seeds: Sequence[int]) -> list[Row]:
+def _rules_of(config: Config) -> GameRules:
+    return game_rules(config.spec.load())
+
+
+def _across(config: Config, results: Results, arms: Sequence[str], seeds: Sequence[int]) -> list[Row]:
     """Every arm's newest generator against every arm's newest detector of the same seed, mean over seeds."""
 
     def table(seed: int) -> Any:
         groups = [results[f"{arm}-{seed}"][0] for arm in arms]
-        players = [ThresholdPolicy(detector_of(one["detector"]), LeagueConfig.confidence) for one in groups]
+        players = [ThresholdPolicy(detector_of(one["detector"], size), LeagueConfig.confidence) for one in groups]
         made = []
         for film, quality in ((one["showing"]["film"], one["showing"]["quality"]) for one in groups):
             made.append(RecordedClips(film, torch.zeros(len(film), dtype=torch.bool), quality))
-        return across(made, players, RULES)
+        return across(made, players, rules)
 
+    size, rules = rival_of(config.spec.load()).size, _rules_of(config)
     mean = np.mean([table(seed) for seed in seeds], axis=0)
     return [
         {"kind": "across", "generator_of": row, "detector_of": column, "payoff": float(mean[place, at])}

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..agents.recipes import AGENTS, STEER
-from ..envs.stack import Stack
+from ..envs.stack import Stack, StackSpec
 from ..models.tiny import WEIGHTS, save_tiny
 from ..training.ranks import here, join
 from .jobs import on_threads
-from .pretrain.loop import PartRecipe
+from .pretrain.loop import Made, PartRecipe
 from .pretrain.pairs import PairsRecipe, summary
 from .results import pick_device
 from .train_agent import train_agent
@@ -22,7 +22,7 @@ Target = Literal[
     "sb3-ppo", "sb3-sac", "tianshou-ppo",
 ]  # fmt: skip
 
-OWN_TARGETS = ("student",)
+OWN_TARGETS = ("student", "detector", "rival")
 """What --stack trains."""
 OWN_STEPS = 1000
 """Updates of a student of one's own, if nothing else is asked for."""
@@ -98,6 +98,32 @@ def _train(config: Config) -> None:
     else:
         stack = Stack({}) if config.target == "codec" else Stack.load(config.weights)
         made = recipe.train(config.target, stack, out)
+    _save(config, recipe, made, out)
+
+
+def _train_own(config: Config, source: str, out: Path) -> None:
+    """A part of a stack of one's own."""
+    from .pretrain.own_student import train_own_student
+
+    stack = Stack.load(source, pick_device(config.device))
+    if config.target != "student":
+        return _train_own_detector(config, stack, out)
+    recipe, steps = config.recipe or "teacher-forcing", config.steps or OWN_STEPS
+    place = train_own_student(stack, recipe, steps, out, batch=config.batch, seed=config.seed)
+    print(f"{config.target}: {place}")
+
+
+def _train_own_detector(config: Config, stack: Stack, out: Path) -> None:
+    """A detector of a stack of one's own, in a folder that its toml may name."""
+    recipe = _recipe(config)
+    if config.batch is not None:
+        recipe = replace(recipe, schedule=replace(recipe.schedule, batch=config.batch))
+    source = StackSpec(str(Path(str(config.stack)).resolve()), device=str(stack.device))
+    _save(config, recipe, recipe.train(config.target, stack, out, source), out)
+
+
+def _save(config: Config, recipe: Any, made: Made, out: Path) -> None:
+    """The finished weights with their manifest, and a line about them."""
     manifest: dict[str, Any] = {
         "part": config.target,
         "recipe": asdict(recipe),
@@ -113,16 +139,6 @@ def _train(config: Config) -> None:
         save_tiny(place, made.module, manifest)
     print(summary(made) if config.pairs else " ".join(f"{n}={value:.4f}" for n, value in made.quality.items()))
     print(f"weights: {folder}")
-
-
-def _train_own(config: Config, source: str, out: Path) -> None:
-    """A part of a stack of one's own."""
-    from .pretrain.own_student import train_own_student
-
-    stack = Stack.load(source, pick_device(config.device))
-    recipe, steps = config.recipe or "teacher-forcing", config.steps or OWN_STEPS
-    place = train_own_student(stack, recipe, steps, out, batch=config.batch, seed=config.seed)
-    print(f"{config.target}: {place}")
 
 
 def _name(config: Config) -> str:
@@ -165,6 +181,8 @@ def _check_own(config: Config) -> None:
         raise ValueError(f"--stack trains {' or '.join(OWN_TARGETS)}, not the {config.target}")
     if config.weights != WEIGHTS or config.install or config.stop or config.compile or config.pairs:
         raise ValueError("--weights, --install, --stop, --compile and --pairs have no use with --stack: leave them out")
+    if config.recipe is not None and config.target != "student":
+        raise ValueError(f"--recipe says how a student learns, not the {config.target}: leave it out")
     if (config.steps or 1) < 1 or (config.batch or 1) < 1:
         raise ValueError("--steps and --batch must be at least 1")
 

@@ -1,6 +1,6 @@
 """Other people's networks as detectors: any torch module over clips, and video classifiers of Hugging Face.
 
-B clips, f frames a chunk, F frames that a network takes, K kinds, S x S pixels.
+B clips, f frames a chunk, F frames that a network takes, K kinds, H x W pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .detector import DetectorState
+from .detector import DetectorState, sides_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and spread of pixels that VideoMAE and others were trained with."""
@@ -21,20 +21,21 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class NetworkDetector:
     """A network over whole clips as a detector: after every chunk it is shown the last frames.
 
-    network: video [B, F, 3, S, S] in [0, 1] to logits [B], above 0 for "made", or [B, K], of which kind `made` is the
-    one. frames: F. size: S, to which frames are brought. Before F frames were seen, the first one stands for those that
-    are missing.
+    network: video [B, F, 3, H, W] in [0, 1] to logits [B], above 0 for "made", or [B, K], of which kind `made` is the
+    one. frames: F. size: a side, or (H, W), to which frames are brought. Before F frames were seen, the first one
+    stands for those that are missing.
     """
 
-    def __init__(self, network: nn.Module, frames: int, size: int, made: int = 1) -> None:
-        if min(frames, size) < 1 or made < 0:
+    def __init__(self, network: nn.Module, frames: int, size: int | Sequence[int], made: int = 1) -> None:
+        if min(frames, *sides_of(size)) < 1 or made < 0:
             raise ValueError(f"frames and size are at least 1, made at least 0: {frames}, {size}, {made}")
         self.network, self.frames, self.size, self.made = network, frames, size, made
+        self.sides = sides_of(size)
 
     def open(self, count: int, device: torch.device) -> DetectorState:
         """Before the first frame: how many were seen, and the last F."""
         seen = torch.zeros(count, dtype=torch.int64, device=device)
-        return DetectorState((seen, torch.zeros(count, self.frames, 3, self.size, self.size, device=device)))
+        return DetectorState((seen, torch.zeros(count, self.frames, 3, *self.sides, device=device)))
 
     def watch(self, video: Tensor, state: DetectorState) -> tuple[Tensor, DetectorState]:
         """Logits [B] after one more chunk [B, f, 3, H, W], and the state behind it; ValueError where the chunk or what
@@ -49,11 +50,9 @@ class NetworkDetector:
         return logits, DetectorState((seen + video.shape[1], film.detach()))
 
     def _resized(self, video: Tensor) -> Tensor:
-        if video.shape[-2:] == (self.size, self.size):
+        if video.shape[-2:] == self.sides:
             return video
-        small = interpolate(
-            video.flatten(0, 1), (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
-        )
+        small = interpolate(video.flatten(0, 1), self.sides, mode="bilinear", align_corners=False, antialias=True)
         return small.unflatten(0, video.shape[:2])
 
     def _checked(self, found: Tensor, count: int) -> Tensor:
@@ -72,7 +71,7 @@ class NetworkDetector:
 
 
 class VideoClassifier(nn.Module):
-    """A video classifier of Hugging Face transformers: video [B, F, 3, S, S] in [0, 1] to logits [B, K].
+    """A video classifier of Hugging Face transformers: video [B, F, 3, H, W] in [0, 1] to logits [B, K].
 
     mean, std: of pixels, by channel, that the model was trained with.
     """

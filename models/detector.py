@@ -5,12 +5,18 @@ B clips, F frames, n chunks, H x W pixels, E width of a frame's features. A logi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) of frames of a size: the side of squares, or both sides."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class Detector(Protocol):
@@ -45,13 +51,13 @@ class ClipDetector(nn.Module):
     """A small clip network with streaming verdicts: convolutions over a frame and its first and second difference in
     time, a recurrent net over frames. What it says of a chunk does not depend on later ones.
 
-    width: E. size: side of a frame in pixels, a multiple of 4. `open` and `watch` go chunk by chunk; calling it with
-    whole clips [B, F, 3, H, W] gives the logits after every frame [B, F], the same to rounding.
+    width: E. size: side of a frame in pixels, or (H, W), at least 4. `open` and `watch` go chunk by chunk; calling it
+    with whole clips [B, F, 3, H, W] gives the logits after every frame [B, F], the same to rounding.
     """
 
-    def __init__(self, width: int = 64, size: int = 16) -> None:
+    def __init__(self, width: int = 64, size: int | Sequence[int] = 16) -> None:
         super().__init__()
-        self.width, self.size = width, size
+        self.width, self.size = width, size if isinstance(size, int) else tuple(size)
         self.eye = nn.Sequential(
             nn.Conv2d(9, 32, 4, stride=2, padding=1),
             nn.SiLU(),
@@ -77,7 +83,7 @@ class ClipDetector(nn.Module):
 
     def open(self, count: int, device: torch.device) -> DetectorState:
         """Before the first frame: how many were seen, the last two, and the memory."""
-        frames = torch.zeros(count, 2, 3, self.size, self.size, device=device)
+        frames = torch.zeros(count, 2, 3, *sides_of(self.size), device=device)
         seen = torch.zeros(count, dtype=torch.int64, device=device)
         return DetectorState((seen, frames, torch.zeros(count, self.width, device=device)))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ..models.codec import Grid
+from ..models.codec import Codec, Grid
 from ..models.prompts import PromptBatch
 
 
@@ -55,3 +56,19 @@ def prompt_columns(embeds: Tensor, texts: Sequence[Sequence[str]]) -> tuple[Prom
 def chunk_of_frame(grid: Grid, layout: ChunkLayout) -> list[int]:
     """For each video frame of a clip's grid, the chunk that it belongs to."""
     return [int(latent) // layout.frames_per_chunk for latent in grid.latent_of_frame.tolist()]
+
+
+def chunk_frames(codec: Codec, layout: ChunkLayout) -> int:
+    """f: video frames of a chunk in mid-clip; a causal codec's first one has fewer."""
+    return codec.frames_of(layout.frames_per_chunk, 1)
+
+
+def held_back(video: Tensor, frames: int) -> Tensor:
+    """Video [N, F, 3, H, W] of so many frames at least: the first one is held for those that are missing."""
+    missing = frames - video.shape[1]
+    return video if missing <= 0 else torch.cat((video[:, :1].expand(-1, missing, -1, -1, -1), video), 1)
+
+
+def even_chunks(video: Tensor, codec: Codec, layout: ChunkLayout) -> Tensor:
+    """Whole clips [N, F, 3, H, W] with n chunks of f frames each, as a detector is shown them."""
+    return held_back(video, layout.chunks * chunk_frames(codec, layout))

@@ -68,6 +68,9 @@ class PaintCodec:
     def grid(self, frames: int, start: int = 0) -> Grid:
         return Grid(torch.arange(frames), 4, 4)
 
+    def frames_of(self, latents: int, before: int = 0) -> int:
+        return latents
+
 
 class ColourModel:
     """Scores: redness times "red" in the prompt, stillness, and brightness; the shortest clip is 3 frames."""

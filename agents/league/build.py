@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...envs.clip_dataset import generate
+from ...envs.clip_dataset import generate, made_clips
 from ...envs.game_rules import GameRules, ThresholdPolicy
 from ...envs.self_play import SelfPlayGame
 from ...envs.stack import Stack
@@ -21,6 +21,7 @@ from ...models.detector import ClipDetector
 from ...models.generator import Generator
 from ...models.scorers import D3
 from ...rewards.stream_reward import StreamReward
+from ...rewards.windows import chunk_frames, even_chunks
 from ...training.learner import LearnerConfig
 from ..detection import Detection, DetectionConfig, ReplayBuffer, uniform_sampler
 from ..finetune_recipes import FINETUNE
@@ -53,7 +54,7 @@ def league_of(
     clips, a generator that is met and never trained; such a detector is D3 on the rival's features, fitted on as many
     real clips as the largest family has. streams: of a match. rules: by default the game's; in a match all are made.
     """
-    rules, rival, frames = rules or GameRules(), rival_of(stack), stack.layout.frames_per_chunk
+    rules, rival, frames = rules or GameRules(), rival_of(stack), chunk_frames(stack.codec, stack.layout)
     reward = OpponentReward(stack.reward.model, rules)
     recipe = replace(FINETUNE["reward"], seed=config.seed)
     trainer = recipe.trainer(stack.with_parts(reward=StreamReward(reward)), stack.student())
@@ -71,7 +72,7 @@ def league_of(
     )
     some = apply_camera(real[: max(map(len, fakes.values()))].float() / 255, rules, frames, 1, real=True)
     d3 = D3.fit(rival.features, some.film.flatten(1, 2) / 255, D3_ALARMS)
-    whole = NetworkDetector(d3, stack.layout.clip_frames, rival.size)
+    whole = NetworkDetector(d3, stack.layout.chunks * frames, rival.size)
     shown = apply_camera(scripted.float() / 255, rules, frames, 0, real=False)
     policies, recordings = {"d3": ThresholdPolicy(whole, PATIENT)}, {"scripted": shown}
     return League(config, trainer, detector, reward, game, clip_maker(stack), policies, recordings)
@@ -85,9 +86,13 @@ def rival_of(stack: Stack) -> ClipDetector:
 
 
 def clip_maker(stack: Stack) -> MakeClips:
-    """Clips [M, F, 3, H, W] in [0, 1] of a generator, of training scripts that a seed draws."""
+    """Clips [M, F, 3, H, W] in [0, 1] of a generator, of training prompts that a seed draws."""
 
     def make(generator: Generator, count: int, seed: int) -> Tensor:
+        if not stack.has("grammar"):
+            embeds, _ = stack.prompts()(count, seed)
+            made = made_clips(stack.with_parts(generator=generator), embeds, seed)
+            return even_chunks(made, stack.codec, stack.layout)
         scripts = sample_scripts(count, split="train", seed=seed, grammar=GRAMMARS[stack.grammar])
         return generate(stack.with_parts(generator=generator), scripts, stack.layout.chunks, seed)
 

@@ -25,8 +25,9 @@ from ..pretrain.footage import clip_jobs, job_names
 
 SEEN = ("student", "scripted")
 """Families of fakes that every league's detector begins with."""
-UNSEEN = ("student-2", "student-1", "teacher", *HELD_OUT)
-"""Families that no league learns from."""
+MADE_UNSEEN = ("student-2", "student-1", "teacher")
+UNSEEN = (*MADE_UNSEEN, *HELD_OUT)
+"""Families that no league learns from; those of them that a study has."""
 PANEL_SEES = (*SEEN, "student-2", "student-1")
 """What held-out detectors learn from."""
 OTHER_CAMERA = "webcam"
@@ -56,7 +57,9 @@ class Budget:
     response: int = 8
     """Updates of a generator's best response; a detector's takes ten times as many."""
     prompts: int = 24
-    """Test prompts of the oracle's exam, two clips each."""
+    """Test prompts of the exam, two clips each."""
+    held_out: tuple[str, ...] = HELD_OUT
+    """Families of fakes that no training sees."""
 
     def families(self) -> dict[str, dict[str, int]]:
         """Clips of every family, by split."""
@@ -64,7 +67,10 @@ class Budget:
         return {
             "train": {"real": self.reals, **fakes},
             "validation": {"scripted": self.streams},
-            "test": {"real": self.heldout_reals, **dict.fromkeys((*SEEN, *UNSEEN), self.heldout_fakes)},
+            "test": {
+                "real": self.heldout_reals,
+                **dict.fromkeys((*SEEN, *MADE_UNSEEN, *self.held_out), self.heldout_fakes),
+            },
         }
 
 

@@ -118,9 +118,9 @@ def across(
     return np.array([[_win_rate(clips, player, rules) for player in detectors] for clips in generators])
 
 
-def detector_of(weights: Mapping[str, Tensor]) -> ClipDetector:
-    """A frozen detector with these weights."""
-    detector = ClipDetector(width=weights["frame.weight"].shape[0])
+def detector_of(weights: Mapping[str, Tensor], size: int | Sequence[int] = 16) -> ClipDetector:
+    """A frozen detector with these weights, of frames of this size."""
+    detector = ClipDetector(weights["frame.weight"].shape[0], size)
     detector.load_state_dict(weights)
     return detector.requires_grad_(False)
 

@@ -48,7 +48,7 @@ def _read(runs: _Runs, side: str, end: str, read: Callable[[Any], Any]) -> NDArr
 
 def _whole(families: Sequence[str]) -> Callable[[Any], Any]:
     """A detector's AUC on whole clips, by family."""
-    return lambda report: [report["auc"][name][-1] for name in families]
+    return lambda report: [report["auc"][name][-1] for name in families if name in report["auc"]]
 
 
 QUESTIONS: dict[str, tuple[str, str, Callable[[Any], Any], bool]] = {
@@ -79,7 +79,8 @@ def _detector_row(arm: str, runs: _Runs, end: str) -> Row:
     row: Row = {"kind": "detector", "arm": arm, "seeds": len(runs)}
     row |= mean_interval(answers("detector", runs, end)).cells("unseen")
     row["seen"] = float(_read(runs, "detectors", end, _whole(SEEN)).mean())
-    row["tpr"] = float(_read(runs, "detectors", end, lambda report: [report["tpr"][name] for name in UNSEEN]).mean())
+    there = [name for name in UNSEEN if name in runs[0]["detectors"][end]["tpr"]]
+    row["tpr"] = float(_read(runs, "detectors", end, lambda report: [report["tpr"][name] for name in there]).mean())
     keys = ("false_alarms", "chunks", "calibration_error", "floor_same", "floor_other", "reals")
     return row | _means(runs, "detectors", end, *keys)
 
@@ -88,7 +89,7 @@ def _generator_row(arm: str, runs: _Runs, end: str) -> Row:
     row: Row = {"kind": "generator", "arm": arm, "seeds": len(runs)}
     row |= mean_interval(answers("fooled", runs, end)).cells("panel_auc")
     row |= mean_interval(answers("oracle", runs, end)).cells("total")
-    axes = ("VQ", "MQ", "TA")
+    axes = [axis for axis in ("VQ", "MQ", "TA") if axis in runs[0]["generators"][end]["scores"]]
     row |= {axis: float(np.mean([run["generators"][end]["scores"][axis] for run in runs])) for axis in axes}
     return row | _means(runs, "generators", end, "panel_wins", "diversity", "quality", "below_floor")
 
@@ -131,7 +132,7 @@ def _family_rows(arm: str, runs: _Runs, end: str) -> list[Row]:
         after = {f"auc_{chunks}": float(value) for chunks, value in enumerate(curve, 1)}
         return {"kind": "family", "arm": arm, "family": name, "tpr": tpr, **after}
 
-    return [row(name) for name in (*SEEN, *UNSEEN)]
+    return [row(name) for name in (*SEEN, *UNSEEN) if name in runs[0]["detectors"][end]["auc"]]
 
 
 def _standing_rows(arm: str, seed: int, league: Mapping[str, Any]) -> list[Row]:

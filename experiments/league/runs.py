@@ -23,16 +23,19 @@ from ...models.classifiers import NetworkDetector
 from ...models.detector import ClipDetector
 from ...models.scorers import D3, ReStraV
 from ...noise import SeedDomain
+from ...rewards.windows import chunk_frames
 from ...training.loop import fit
 from ..evaluate import EvalConfig, evaluate
+from ..evaluation.judged import exam_of, judged
+from ..evaluation.judges import judge_for
 from ..jobs import Job, Result
 from ..pretrain.footage import Footage, film
+from ..pretrain.own_footage import game_rules
 from ..runs import grades_json
 from ..systems import as_system
 from .dataset import PANEL_SEES, SEEN, Budget, FamilyClips
 from .measure import Recordings, detector_of, detector_report, generator_report, responses, standing
 
-RULES = GameRules()
 _SHOWN = 4
 """Prompts whose clips are kept for pictures."""
 _ALONE = (0.0, 1.0, 0.0)
@@ -79,7 +82,13 @@ class SelfPlayTask:
 
     def filmed(self) -> Recordings:
         """What nobody learns from."""
-        return self.clips.filmed(RULES, self.stack.load().layout.frames_per_chunk)
+        stack = self.stack.load()
+        return self.clips.filmed(self.rules, chunk_frames(stack.codec, stack.layout))
+
+    @property
+    def rules(self) -> GameRules:
+        """Of the game."""
+        return game_rules(self.stack.load())
 
     @property
     def config(self) -> LeagueConfig:
@@ -107,9 +116,10 @@ def panel(task: SelfPlayTask) -> Result:
     two families more."""
     real, fakes = task.clips.train("real")["real"], task.clips.train(*PANEL_SEES)
     torch.manual_seed(SeedDomain.PANEL + task.seed)
-    detector = ClipDetector(width=48)
-    config = replace(DETECTION, seed=SeedDomain.PANEL + task.seed)
-    fit(Detection(config, detector, uniform_sampler(real), ReplayBuffer(fakes)), task.budget.panel_updates)
+    stack = task.stack.load()
+    detector, chunk = ClipDetector(48, rival_of(stack).size), chunk_frames(stack.codec, stack.layout)
+    config = replace(DETECTION, pool=task.rules.pool, seed=SeedDomain.PANEL + task.seed)
+    fit(Detection(config, detector, uniform_sampler(real), ReplayBuffer(fakes), chunk), task.budget.panel_updates)
     return {"weights": detector.state_dict()}, {}
 
 
@@ -118,16 +128,16 @@ def scorers(task: SelfPlayTask) -> Result:
     """D3 and ReStraV fitted on the rival's features. JSON: `detector_report` of each, and of the rival as "start"."""
     stack = task.stack.load()
     clips = task.clips.train("real", *SEEN, most=task.budget.fakes)
-    frames = stack.layout.frames_per_chunk
-    shots = [apply_camera(video.float() / 255, RULES, frames, 1, real=False) for video in clips.values()]
+    frames, rules = chunk_frames(stack.codec, stack.layout), task.rules
+    shots = [apply_camera(video.float() / 255, rules, frames, 1, real=False) for video in clips.values()]
     real, *made = (shot.film.flatten(1, 2) / 255 for shot in shots)
     rival = rival_of(stack)
     restrav = ReStraV.fit(rival.features, real, torch.cat(made)[: len(real)])
     fitted = {"d3": D3.fit(rival.features, real), "restrav": restrav}
-    whole = {name: NetworkDetector(one, stack.layout.clip_frames, rival.size) for name, one in fitted.items()}
+    whole = {name: NetworkDetector(one, frames * stack.layout.chunks, rival.size) for name, one in fitted.items()}
     players = {name: ThresholdPolicy(detector) for name, detector in whole.items()} | {"start": ThresholdPolicy(rival)}
     filmed = task.filmed()
-    return {}, {name: detector_report(player, filmed, RULES) for name, player in players.items()}
+    return {}, {name: detector_report(player, filmed, rules) for name, player in players.items()}
 
 
 def league(task: SelfPlayTask) -> Result:
@@ -135,14 +145,18 @@ def league(task: SelfPlayTask) -> Result:
     the exam before and after uint8 [shown, F, H, W, 3]; JSON: all that is measured."""
     stack, filmed, (played, told) = task.stack.load(), task.filmed(), play(task)
     panel = [
-        detector_of(load_checkpoint(Path(task.folder) / f"panel-{number}")[0]["weights"])
+        detector_of(load_checkpoint(Path(task.folder) / f"panel-{number}")[0]["weights"], rival_of(stack).size)
         for number in range(task.budget.panel)
     ]
     newest = {side: played.newest(side) for side in SIDES}
-    exam = EvalConfig(task.budget.prompts, 2, long_prompts=0, grammar=stack.grammar)
+    exam = exam_of(EvalConfig(task.budget.prompts, 2, long_prompts=0), stack, judge_for(stack))
     generators, media = {}, {}
     for end, name in (("start", "generator-0"), ("end", newest["generator"])):
-        grades = evaluate(as_system(stack, played.generator_named(name)), exam, task.seed, long=False)
+        system = as_system(stack, played.generator_named(name))
+        if exam.rows:
+            grades = judged(stack, system, exam, task.seed, long=False, keep=_SHOWN)
+        else:
+            grades = evaluate(system, exam, task.seed, long=False)
         generators[end] = generator_report(played, name, panel, filmed) | grades_json(grades)
         some = (grades.video[:_SHOWN, 0].clamp(0, 1) * 255).round().to(torch.uint8)
         media[end] = some.movedim(-3, -1).contiguous()
@@ -155,7 +169,7 @@ def league(task: SelfPlayTask) -> Result:
     result = {
         "newest": newest,
         "generators": generators,
-        "detectors": {"end": detector_report(played.player(newest["detector"]), filmed, RULES)},
+        "detectors": {"end": detector_report(played.player(newest["detector"]), filmed, task.rules)},
         "league": standing(played),
         "responses": responses(played, filmed, task.budget.response, task.seed),
         "paused": played.paused,
@@ -170,7 +184,7 @@ def play(task: SelfPlayTask) -> tuple[League, dict[str, Any]]:
     fakes = dict(zip(("generator-0", "scripted"), clips.train(*SEEN, most=budget.fakes).values(), strict=True))
     scripted = clips.clips["validation", "scripted"][: budget.streams]
     real = clips.train("real")["real"]
-    played = league_of(task.stack.load(), task.config, real, fakes, scripted, streams=budget.streams, rules=RULES)
+    played = league_of(task.stack.load(), task.config, real, fakes, scripted, streams=budget.streams, rules=task.rules)
     place, digest = Path(task.folder).parent / "leagues" / task.name, Job(task.name, task).digest(work)
     told: dict[str, Any] = {"seconds": 0.0, "log": []}
     if has_checkpoint(place):

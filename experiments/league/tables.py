@@ -85,7 +85,7 @@ GAME_COLUMNS = (
     Column("sec.", "seconds of training and matches on one core", number("seconds", ",.0f")),
 )
 _CONTRAST_COLUMNS = (
-    Column("question", "", lambda row: QUESTIONS[row["question"]][0]),
+    Column("question", "", lambda row: _question(row)),
     Column("arm", "", _label),
     Column("against", "", lambda row: VARIANT_LABELS[row["against"]]),
     Column("difference [95%]", "paired: same seeds, families, prompts and noise", _span("difference", "+.3f")),
@@ -115,12 +115,13 @@ def report(rows: Sequence[Row]) -> str:
     families = [row for row in of("family") if row["arm"] in (START, "league")]
     families.sort(key=lambda row: (list(PART_LABELS).index(row["family"]), row["arm"] != START))
     ratings = [row for row in of("rating") if row["arm"] == "league" and row["seed"] == of("run")[0]["seed"]]
+    judge = next((str(row["words"]) for row in of("judge")), "")
     tables = sections(
         (f"**Detectors**, on {of('detector')[0]['reals']:,.0f} held-out real clips", DETECTOR_COLUMNS, of("detector")),
-        ("**Generators**", GENERATOR_COLUMNS, of("generator")),
+        (f"**Generators**{judge and f', judged by {judge}'}", _judged_columns(judge), of("generator")),
         ("**The games**", GAME_COLUMNS, of("game")),
         (ACROSS, *_across(of("across"))),
-        ("**Differences**", _CONTRAST_COLUMNS, of("contrast")),
+        ("**Differences**", _CONTRAST_COLUMNS, [row | {"judge": judge} for row in of("contrast")]),
         ("**AUC after so many chunks**", _FAMILY_COLUMNS, families),
         ("**Ratings**, a league of one seed", RATING_COLUMNS, sorted(ratings, key=lambda row: -row["mu"])),
     )
@@ -140,15 +141,33 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             f"Of the finished league's payoffs {row['contested']:.0%} are contested (least of the seeds "
             f"{row['least_contested']:.0%}); {enough} against 30%."
         )
-    for row in rows:
+    judge = any(row["kind"] == "judge" for row in rows)
+    for row in [row | {"judge": judge} for row in rows]:
         if row["kind"] == "contrast" and "league" == row["arm"]:
-            label = QUESTIONS[row["question"]][0]
+            label = _question(row)
             said = {"yes": "better than", "no": "worse than", "unclear": "not told apart from"}[row["better"]]
             lines.append(
                 f"{label[0].upper()}{label[1:]}: the league is {said} {VARIANT_LABELS[row['against']]} "
                 f"({row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}])."
             )
     return lines
+
+
+def _question(row: Row) -> str:
+    """In words; of another judge's total where the oracle did not judge."""
+    label = QUESTIONS[row["question"]][0]
+    return label.replace("oracle total", "the judge's total") if row.get("judge") else label
+
+
+def _judged_columns(judge: str) -> Sequence[Column]:
+    """Of generators: those of the oracle, or of another judge."""
+    if not judge:
+        return GENERATOR_COLUMNS
+    told = {"oracle [95%]": ("total [95%]", "of the judge, on test prompts, higher is better")}
+    told |= {axis: (axis, "of the judge") for axis in ("VQ", "MQ", "TA")}
+    told["div."] = ("div.", "distance of pixels between clips of a prompt")
+    renamed = [Column(*told.get(c.title, (c.title, c.caption)), c.show, True) for c in GENERATOR_COLUMNS]
+    return renamed
 
 
 def _across(rows: Sequence[Row]) -> tuple[list[Column], list[Row]]:

@@ -15,17 +15,20 @@ from torch import Tensor
 
 from ...agents.detection import Detection, DetectionConfig, ReplayBuffer, uniform_sampler
 from ...agents.league.match import apply_camera
+from ...envs.clip_dataset import HELD_OUT
 from ...envs.game_rules import GameRules
-from ...envs.stack import Stack
-from ...envs.worlds.scene import FPS, SIDE
+from ...envs.stack import Stack, StackSpec
 from ...models.calibration import Calibration
 from ...models.detector import ClipDetector
+from ...models.fit import size_of
 from ...models.tiny import FRAMES_PER_CHUNK
+from ...rewards.windows import chunk_frames
 from ...training.learner import LearnerConfig
 from ...training.regression import Schedule
 from .detector_measure import mixed, quality_of, trajectory_quality
-from .footage import FOOTAGE_FAMILIES, REAL_FOOTAGE, footage
+from .footage import LEARNED, REAL_FOOTAGE, footage
 from .loop import Made, train
+from .own_footage import OWN_HELD_OUT, game_rules
 
 _AT_ONCE = 64
 STRONG = {"student": 0.35, "student-2": 0.15, "student-1": 0.1, "teacher": 0.1, "scripted": 0.3}
@@ -73,32 +76,38 @@ class DetectorRecipe:
         """Clips of every family to be held against real ones."""
         return {REAL_FOOTAGE: real, **{name: self.slow if name == "teacher" else self.judged for name in families}}
 
-    def train(self, name: str, stack: Stack, out: Path) -> Made:
-        """Train, calibrate on validation clips, measure on test clips; the clips are kept in `out`."""
-        seed = self.schedule.seed
+    def train(self, name: str, stack: Stack, out: Path, source: StackSpec | None = None) -> Made:
+        """Train, calibrate on validation clips, measure on test clips; the clips are kept in `out`. source: of a stack
+        of one's own, whose clips are the real ones."""
+        seed, pool = self.schedule.seed, self.pool if stack.has("grammar") else game_rules(stack).pool
+        held_out = HELD_OUT if stack.has("grammar") else OWN_HELD_OUT
+        height, width = (side // pool for side in size_of(stack.codec, stack.device))
+        chunk = chunk_frames(stack.codec, stack.layout)
 
         def clips(wanted: Mapping[str, int], split: str) -> dict[str, Tensor]:
             print(f"train {name}: {sum(wanted.values())} clips of the {split} split", file=sys.stderr)
-            return footage(wanted, split, seed, stack.folder, out / "clips")
+            return footage(wanted, split, seed, source or stack.folder, out / "clips")
 
         learned = clips(self.learned(), "train")
         torch.manual_seed(seed)
         fakes = ReplayBuffer({family: learned[family] for family in self.weights})
-        detector = ClipDetector(size=SIDE // self.pool)
-        trainer = Detection(self.detection(), detector, uniform_sampler(learned[REAL_FOOTAGE]), fakes, FRAMES_PER_CHUNK)
+        detector = ClipDetector(size=height if height == width else (height, width))
+        how = replace(self.detection(), pool=pool)
+        trainer = Detection(how, detector, uniform_sampler(learned[REAL_FOOTAGE]), fakes, chunk)
         trainer.weights = self.weights
         train(name, trainer, self.schedule, out)
         trained = trainer.learner.ema_model().eval()
 
         def films(split: str, real: int, families: Iterable[str]) -> dict[str, Tensor]:
             found = clips(self.examined(real, families), split)
-            return {family: filmed(video, self.camera, self.pool, seed) for family, video in found.items()}
+            return {family: filmed(video, self.camera, pool, seed, chunk) for family, video in found.items()}
 
-        known, new = films("validation", self.calibrated, self.weights), films("test", self.measured, FOOTAGE_FAMILIES)
-        calibration = Calibration.fit(*mixed(_judged(trained, known), self.weights))
-        quality = quality_of(_judged(trained, new), calibration, self.weights)
+        known = films("validation", self.calibrated, self.weights)
+        new = films("test", self.measured, (*LEARNED, *held_out))
+        calibration = Calibration.fit(*mixed(_judged(trained, known, chunk), self.weights))
+        quality = quality_of(_judged(trained, new, chunk), calibration, self.weights)
         quality |= trajectory_quality(trained.features, known, new)
-        reads = {"camera": self.camera, "pool": self.pool, "chunk": FRAMES_PER_CHUNK, "fps": FPS}
+        reads = {"camera": self.camera, "pool": pool, "chunk": chunk, "fps": stack.fps}
         return Made(trained, {**quality, "seconds": trainer.counts.seconds}, {**reads, **calibration.to_manifest()})
 
 
@@ -108,18 +117,16 @@ DETECTOR_RECIPES = {
 }
 
 
-def filmed(video: Tensor, camera: str, pool: int, seed: int) -> Tensor:
+def filmed(video: Tensor, camera: str, pool: int, seed: int, chunk: int = FRAMES_PER_CHUNK) -> Tensor:
     """Clips uint8 [M, F, 3, H, W] as a detector sees them, [M, F, 3, H / pool, W / pool] in [0, 1]."""
     rules = GameRules(camera=camera, pool=pool)
-    return apply_camera(video.float() / 255, rules, FRAMES_PER_CHUNK, seed, real=True).film.flatten(1, 2) / 255
+    return apply_camera(video.float() / 255, rules, chunk, seed, real=True).film.flatten(1, 2) / 255
 
 
 @torch.no_grad()
-def _judged(detector: ClipDetector, films: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Logits [M, n] after every chunk of films [M, F, 3, h, w], by family."""
+def _judged(detector: ClipDetector, films: Mapping[str, Tensor], chunk: int) -> dict[str, Tensor]:
+    """Logits [M, n] after every chunk of so many frames of films [M, F, 3, h, w], by family."""
     return {
-        family: torch.cat([detector(part) for part in film.split(_AT_ONCE)])[
-            :, FRAMES_PER_CHUNK - 1 :: FRAMES_PER_CHUNK
-        ]
+        family: torch.cat([detector(part) for part in film.split(_AT_ONCE)])[:, chunk - 1 :: chunk]
         for family, film in films.items()
     }

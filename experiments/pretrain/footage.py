@@ -22,6 +22,7 @@ from ...models.tiny import CHUNKS, STEPS
 from ...noise import stream_keys
 from ..jobs import Job, Result, run_jobs
 from ..systems import reference
+from .own_footage import own_footage
 
 REAL_FOOTAGE = "real"
 STUDENTS = {"student": STEPS, "student-2": 2, "student-1": 1}
@@ -54,10 +55,10 @@ class Footage:
 
 
 def footage(
-    wanted: Mapping[str, int], split: str, seed: int, weights: Path, folder: Path, workers: int = 1
+    wanted: Mapping[str, int], split: str, seed: int, weights: Path | StackSpec, folder: Path, workers: int = 1
 ) -> dict[str, Tensor]:
     """Clips uint8 [M, F, 3, H, W] of each family, as many as `wanted` says; what `folder` holds is not made again."""
-    jobs = clip_jobs(wanted, split, seed, StackSpec(str(weights)))
+    jobs = clip_jobs(wanted, split, seed, weights if isinstance(weights, StackSpec) else StackSpec(str(weights)))
     made = run_jobs([job for row in jobs.values() for job in row], film, folder, workers=workers)
     return {family: torch.cat([made[job.name][0]["clips"]["video"] for job in row]) for family, row in jobs.items()}
 
@@ -77,6 +78,8 @@ def film(config: Footage) -> Result:
     """Make clips. Of a held-out family those that show nothing are left out, so that there may be fewer."""
     stack = config.stack.load()
     seed = (config.seed * len(_SPLITS) + _SPLITS.index(config.split)) * 1000 + config.part
+    if not stack.has("grammar"):
+        return {"clips": {"video": own_footage(stack, config.family, config.count, config.split, seed)}}, {}
     scripts = sample_scripts(config.count, split=config.split, seed=seed, grammar=GRAMMARS[stack.grammar])
     video = clips_of(stack, config.family, scripts, seed, visible=True)
     return {"clips": {"video": (video.clamp(0, 1) * 255).round().to(torch.uint8)}}, {}

@@ -3,16 +3,23 @@ who judges it."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from reelgym.agents.finetune_recipes import FINETUNE
+from reelgym.agents.league import build
 from reelgym.envs.stack import Stack, StackSpec
-from reelgym.experiments import cli
+from reelgym.experiments import cli, selfplay
 from reelgym.experiments.evaluation.columns import method_columns
 from reelgym.experiments.evaluation.judges import clip_measures, judge_for, judge_reward, open_judge
+from reelgym.experiments.league import runs as league
+from reelgym.experiments.league.dataset import Budget, FamilyClips
+from reelgym.experiments.pretrain import detector as pretraining
 from reelgym.experiments.tables import plain_table
+from reelgym.models.tiny import load_tiny
 
 ROWS = [["a circle"] * 2, ["a square"] * 2]
 
@@ -131,3 +138,31 @@ def test_measures_by_hand():
     assert all(float(found[axis]) == pytest.approx(1) for axis in found if axis.startswith("sim"))
     noise = clip_measures(torch.rand(1, 9, 3, 8, 8))
     assert abs(float(noise["similarity 1"])) < 0.3
+
+
+SMALL = Budget(
+    rounds=1, generator_updates=1, detector_updates=1, clips=2, streams=2, reals=4, fakes=4, heldout_reals=4,
+    heldout_fakes=2, panel=1, panel_updates=1, response=1, prompts=1,
+)  # fmt: skip
+
+
+def test_a_detector_and_self_play(walked, capsys, monkeypatch):
+    short = {"real": 4, "made": 2, "slow": 1, "calibrated": 4, "measured": 4, "judged": 2}
+    recipes = {name: replace(recipe, **short) for name, recipe in pretraining.DETECTOR_RECIPES.items()}
+    monkeypatch.setattr(pretraining, "DETECTOR_RECIPES", recipes)
+    out = command(capsys, "train rival --stack stack.toml --steps 1 --batch 2 --threads 1 --out rival")
+    assert "auc_student=" in out and load_tiny("rival", walked.parent / "rival" / "weights").size == (24, 40)
+    toml = walked.with_name("played.toml")
+    toml.write_text('base = "stack.toml"\n[parts]\nrival = "rival/weights"\n')
+    monkeypatch.setitem(selfplay.SELFPLAY_PRESETS, "quick", replace(selfplay.SELFPLAY_PRESETS["quick"], size=SMALL))
+    for module in (build, league):
+        monkeypatch.setattr(module, "DETECTION", replace(module.DETECTION, batch=2))
+    monkeypatch.setitem(FINETUNE, "reward", FINETUNE["reward"].with_batch(1))
+    FamilyClips.load.cache_clear()
+    out = command(capsys, "selfplay --stack played.toml --workers 1 --arms newest --out played")
+    assert "newest against newest" in out and "scripted, held out: ghosting" in out and "energy gain" not in out
+    assert "judged by the held-out reward" in out and "oracle" not in out
+    rows = json.loads(Path("played/results.json").read_text())["rows"]
+    (end,) = [row for row in rows if row["kind"] == "generator" and row["arm"] == "newest"]
+    assert end["total"] is not None and 0 <= end["panel_wins"] <= 1
+    assert load_tiny("rival", walked.parent / "played" / "detectors" / "newest-0").size == (24, 40)
