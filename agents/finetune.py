@@ -22,6 +22,7 @@ from ..models.lora import frozen_copy, load_own_weights, own_weights
 from ..noise import fold, stream_keys, update_seed
 from ..rewards.stream_reward import PixelError, StreamReward
 from ..training.learner import Groups, Learner, LearnerConfig, NonFiniteError
+from ..training.microbatches import parts
 from ..training.ranks import here
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
@@ -29,8 +30,8 @@ from ..training.usage import ComputeUsage
 from .advantage import AdvantageEstimator, advantages, lambda_returns, one_of
 from .direction import Direction, TrainingSample
 from .forward_process import ForwardProcess
-from .kl_penalty import KLPenalty, Samples
-from .rollout import GeneratorPolicy, Prefix, Rollout, RolloutStep, rollout
+from .kl_penalty import KLPenalty, Samples, penalized
+from .rollout import GeneratorPolicy, Prefix, Rollout, RolloutStep, rollout, share
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,7 @@ class FineTune:
     draws the prompts of an update.
     """
 
-    def __init__(
-        self,
-        config: FineTuneConfig,
-        generator: Generator,
-        env: StreamingEnv,
-        prompts: PromptSampler,
-    ) -> None:
+    def __init__(self, config: FineTuneConfig, generator: Generator, env: StreamingEnv, prompts: PromptSampler) -> None:
         ranks = here()
         self.rows = ranks.rows(config.prompts, "prompts")
         here_are = self.rows.stop - self.rows.start
@@ -196,7 +191,7 @@ class FineTune:
         keys = fold(stream_keys(config.seed, config.prompts * config.group, self.env.device), draw)
         first, keys = keys[:1], keys[self.streams]
         repeated = [row for row in texts[self.rows] for _ in range(config.group)]
-        policy = GeneratorPolicy(self.actor, grad=config.direction.needs.graph)
+        policy = GeneratorPolicy(self.actor, grad=config.direction.needs.graph and len(parts(len(keys))) == 1)
         played = rollout(
             self.env, policy, keys, repeated, config.group, config.prefix, config.shared_steps, self.need, first
         )
@@ -246,11 +241,8 @@ class FineTune:
     def _penalty(self, played: Rollout, samples: Samples) -> KLPenalty | None:
         if self.reference is None:
             return None
-        count = self.config.prompts * self.config.group
-        every = min(self.config.kl_every, count)
-        rows = torch.arange(self.counts.updates % every, count, every, device=self.env.device)
-        weight = count / len(rows)
-        rows = rows[(rows >= self.streams.start) & (rows < self.streams.stop)] - self.streams.start
+        count, turn = self.config.prompts * self.config.group, self.counts.updates
+        rows, weight = penalized(count, self.config.kl_every, turn, self.streams, self.env.device)
         penalty = KLPenalty.of(replace(self.actor, model=self.reference), played, samples, rows, weight)
         self.counts.reference_calls += penalty.calls
         return penalty
@@ -267,7 +259,10 @@ class FineTune:
         direction, logged = self.config.direction, dict[str, Tensor]()
         for place, (number, sample) in enumerate(samples):
             step = played.steps[number]
-            x0 = self._predict(sample, step, played) if sample.x0 is None else sample.x0
+            split, x0 = parts(len(sample.x)), sample.x0
+            if x0 is None:
+                with torch.set_grad_enabled(len(split) == 1):
+                    x0 = self._predict(sample, step, played)
             now, old = x0.detach(), olds[place]
             olds[place] = old = now if old is None else old
             gradient, measured = direction.loss_gradient(sample, now, old, advantage[:, number], step.weight)
@@ -275,14 +270,19 @@ class FineTune:
                 pull, measured["losses/kl_penalty"] = penalty.gradient(place, sample, now)
                 gradient = gradient + self.config.kl_coef * pull
             minibatches = len(samples) // len(played.steps)
-            self.learner.backward(surrogate(x0, gradient) * share(played, number) / minibatches)
+            for some, weight in split:
+                again = x0 if len(split) == 1 else self._predict(sample, step, played, some)
+                loss = surrogate(again, gradient[some]) * share(played, number) / minibatches
+                self.learner.backward(loss * weight)
             logged = {name: logged.get(name, 0) + value / len(samples) for name, value in measured.items()}
         return logged
 
-    def _predict(self, sample: TrainingSample, step: RolloutStep, played: Rollout) -> Tensor:
-        self.counts.generator_calls += len(sample.x)
-        context = step.denoising_steps[0].context
-        return self.generator.denoise(sample.x, sample.sigma, played.embeds[:, step.number], context)
+    def _predict(self, sample: TrainingSample, step: RolloutStep, played: Rollout, at: slice = slice(None)) -> Tensor:
+        x, sigma, context = sample.x[at], sample.sigma[at], step.denoising_steps[0].context
+        self.counts.generator_calls += len(x)
+        if context is not None and len(x) < len(sample.x):
+            context = context.take(torch.arange(at.start, at.stop, device=x.device))
+        return self.generator.denoise(x, sigma, played.embeds[at, step.number], context)
 
     def state(self) -> State:
         """Everything that a bitwise resume needs; tensors are those in use, so copy them to keep them."""
@@ -297,11 +297,3 @@ class FineTune:
 
     def _learners(self) -> dict[str, Learner[Any]]:
         return {"generator": self.learner} | ({"critic": self.critic} if self.critic is not None else {})
-
-
-def share(played: Rollout, place: int) -> float:
-    """What the rollout's step at that place weighs; all chunks of a clip the same, on the average over rollouts.
-
-    Behind a shared opening, of 0 to n - 1 chunks alike often, chunk k is there in (k + 1) of n rollouts.
-    """
-    return 1 / (played.steps[place].number + 1) if played.prefix == "full" else 1 / len(played.steps)

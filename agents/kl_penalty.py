@@ -53,3 +53,11 @@ class KLPenalty:
         pull = reference_direction(now, held, weight[self.rows])
         away = torch.zeros_like(x0).index_add(0, self.rows, self.weight * pull)
         return away, (now - held).square().mean()
+
+
+def penalized(count: int, every: int, turn: int, mine: slice, device: torch.device) -> tuple[Tensor, float]:
+    """Of `count` streams the one in so many whose turn it is: those among `mine`, by their places there, and what each
+    weighs."""
+    every = min(every, count)
+    rows = torch.arange(turn % every, count, every, device=device)
+    return rows[(rows >= mine.start) & (rows < mine.stop)] - mine.start, count / len(rows)

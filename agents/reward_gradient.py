@@ -16,6 +16,7 @@ from ..models.prompts import PromptBatch
 from ..noise import fold, normal, uniform
 from ..rewards.stream_reward import NoGradientError, StreamReward
 from ..rewards.windows import clip_prompts
+from ..training.microbatches import parts
 from .direction import Needs, TrainingBatch, TrainingSample
 from .rollout import Rollout
 
@@ -77,10 +78,14 @@ class RewardGradient:
 
     def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
         """One minibatch; its targets are the direction, and clips are scored as they are augmented."""
-        latents, prompts = played.latents.detach(), clip_prompts(played.embeds, played.texts)
+        latents = played.latents.detach()
         assert isinstance(env.reward, StreamReward), "a trainer looks at it when it is made"
         reward = env.reward.windowed(env.layout, env.codec)
-        found, returns = reward_direction(latents, prompts, reward, env.codec, fold(keys, 1), self.noise, self.shift)
+        keys, told = fold(keys, 1), list[tuple[Tensor, Tensor]]()
+        for rows, _ in parts(len(latents)):
+            prompts, augment = clip_prompts(played.embeds[rows], played.texts[rows]), (self.noise, self.shift)
+            told.append(reward_direction(latents[rows], prompts, reward, env.codec, keys[rows], *augment))
+        found, returns = map(torch.cat, zip(*told, strict=True))
         samples = []
         for step, direction in zip(played.steps, found.chunk(len(played.steps), 1), strict=True):
             last = step.denoising_steps[-1]

@@ -140,6 +140,14 @@ class Rollout:
         return torch.cat(chunks if self.prefix == "own" else (self.steps[-1].past, chunks[-1]), 1)
 
 
+def share(played: Rollout, place: int) -> float:
+    """What the rollout's step at that place weighs; all chunks of a clip the same, on the average over rollouts.
+
+    Behind a shared opening, of 0 to n - 1 chunks alike often, chunk k is there in (k + 1) of n rollouts.
+    """
+    return 1 / (played.steps[place].number + 1) if played.prefix == "full" else 1 / len(played.steps)
+
+
 @dataclass(frozen=True)
 class RolloutState:
     """Where R streams stand: in the environment; their clean chunks past [R, k * f, C, h, w]; what is seen of them."""

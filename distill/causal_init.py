@@ -20,6 +20,7 @@ from ..models.sampler import renoise, shifted
 from ..models.wan import CausalWan
 from ..noise import SeedDomain, fold, normal, stream_keys, uniform, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
+from ..training.microbatches import backward_in_parts
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 
@@ -142,8 +143,12 @@ class CausalInit:
             rows = self.learner.ranks.rows(config.batch)
             x0, embeds = (drawn[rows] for drawn in self.clips(config.batch, draw))
             keys = fold(stream_keys(config.seed, config.batch, x0.device), draw)[rows]
-            loss = causal_loss(self.generator.model, x0, embeds, keys, self.generator.sigmas, config)
-            measured = self.learner.step(loss)
+            model, sigmas = self.generator.model, self.generator.sigmas
+
+            def loss(some: slice) -> Tensor:
+                return causal_loss(model, x0[some], embeds[some], keys[some], sigmas, config)
+
+            measured = {"loss": backward_in_parts(self.learner, len(x0), loss), **self.learner.optimizer_step()}
             self.counts.generator_calls += (2 if config.past == "clean" else 1) * len(embeds) * embeds.shape[1]
             self.counts.updates += 1
         return measured

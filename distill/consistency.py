@@ -20,6 +20,7 @@ from ..models.lora import frozen_copy, load_own_weights, own_weights
 from ..models.sampler import guided, renoise, step_sigmas, x0_from_v
 from ..noise import fold, normal, stream_keys, uniform, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
+from ..training.microbatches import backward_in_parts
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 from .causal_init import LatentSampler, world_clips
@@ -97,9 +98,14 @@ class Consistency:
             past = renoise(x0, normal(keys, 0, 2, shape), config.context_noise * uniform(keys, 0, 1, ()))
             upper, lower = (level.repeat_interleave(frames, 1) for level in self._levels(keys, embeds.shape[1]))
             x = renoise(x0, normal(keys, 0, 1, shape), upper)
-            target = self._target(x, past, upper, lower, embeds)
-            v = self.generator.model.teacher_forcing(x, past, upper, embeds)
-            measured = self.learner.step(root_error(x0_from_v(x, v, upper), target))
+
+            def loss(some: slice) -> Tensor:
+                seen = x[some], past[some], upper[some]
+                target = self._target(*seen, lower[some], embeds[some])
+                v = self.generator.model.teacher_forcing(*seen, embeds[some])
+                return root_error(x0_from_v(x[some], v, upper[some]), target)
+
+            measured = {"loss": backward_in_parts(self.learner, len(x), loss), **self.learner.optimizer_step()}
             with torch.no_grad():
                 mean, now = (list(own_weights(model).values()) for model in (self.target, self.generator.model))
                 torch._foreach_lerp_(mean, now, 1 - config.average)

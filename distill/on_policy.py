@@ -22,6 +22,7 @@ from ..models.lora import frozen_copy, load_own_weights, own_weights
 from ..models.sampler import guided, step_sigmas
 from ..noise import fold, stream_keys, update_seed
 from ..training.learner import Groups, Learner, LearnerConfig
+from ..training.microbatches import parts
 from ..training.state import State, pack, unpack
 from ..training.usage import ComputeUsage
 
@@ -125,18 +126,18 @@ class OnPolicy:
             exit_step = random.Random(int(keys[0])).randrange(len(self.generator.sigmas))
             sigma, count = self.generator.sigmas[exit_step], embeds.shape[1]
             levels = [sigma, *(s for s in step_sigmas(config.teacher_steps, config.shift) if s < sigma - 1e-6)]
-            keys = keys[rows]
-            teacher = CausalTeacher(self.teacher, embeds, self.null, keys, config.guidance)
-            total = 0.0
-            for x0, steps, _ in chunks(self.generator, embeds, keys, exit_step=exit_step, grad=True):
-                loss = root_error(x0, teacher.end(steps[-1].x, levels)) / count
-                self.learner.backward(loss)
-                teacher.read(x0.detach())
-                total += float(loss.detach())
+            keys, total = keys[rows], 0.0
+            for some, share in parts(len(keys)):
+                teacher = CausalTeacher(self.teacher, embeds[some], self.null, keys[some], config.guidance)
+                for x0, steps, _ in chunks(self.generator, embeds[some], keys[some], exit_step=exit_step, grad=True):
+                    loss = root_error(x0, teacher.end(steps[-1].x, levels)) / count * share
+                    self.learner.backward(loss)
+                    teacher.read(x0.detach())
+                    total += float(loss.detach())
+                self.counts.teacher_calls += teacher.calls
             measured = {"loss": total, **self.learner.optimizer_step()}
             self.counts.chunks += len(embeds) * count
             self.counts.generator_calls += len(embeds) * count * (exit_step + 2)
-            self.counts.teacher_calls += teacher.calls
             self.counts.updates += 1
         return measured
 

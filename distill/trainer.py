@@ -17,13 +17,14 @@ from ..envs.prompt_source import PromptSampler, Texts
 from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, chunks
-from ..models.lora import adapter_of, trainable_copy
+from ..models.lora import trainable_like
 from ..models.wan import CausalWan
 from ..noise import Domain, fold, normal, stream_keys, uniform, update_seed
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
 from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import ChunkLayout, clip_prompts
 from ..training.learner import Groups, Learner, LearnerConfig
+from ..training.microbatches import backward_in_parts, parts
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
@@ -157,7 +158,7 @@ class Distill:
         if config.gan and clips is None:
             raise ValueError("a GAN term learns from clips of the world: pass clips")
         self.config, self.generator, self.prompts, self.null, self.clips = config, generator, prompts, null, clips
-        critic = trainable_copy(teacher, adapter_of(generator.model), config.seed)
+        critic = trainable_like(teacher, generator.model, config.seed)
         self.teacher = teacher.requires_grad_(False)
         self.codec, self.layout = codec, layout
         self.reward = (
@@ -181,29 +182,43 @@ class Distill:
             embeds = embeds.to(self.null.device)
             keys = fold(stream_keys(config.seed, config.batch, embeds.device), draw)
             mine = self.learner.ranks.rows(config.batch)
-            x0 = self._rollout(embeds, keys, grad=True)
+            whole = len(parts(mine.stop - mine.start)) == 1
+            x0 = self._rollout(embeds, keys, grad=whole)
             measured = self._train_critic(x0.detach(), embeds, keys)
+            exit_step = self._exit_step(keys)
             embeds, texts, keys = embeds[mine], texts[mine], keys[mine]
             direction, teacher_loss = self._direction(x0.detach(), embeds, keys)
             if self.gan is not None:
                 gained, found = self._gan(self.gan, x0.detach(), keys, draw)
                 direction, measured = direction + config.gan * gained, measured | found
             weight, scored = self._weight(x0.detach(), embeds, texts)
-            measured |= scored | self.learner.step(surrogate(x0, direction, weight))
-            measured |= {"direction": float(direction.abs().mean()), "teacher_loss": float(teacher_loss)}
+            size = float(direction.abs().mean())
+            direction = weight * direction
+
+            def loss(rows: slice) -> Tensor:
+                again = x0 if whole else self._clips(embeds[rows], keys[rows], exit_step, grad=True)
+                return surrogate(again, direction[rows])
+
+            measured |= scored | {"loss": backward_in_parts(self.learner, len(x0), loss)}
+            measured |= self.learner.optimizer_step()
+            measured |= {"direction": size, "teacher_loss": float(teacher_loss)}
             measured["cache_evicted_frames"] = float(self.generator.evicted_in(embeds.shape[1]))
             self.counts.updates += 1
         return measured
 
     def _rollout(self, embeds: Tensor, keys: Tensor, grad: bool = False) -> Tensor:
         """Of the whole batch, the clips that are this process's."""
-        mine = self.learner.ranks.rows(len(keys))
-        draw = random.Random(int(keys[0]))
-        exit_step = draw.randrange(len(self.generator.sigmas))
-        chunks = len(keys[mine]) * embeds.shape[1]
-        self.counts.chunks += chunks
-        self.counts.generator_calls += chunks * (exit_step + 2)
-        return self_forcing(self.generator, embeds[mine], keys[mine], exit_step, grad)
+        mine, exit_step = self.learner.ranks.rows(len(keys)), self._exit_step(keys)
+        embeds, keys = embeds[mine], keys[mine]
+        self.counts.chunks += len(keys) * embeds.shape[1]
+        return torch.cat([self._clips(embeds[rows], keys[rows], exit_step, grad) for rows, _ in parts(len(keys))])
+
+    def _exit_step(self, keys: Tensor) -> int:  # of all clips of a batch
+        return random.Random(int(keys[0])).randrange(len(self.generator.sigmas))
+
+    def _clips(self, embeds: Tensor, keys: Tensor, exit_step: int, grad: bool) -> Tensor:
+        self.counts.generator_calls += len(keys) * embeds.shape[1] * (exit_step + 2)
+        return self_forcing(self.generator, embeds, keys, exit_step, grad)
 
     def _train_critic(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> dict[str, float]:
         """embeds and keys of the whole batch, x0 of this process's rows."""
@@ -219,9 +234,17 @@ class Distill:
                 rows = (first + torch.arange(count, device=keys.device)[ranks.rows(count)]) % total
                 x0 = ranks.gather(x0)[rows]
             eps, sigma = self._noise(x0, fold(fresh[rows], Domain.UPDATE))
-            losses.append(self.critic.step(flow_loss(self.critic.module, x0, eps, sigma, embeds[rows]))["loss"])
+            losses.append(self._critic_step(x0, eps, sigma, embeds[rows]))
             self.counts.critic_calls += len(rows) * embeds.shape[1]
         return {"critic_loss": sum(losses) / len(losses)} if losses else {}
+
+    def _critic_step(self, x0: Tensor, eps: Tensor, sigma: Tensor, embeds: Tensor) -> float:
+        def loss(rows: slice) -> Tensor:
+            return flow_loss(self.critic.module, x0[rows], eps[rows], sigma[rows], embeds[rows])
+
+        found = backward_in_parts(self.critic, len(x0), loss)
+        self.critic.optimizer_step()
+        return found
 
     def _direction(self, x0: Tensor, embeds: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         eps, sigma = self._noise(x0, fold(keys, Domain.UPDATE))
@@ -229,7 +252,12 @@ class Distill:
         self.counts.teacher_calls += calls * (1 if guidance == 1 else 2)
         self.counts.critic_calls += calls
         match = sid_direction if self.config.matching == "sid" else score_direction
-        return match(x0, eps, sigma, embeds, self.null, (self.teacher, self.critic.module), guidance)
+        scores, found, loss = (self.teacher, self.critic.module), list[Tensor](), x0.new_zeros(())
+        for rows, share in parts(len(x0)):
+            away, part = match(x0[rows], eps[rows], sigma[rows], embeds[rows], self.null, scores, guidance)
+            found.append(away)
+            loss = loss + part * share
+        return torch.cat(found), loss
 
     def _gan(self, gan: GanTerm, x0: Tensor, keys: Tensor, draw: int) -> tuple[Tensor, dict[str, float]]:
         """Where the discriminator would have x0 go, after a step of its own."""

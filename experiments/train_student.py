@@ -25,6 +25,7 @@ from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import clip_prompts
 from ..training.guard import Guard, GuardConfig, guard_of
 from ..training.loop import Trainer, fit
+from ..training.microbatches import microbatches
 from ..training.ranks import Ranks, join, together
 from ..training.recipe import Recipe
 from ..training.state import plain
@@ -60,6 +61,10 @@ class TrainOptions(AdapterOptions, CacheOptions, StackOptions):
     shard: bool = False
     """With several processes (docs/scale.md): weights lie in shards, and are gathered block by block where they are
     used."""
+    microbatch: int | None = None
+    """Clips at a time whose gradient is in memory; it costs a pass more. By default all of the batch."""
+    recompute: bool = False
+    """Make activations again for the gradient, in place of keeping them (activation checkpointing)."""
     seed: int = 0
     """Of prompts and noise."""
     out: Path | None = None
@@ -87,7 +92,7 @@ def train_student(command: str, name: str, recipe: Recipe, options: TrainOptions
     """
     if options.updates < 1 or options.every < 1:
         raise ValueError("--updates and --every must be at least 1")
-    with together():
+    with together(), microbatches(options.microbatch):
         _train_student(command, name, recipe, options, join(pick_device(options.device), options.shard))
 
 
@@ -106,6 +111,8 @@ def _train_student(command: str, name: str, recipe: Recipe, options: TrainOption
         )
     stack = stack.with_cache(options.cache(stack.generator.model.cache_config))
     student = stack.student(options.adapter, options.seed)
+    if options.recompute:
+        student.model.transformer.enable_gradient_checkpointing()
     trainer = recipe.trainer(stack, student)
     few = len(stack.generator.sigmas) < STEPS
     kl = (0.0 if few else GuardConfig.kl) if options.guard_kl is None else options.guard_kl

@@ -97,6 +97,14 @@ def trainable_copy(model: CausalWan, adapter: AdapterConfig | None = None, seed:
     return merged(copy.deepcopy(model)).requires_grad_(True)
 
 
+def trainable_like(model: CausalWan, other: CausalWan, seed: int = 0) -> CausalWan:
+    """A copy to be trained as another model is: all of it or such an adapter, its activations kept or made again."""
+    made = trainable_copy(model, adapter_of(other), seed)
+    if other.transformer.is_gradient_checkpointing:
+        made.transformer.enable_gradient_checkpointing()
+    return made
+
+
 def merged(model: CausalWan) -> CausalWan:
     """The model with its adapters added to its weights, in place."""
     if hasattr(model.transformer, "peft_config"):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from reelgym.agents.advantage import AdvantageEstimator, advantages, lambda_returns
-from reelgym.agents.finetune import FineTune, FineTuneConfig, share
+from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
 from reelgym.agents.reward_gradient import RewardGradient
-from reelgym.agents.rollout import GeneratorPolicy, rollout
+from reelgym.agents.rollout import GeneratorPolicy, rollout, share
 from reelgym.checkpoint import CheckpointError
 from reelgym.envs.stream_gen import StreamGenVectorEnv
 from reelgym.noise import stream_keys

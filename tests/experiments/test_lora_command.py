@@ -47,7 +47,9 @@ def test_weights_in_bfloat16_train_in_float32(real_stack):
     assert trainer.generator.model.dtype == trainer.critic.module.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("command", ["distill dmd --batch 1", "finetune forward --prompts 1 --group 2"])
+@pytest.mark.parametrize(
+    "command", ["distill dmd --batch 1", "finetune forward --prompts 1 --group 2 --microbatch 1 --recompute"]
+)
 def test_a_lora_is_resumed_to_the_bit_saved_and_streams(real_stack, tmp_path, capsys, command):
     for out, updates in (("whole", 2), ("cut", 1), ("cut", 2)):
         assert trained(command, real_stack, tmp_path / out, updates, *OPTIONS) == 0, capsys.readouterr().err
