@@ -16,7 +16,7 @@ import torch
 from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, write_json
 from ..envs.stack import Stack
 from ..models.generator import Generator, stream
-from ..models.lora import adapter_of, trainable_copy
+from ..models.lora import adapter_of, plain_model
 from ..models.lora_files import save_lora
 from ..models.stream_files import save_transformer
 from ..models.tiny import STEPS, load_manifest, save_tiny
@@ -260,6 +260,6 @@ def save_student(
     start = load_manifest("student", stack.places["student"])
     kept: dict[str, Any] = {key: start[key] for key in ("vocab", "text_len") if key in start}
     told["recipe"]["grammar"] = stack.grammar
-    save_tiny(folder, trainable_copy(student.model), kept | told)  # with its LoRA merged
+    save_tiny(folder, plain_model(student.model), kept | told)
     if adapter_of(student.model):
         save_lora(folder, student.model)

@@ -54,7 +54,7 @@ def add_adapter(model: CausalWan, config: AdapterConfig, seed: int = 0) -> Causa
             raise ValueError(f"no linear layer of the transformer ends in {target}; they end in {', '.join(ends)}")
     alpha: Any = config.rank if config.alpha is None else config.alpha
     before = list(getattr(transformer, "peft_config", {}))
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         torch.manual_seed(seed)
         transformer.add_adapter(
@@ -103,6 +103,11 @@ def trainable_like(model: CausalWan, other: CausalWan, seed: int = 0) -> CausalW
     if other.transformer.is_gradient_checkpointing:
         made.transformer.enable_gradient_checkpointing()
     return made
+
+
+def plain_model(model: CausalWan) -> CausalWan:
+    """The model itself, or where it has adapters a copy with these in its weights."""
+    return trainable_copy(model) if hasattr(model.transformer, "peft_config") else model
 
 
 def merged(model: CausalWan) -> CausalWan:

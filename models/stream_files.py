@@ -17,7 +17,7 @@ from .causal_attention import THETA
 from .codec import Codec, FrameCodec, WanCodec
 from .fit import refuse_unfit, size_text
 from .generator import Generator
-from .lora import adapter_of
+from .lora import adapter_of, plain_model
 from .lora_files import save_lora
 from .prompts import TextEncoder, WordEncoder
 from .sampler import consistency, step_sigmas
@@ -130,7 +130,7 @@ def save(made: StreamingParts, folder: str | Path) -> None:
     codec: Any = made.codec
     encoder: Any = made.encoder
     with replacing(folder, _SETTINGS) as aside:
-        made.generator.model.transformer.save_pretrained(aside / "transformer")
+        plain_model(made.generator.model).transformer.save_pretrained(aside / "transformer")
         codec.vae.save_pretrained(aside / "vae")
         if not isinstance(encoder, WordEncoder):
             encoder.save_pretrained(aside)
@@ -147,7 +147,7 @@ def save_transformer(folder: str | Path, model: CausalWan, told: Mapping[str, An
         if adapter_of(model):
             save_lora(aside, model)
         else:
-            model.transformer.save_pretrained(aside / "transformer")
+            plain_model(model).transformer.save_pretrained(aside / "transformer")
         write_json(aside / STUDENT, dict(told))
 
 

@@ -18,7 +18,8 @@ from reelgym.models.lora import (
     trainable_copy,
 )
 from reelgym.models.lora_files import COMFYUI, LORA, attach_loras, is_lora, lora_weights, save_lora
-from reelgym.models.stream_files import cast
+from reelgym.models.stream_files import cast, save_transformer
+from reelgym.models.wan_files import load_transformer
 
 EVERYWHERE = (*ATTENTION, "net.0.proj", "net.2", "linear_1", "linear_2", "time_proj", "proj_out")
 
@@ -126,7 +127,10 @@ def test_scales_sums_and_what_goes_on_from_them(base, velocity, tmp_path):
     torch.testing.assert_close(velocity(halves), velocity(student), atol=2e-6, rtol=0)
     further = trainable_copy(halves, AdapterConfig(2))
     assert torch.equal(velocity(further), velocity(halves)) and len(own_weights(further)) == 16
+    save_transformer(tmp_path / "whole", halves, {})
+    kept = load_transformer(tmp_path / "whole").state_dict()
     whole = trainable_copy(halves)
+    assert all(torch.equal(kept[name], value) for name, value in whole.transformer.state_dict().items())
     assert set(dict(whole.named_parameters())) == set(dict(base.named_parameters()))
     assert all(parameter.requires_grad for parameter in whole.parameters()) and merged(whole) is whole
     torch.testing.assert_close(velocity(whole), velocity(student), atol=2e-6, rtol=0)

@@ -11,6 +11,7 @@ from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.reward_gradient import RewardGradient
 from reelgym.checkpoint import CheckpointError
 from reelgym.models.generator import generate_chunk, stream
+from reelgym.models.lora import AdapterConfig, own_weights, trainable_copy
 from reelgym.models.sampler import step_sigmas
 from reelgym.rewards.stream_reward import StreamReward
 from reelgym.training.guard import EvalPoint, Guard, GuardConfig, charge, fallen, pixel_diversity
@@ -322,3 +323,15 @@ def test_wrong_settings_are_told(make):
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="not below 0"):
             GuardConfig(kl=wrong)
+
+
+def test_an_adapter_alone_is_kept_and_put_back(generator, env, prompts, codec, layout, reward):
+    own = replace(generator, model=trainable_copy(generator.model, AdapterConfig(2)))
+    trainer, heldout = FineTune(HACKING, own, env, prompts), StreamReward(Disagrees(reward.model, -1))
+    guard = Guard(replace(WATCH, patience=1), own, codec, layout, reward, heldout, prompts)
+    start = {name: value.clone() for name, value in own_weights(own.model).items()}
+    fit(trainer, 4, guard=guard)
+    assert guard.stopped and all(torch.equal(value, start[name]) for name, value in own_weights(own.model).items())
+    groups, meta = guard.state()
+    assert set(groups["best"]) == set(groups["reference"]) == set(start)
+    guard.load_state(groups, meta)
