@@ -16,6 +16,7 @@ from .evaluation.judged import exam_of, judge_of_task
 from .evaluation.judges import ORACLE, open_judge
 from .evaluation.notes import diverged, notes
 from .evaluation.search import SEARCH_SEED, tries_of, winner
+from .evaluation.vbench import read_vbench, rejudged
 from .events import write_events
 from .findings import BLOCKS, PICTURES
 from .jobs import Job
@@ -46,6 +47,8 @@ class Config(StackOptions):
     judge: str = ""
     """Who judges (docs/judges.md): oracle, the world's own; heldout, the stack's held-out reward; measures, which need
     no model; an import path module:name, or an installed name. By default the first of these that the stack has."""
+    vbench: Path | None = None
+    """Folder with the result files that VBench, or VBench-Long, made of this comparison's videos/: they judge then."""
     prompts: int | None = None
     """Test prompts, if not the preset's number."""
     updates: int | None = None
@@ -215,10 +218,19 @@ def _chosen(config: Config, results: Results) -> dict[str, Stage]:
 
 def _runs(config: Config, results: Results) -> dict[str, list[dict[str, Any]]]:
     """Results by row of the table, one per seed."""
-    names = (*references_of(config), *plans_of(config))
-    return {
+    names, exam = (*references_of(config), *plans_of(config)), preset_of(config).exam
+    runs = {
         name: [{"seed": seed, **results[folder_of(f"{name}-{seed}")][1]} for seed in _seeds_of(config)]
         for name in names
+    }
+    if config.vbench is None:
+        return runs
+    if not exam.rows:
+        raise ValueError("--vbench judges the videos of a comparison without an oracle: ask for another --judge")
+    judge = read_vbench(config.vbench)
+    return {
+        name: [rejudged(one, judge, folder_of(f"{name}-{one['seed']}"), exam.clips) for one in found]
+        for name, found in runs.items()
     }
 
 
@@ -242,6 +254,9 @@ def _settings_of(config: Config, results: Results) -> dict[str, Any]:
     settings |= {name: path for name in ("reward", "world") if (path := getattr(config, name))}
     if preset.exam.judge != ORACLE:
         settings["judge"] = open_judge(preset.exam.judge, spec_of(config).load()).words
+    if config.vbench is not None:
+        settings["notes"].append(f"Learning curves, and the choice of learning rates, are by {settings['judge']}.")
+        settings["judge"] = read_vbench(config.vbench).words
     return settings | {"prompts": preset.exam.prompts, "clips": preset.exam.clips}
 
 

@@ -15,6 +15,7 @@ from reelgym.envs.stack import Stack, StackSpec
 from reelgym.experiments import cli, selfplay
 from reelgym.experiments.evaluation.columns import method_columns
 from reelgym.experiments.evaluation.judges import clip_measures, judge_for, judge_reward, open_judge
+from reelgym.experiments.evaluation.vbench import read_vbench
 from reelgym.experiments.league import runs as league
 from reelgym.experiments.league.dataset import Budget, FamilyClips
 from reelgym.experiments.pretrain import detector as pretraining
@@ -77,10 +78,49 @@ def test_methods_are_compared(walked, capsys):
     lines = Path("compared/scores.csv").read_text().splitlines()
     assert lines[0] == "method,seed,prompt,clip,VQ,MQ,TA,total" and len(lines) == 1 + 1 + 4 * 2
     assert Path("compared/videos/dmd-0/0000-1.mp4").stat().st_size > 500
+    vbench(Path("compared/videos"), Path("scored"))
+    out = command(capsys, f"compare {small} --out compared --vbench scored")
+    assert "judged by VBench-Long, read from its own" in out and "motion_smoothness" in out and "late" not in out
+    again = [row for row in json.loads(Path("compared/results.json").read_text())["rows"] if row["kind"] == "method"]
+    assert again[1]["axis/imaging_quality"] == 0.5 and again[1]["axis/motion_smoothness"] == 0.75
+    assert again[1]["total"] == 0.625
     page = Path("compared/report.html").read_text()
-    assert "judged by the held-out reward" in page and page.count("<img") == 3 and "racle" not in page
+    assert "judged by VBench-Long" in page and page.count("<img") == 3 and "racle" not in page
     rows = [{**methods[0], "axis/similarity 4": 0.5}]
     assert "similarity 4" in plain_table(method_columns({**found, "rows": rows}), rows)
+
+
+def vbench(videos, folder):
+    """What VBench-Long writes of folders of videos."""
+    folder.mkdir()
+    for run in videos.iterdir():
+        clips = [run / "split_clip" / clip.stem / f"{clip.stem}_{n:03}.mp4" for clip in run.iterdir() for n in (0, 1)]
+        smooth = [
+            {"video_path": str(clip), "video_results": 0.5 + 0.5 * (place % 2)} for place, clip in enumerate(clips)
+        ]
+        sharp = [{"video_path": str(clip), "video_results": 50.0} for clip in clips]
+        held = {"motion_smoothness": [0.75, smooth], "imaging_quality": [0.5, sharp]}
+        (folder / f"results_{run.name}_eval_results.json").write_text(json.dumps(held))
+
+
+def test_files_of_vbench(tmp_path):
+    def write(name, held):
+        (tmp_path / f"{name}_eval_results.json").write_text(json.dumps(held))
+
+    with pytest.raises(ValueError, match="no .*_eval_results.json here"):
+        read_vbench(tmp_path)
+    write("a", {"dynamic_degree": [0.5, [{"video_path": "v/dmd-0/0000-0.mp4", "video_results": True}]]})
+    found = read_vbench(tmp_path)
+    assert found.variant == "VBench" and found.judged("dmd-0", ["0000-0"]) == {"dynamic_degree": [1.0], "total": [1.0]}
+    with pytest.raises(ValueError, match="no scores of dmd-0/0000-1; evaluate all"):
+        found.judged("dmd-0", ["0000-0", "0000-1"])
+    fused = {"video_path": "v/dmd-0/0000-0.mp4", "inclip_score": 0.5, "video_results": 0.5}
+    write("b", {"subject_consistency": [0.5, [fused]]})
+    with pytest.raises(ValueError, match="VBench and of VBench-Long, which differ"):
+        read_vbench(tmp_path)
+    write("b", [1, 2])
+    with pytest.raises(ValueError, match="b_eval_results.json: no result file of VBench"):
+        read_vbench(tmp_path)
 
 
 def test_a_student_is_fine_tuned_under_a_guard_that_measures(walked, capsys):
