@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...checkpoint import write_json
 from ...envs.stack import Stack
 from ...envs.worlds.world import PromptRows
 from ...models.fit import size_of
@@ -70,6 +71,9 @@ def judged(
         kept += [video.cpu()] if number < keep else []
         if videos:
             _write(Path(videos), number, video, stack.fps)
+    if videos:
+        said = {clip_name(at, clip): text for at, text in enumerate(exam.texts()) for clip in range(exam.clips)}
+        write_json(Path(videos) / "prompts.json", said)
     clips = {axis: torch.cat([one[axis] for one in found]) for axis in found[0]}
     late, drift, streams = _long(stack, system, exam, keys[1:], judge) if long else (torch.empty(0),) * 3
     means = {axis: score.unflatten(0, (exam.prompts, exam.clips)).mean(1) for axis, score in clips.items()}

@@ -1,7 +1,7 @@
 """VBench's scores, read from the result files that it writes itself: NAME_eval_results.json.
 
-Such a file maps a dimension to its aggregate and the scores of videos: {"video_path", "video_results"}. VBench-Long cuts
-a video into clips below a folder split_clip, scores these, and its numbers are no VBench's.
+Such a file maps a dimension to its aggregate and the scores of videos: {"video_path", "video_results"}. VBench-Long
+cuts a video into clips below a folder split_clip, scores these, and its numbers are no VBench's.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def test_methods_are_compared(walked, capsys):
     assert Path("compared/videos/dmd-0/0000-1.mp4").stat().st_size > 500
     vbench(Path("compared/videos"), Path("scored"))
     out = command(capsys, f"compare {small} --out compared --vbench scored")
-    assert "judged by VBench-Long, read from its own" in out and "motion_smoothness" in out and "late" not in out
+    assert "judged by VBench-Long, read from its own" in out and "motion_smoothness" in out
     again = [row for row in json.loads(Path("compared/results.json").read_text())["rows"] if row["kind"] == "method"]
     assert again[1]["axis/imaging_quality"] == 0.5 and again[1]["axis/motion_smoothness"] == 0.75
     assert again[1]["total"] == 0.625
@@ -94,7 +94,9 @@ def vbench(videos, folder):
     """What VBench-Long writes of folders of videos."""
     folder.mkdir()
     for run in videos.iterdir():
-        clips = [run / "split_clip" / clip.stem / f"{clip.stem}_{n:03}.mp4" for clip in run.iterdir() for n in (0, 1)]
+        clips = [
+            run / "split_clip" / clip.stem / f"{clip.stem}_{n:03}.mp4" for clip in run.glob("*.mp4") for n in (0, 1)
+        ]
         smooth = [
             {"video_path": str(clip), "video_results": 0.5 + 0.5 * (place % 2)} for place, clip in enumerate(clips)
         ]
