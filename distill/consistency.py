@@ -82,8 +82,8 @@ class Consistency:
         clips: LatentSampler,
     ) -> None:
         self.config, self.generator, self.clips = config, generator, clips
-        self.teacher, self.target = (frozen_copy(generator.model) for _ in range(2))
         self.learner = Learner(generator.model, config.learner)
+        self.teacher, self.target = (frozen_copy(generator.model) for _ in range(2))
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:

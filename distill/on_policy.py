@@ -111,8 +111,8 @@ class OnPolicy:
         null: Tensor,
     ) -> None:
         self.config, self.generator, self.prompts, self.null = config, generator, prompts, null
-        self.teacher = replace(generator, model=frozen_copy(generator.model))
         self.learner = Learner(generator.model, config.learner)
+        self.teacher = replace(generator, model=frozen_copy(generator.model))
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from ..envs.stack import Stack
 from ..models.codec import Codec
 from ..models.generator import Generator, chunks
 from ..models.lora import trainable_like
+from ..models.shards import shard
 from ..models.wan import CausalWan
 from ..noise import Domain, fold, normal, stream_keys, uniform, update_seed
 from ..rewards.reliability import BalanceConfig, BalanceState, balance
@@ -25,6 +26,7 @@ from ..rewards.stream_reward import StreamReward
 from ..rewards.windows import ChunkLayout, clip_prompts
 from ..training.learner import Groups, Learner, LearnerConfig
 from ..training.microbatches import backward_in_parts, parts
+from ..training.ranks import here
 from ..training.state import State, pack, unpack
 from ..training.surrogate import surrogate
 from ..training.usage import ComputeUsage
@@ -159,7 +161,8 @@ class Distill:
             raise ValueError("a GAN term learns from clips of the world: pass clips")
         self.config, self.generator, self.prompts, self.null, self.clips = config, generator, prompts, null, clips
         critic = trainable_like(teacher, generator.model, config.seed)
-        self.teacher = teacher.requires_grad_(False)
+        self.teacher = shard(teacher) if here().sharded else teacher
+        self.teacher.requires_grad_(False)
         self.codec, self.layout = codec, layout
         self.reward = (
             config.reading(reward).windowed(layout, codec, apart=True)

@@ -188,6 +188,10 @@ class CausalWan(nn.Module):
         cache.check(twin.frames_per_chunk)
         return twin
 
+    def shard_blocks(self) -> list[nn.Module]:
+        """What sharded weights are gathered by: each block, and what is around them."""
+        return [*self.transformer.blocks, self.transformer]
+
     def _appended(self, x0: Tensor, embeds: Tensor, cache: KVCache | Recall | None, frames: tuple[int, ...]) -> KVCache:
         new: dict[int, tuple[Tensor, Tensor]] = {}
         self._run(x0, 0.0, embeds, self._context(x0, frames, cache, new=new))

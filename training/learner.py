@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError, pack_optimizer, unpack_optimizer
 from ..models.lora import load_own_weights, own_weights, twin
+from ..models.shards import full, is_sharded, shard
 from .masters import MasterWeights
 from .ranks import here
 
@@ -94,7 +95,10 @@ class Learner(Generic[Trained]):
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("nothing to train: no parameter of the module requires a gradient")
-        self.ranks.copy_first([*module.parameters(), *module.buffers()])
+        if not is_sharded(module):
+            self.ranks.copy_first([*module.parameters(), *module.buffers()])
+        if self.ranks.sharded and hasattr(module, "shard_blocks"):
+            self.parameters = [p for p in shard(module).parameters() if p.requires_grad]
         self.masters = MasterWeights(self.parameters)
         self.parameters = self.masters.weights
         self.optimizers = config.optimizers(module, self.parameters)
@@ -110,7 +114,7 @@ class Learner(Generic[Trained]):
         """One optimiser step on the gradients gathered, in float32. Returns `grad_norm` before clipping, `skipped` (0
         or 1) and, of weights that are kept in a smaller type, `weights_moved`: the share that moved there."""
         self._average_over_processes()
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        norm = float(full(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)))
         finite, moved = math.isfinite(norm), dict[str, float]()
         if finite:
             moved = self._move()
@@ -179,7 +183,7 @@ class Learner(Generic[Trained]):
     @torch.no_grad()
     def _average_over_processes(self) -> None:
         """Every gradient becomes its mean over the processes."""
-        if self.ranks.count == 1:
+        if self.ranks.count == 1 or is_sharded(self.module):  # whose backward does it
             return
         for p in self.parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
