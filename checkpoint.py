@@ -74,20 +74,32 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, Mapping[str, Tenso
     """
     from safetensors.torch import save_file
 
-    folder, aside, ready, old = _places(folder)
-    _refuse_to_replace(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _settle(folder)
-    aside.mkdir()
-    files = {}
+    aside, files = begin_checkpoint(folder), {}
     for group, named in tensors.items():
         if not _GROUP.fullmatch(group):
             raise CheckpointError(f"group name {group!r}: use letters, digits, - and _")
         path = aside / f"{group}.safetensors"
         save_file(_storable(named), path)
-        _sync(path)
         files[path.name] = sha256_file(path)
-    write_json(aside / MANIFEST, {"format": 1, "files": files, "meta": dict(meta)})
+    finish_checkpoint(folder, {"format": 1, "files": files, "meta": dict(meta)})
+
+
+def begin_checkpoint(folder: str | Path) -> Path:
+    """An empty folder to write a checkpoint's files into, which `finish_checkpoint` puts in its place."""
+    folder, aside, _, _ = _places(folder)
+    _refuse_to_replace(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _settle(folder)
+    aside.mkdir()
+    return aside
+
+
+def finish_checkpoint(folder: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Put what was written since `begin_checkpoint` in place, with its manifest."""
+    folder, aside, ready, old = _places(folder)
+    for path in aside.iterdir():
+        _sync(path)
+    write_json(aside / MANIFEST, manifest)
     os.rename(aside, ready)
     if folder.exists():
         os.rename(folder, old)
@@ -130,23 +142,35 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], d
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder, _, ready, _ = _places(folder)
-    if not has_checkpoint(folder):
-        raise CheckpointError(f"{folder}: no checkpoint here ({MANIFEST} not found)")
-    found = folder if (folder / MANIFEST).is_file() else ready
-    files, meta = _read_manifest(found / MANIFEST)
+    found, files, meta, groups = open_checkpoint(folder)
+    if groups is not None:
+        raise CheckpointError(f"{folder}: several processes wrote it in parts, which a training alone puts together")
     tensors = {}
     for name, digest in files.items():
-        path = found / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: listed in {MANIFEST} but missing")
-        if sha256_file(path) != digest:
-            raise CheckpointError(f"{path}: damaged (its SHA-256 is not the one in {MANIFEST})")
+        path = intact(found / name, digest)
         try:
             tensors[path.stem] = load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
     return tensors, meta
+
+
+def open_checkpoint(folder: str | Path) -> tuple[Path, dict[str, str], dict[str, Any], list[str] | None]:
+    """Where a checkpoint's files lie, their digests by name, its meta, and the groups where files hold parts of all."""
+    folder, _, ready, _ = _places(folder)
+    if not has_checkpoint(folder):
+        raise CheckpointError(f"{folder}: no checkpoint here ({MANIFEST} not found)")
+    found = folder if (folder / MANIFEST).is_file() else ready
+    return found, *_read_manifest(found / MANIFEST)
+
+
+def intact(path: Path, digest: str) -> Path:
+    """The path of a checkpoint's file; CheckpointError where it is missing or changed."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: listed in {MANIFEST} but missing")
+    if sha256_file(path) != digest:
+        raise CheckpointError(f"{path}: damaged (its SHA-256 is not the one in {MANIFEST})")
+    return path
 
 
 def refuse_missing(whose: str, found: Iterable[str], wanted: Iterable[str]) -> None:
@@ -160,6 +184,7 @@ def sha256_weights(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype} ".encode())
+        tensor = getattr(tensor, "full_tensor", tensor.detach)()  # of one in shards
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -243,16 +268,16 @@ def _refuse_to_replace(folder: Path) -> None:
         raise CheckpointError(f"{folder}: holds {foreign[0]!r}, so it is no checkpoint; choose another folder")
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def _read_manifest(path: Path) -> tuple[dict[str, str], dict[str, Any], list[str] | None]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        files, meta = manifest["files"], manifest["meta"]
+        files, meta, groups = manifest["files"], manifest["meta"], manifest.get("groups")
         names_fit = all(_GROUP.fullmatch(name.removesuffix(".safetensors")) for name in files)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint manifest ({error!r})") from error
     if not names_fit:
         raise CheckpointError(f"{path}: lists a file outside its folder")
-    return files, meta
+    return files, meta, groups
 
 
 def _storable(named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -234,7 +234,7 @@ class FineTune:
     def _teach_critic(self, values: Tensor, returns: Tensor) -> dict[str, float]:
         assert self.critic is not None
         loss = (values - returns.detach()).square().mean()
-        explained = 1 - loss.detach() / returns.var(correction=0).clamp_min(1e-12)
+        explained = 1 - loss.detach() / self.learner.ranks.gather(returns).var(correction=0).clamp_min(1e-12)
         self.critic.step(loss)
         return {"losses/value_loss": float(loss.detach()), "losses/explained_variance": float(explained)}
 

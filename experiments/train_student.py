@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, write_json
+from ..checkpoint import CheckpointError, has_checkpoint, open_checkpoint, write_json
 from ..envs.stack import Stack
 from ..models.generator import Generator, stream
 from ..models.lora import adapter_of, plain_model
 from ..models.lora_files import save_lora
+from ..models.shards import shard, whole
 from ..models.stream_files import save_transformer
 from ..models.tiny import STEPS, load_manifest, save_tiny
 from ..noise import stream_keys
@@ -114,6 +115,8 @@ def _train_student(command: str, name: str, recipe: Recipe, options: TrainOption
     if options.recompute:
         student.model.transformer.enable_gradient_checkpointing()
     trainer = recipe.trainer(stack, student)
+    if ranks.sharded:
+        shard(student.model)  # says where nothing would be
     few = len(stack.generator.sigmas) < STEPS
     kl = (0.0 if few else GuardConfig.kl) if options.guard_kl is None else options.guard_kl
     watched = GuardConfig(every=options.every, kl=kl, seed=options.seed)
@@ -152,6 +155,7 @@ def _train_student(command: str, name: str, recipe: Recipe, options: TrainOption
                 bar=bar,
             )
         after = ranks.told(lambda: _judged(stack, student, options))
+        student = replace(student, model=whole(student.model, ranks.first))
         if not ranks.first:
             return ranks.wait()
         ends = (("start", before), ("fine-tuned" if command == "finetune" else "distilled", after))
@@ -208,7 +212,7 @@ def _rewarded(stack: Stack, student: Generator, name: str, count: int) -> dict[s
 
 def updates_in(checkpoint: Path) -> int:
     """Updates that a checkpoint of `fit` holds; 0 where there is none."""
-    return int(load_checkpoint(checkpoint)[1]["counts"]["updates"]) if has_checkpoint(checkpoint) else 0
+    return int(open_checkpoint(checkpoint)[2]["counts"]["updates"]) if has_checkpoint(checkpoint) else 0
 
 
 def settle_start(out: Path, stack: Stack, options: TrainOptions) -> None:

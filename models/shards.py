@@ -60,9 +60,13 @@ def whole(module: Model, keep: bool = True) -> Model:
 
 def full(value: Tensor) -> Tensor:
     """A tensor in one piece, without gradient; all processes call it alike."""
-    from torch.distributed.tensor import DTensor
+    found: Any = value.detach()
+    return found.full_tensor() if in_shards(found) else found
 
-    return value.detach().full_tensor() if isinstance(value, DTensor) else value.detach()
+
+def in_shards(value: Any) -> bool:
+    """Whether a tensor is one of which every process has a part."""
+    return hasattr(value, "full_tensor")
 
 
 def _whole(root: nn.Module, keep: bool = True) -> nn.Module:

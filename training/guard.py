@@ -129,8 +129,7 @@ class Guard:
         self.bad_evals = 0
         self.tripwires = UpdateTripwires(config.grad_norm, config.critic_loss)
         self.stopped, self.stop_reason = False, ""
-        self.counts = ComputeUsage()
-        self._charge = ""
+        self.counts, self._charge = ComputeUsage(), ""
 
     def should_run(self, update: int, last: int) -> bool:
         """Whether to look after this update of `last`: at the start, every so many, and at the end."""
@@ -171,7 +170,8 @@ class Guard:
 
     def state(self) -> State:
         """Everything that a bitwise resume needs: groups of tensors (those in use, no copies), and what JSON holds."""
-        groups: Groups = {"best": self.weights, "reference": own_weights(self.reference), "looks": {}}
+        best = self.weights or own_weights(self.generator.model)
+        groups: Groups = {"best": best, "reference": own_weights(self.reference), "looks": {}}
         meta: dict[str, Any] = {"config": asdict(self.config), "counts": asdict(self.counts), "looks": {}}
         for name in ("start", "best"):
             look: EvalPoint | None = getattr(self, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -102,6 +102,8 @@ class Learner(Generic[Trained]):
         self.masters = MasterWeights(self.parameters)
         self.parameters = self.masters.weights
         self.optimizers = config.optimizers(module, self.parameters)
+        if is_sharded(module):
+            _begin(self.optimizers)
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.updates = self.skipped = self._skipped_in_a_row = 0
 
@@ -211,3 +213,12 @@ class Learner(Generic[Trained]):
                 f"the gradient norm after update {self.updates} is {norm}: lower the learning rate, "
                 "or resume from the last checkpoint"
             )
+
+
+def _begin(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Give AdamW the state that it would make at its first step, so that a checkpoint's finds its shards there."""
+    if list(optimizers) != ["optimizer"]:
+        raise ValueError("Muon takes whole matrices: leave muon_lr or --shard out")
+    for p in optimizers["optimizer"].param_groups[0]["params"]:
+        means = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        optimizers["optimizer"].state[p] = {"step": torch.tensor(0.0), **means}

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+from ..checkpoint import CheckpointError, has_checkpoint, save_checkpoint
 from .learner import NonFiniteError
+from .parts import load_parts, save_parts
 from .ranks import here
 from .state import State, Stateful, load_trainer, trainer_state
 from .usage import ComputeUsage
@@ -120,9 +121,11 @@ def _advance(bar: tqdm, measured: Mapping[str, float]) -> None:
 
 
 def _save(checkpoint: Path, trainer: Trainer, guard: Callback | None) -> None:
-    state = _state(trainer, guard)
-    if here().first:
+    state, ranks = _state(trainer, guard), here()
+    if ranks.count == 1:
         save_checkpoint(checkpoint, *state)
+    else:
+        save_parts(checkpoint, state, ranks)
 
 
 def _state(trainer: Trainer, guard: Callback | None) -> State:
@@ -135,7 +138,7 @@ def _state(trainer: Trainer, guard: Callback | None) -> State:
 
 def _resume(trainer: Trainer, guard: Callback | None, checkpoint: Path) -> None:
     """Inverse of `_state`; CheckpointError where only one of checkpoint and call has a guard."""
-    groups, meta = load_checkpoint(checkpoint)
+    groups, meta = load_parts(checkpoint, _state(trainer, guard)[0], here())
     if ("guard" in meta) != (guard is not None):
         raise CheckpointError(
             f"{checkpoint}: the checkpoint and this call differ in whether there is a guard: call as before, or give "

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..models.shards import full
+
 
 class MasterWeights:
     """What an optimiser moves in place of parameters that a network computes with.
@@ -40,7 +42,7 @@ class MasterWeights:
         moved = []
         for parameter, weight in self.pairs:
             rounded = weight.to(parameter.dtype)
-            moved.append((rounded != parameter).float().mean() * parameter.numel())
+            moved.append(full((rounded != parameter).float().mean()) * parameter.numel())
             parameter.copy_(rounded)
         count = sum(parameter.numel() for parameter, _ in self.pairs)
         return {"weights_moved": float(torch.stack(moved).sum()) / count} if moved else {}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -103,6 +103,13 @@ class Ranks:
         dist.broadcast_object_list(found, 0, device=_device())
         return found[0]  # type: ignore[return-value]
 
+    def collect(self, own: T) -> list[T]:
+        """What every process has, in order, for all."""
+        found: list[Any] = [own] * self.count
+        if self.count > 1:
+            dist.all_gather_object(found, own)
+        return found
+
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
@@ -144,10 +151,15 @@ def join(device: torch.device | str = "cpu", shard: bool = False) -> Ranks:
         state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
         _HERE = Ranks(state.process_index, state.num_processes, shard)
         if not begun:
-            atexit.register(dist.destroy_process_group)
+            atexit.register(_leave)
     elif shard:
         raise RankError("to shard takes several processes: start them by torchrun --nproc-per-node 2 -m reelgym ...")
     return _HERE
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

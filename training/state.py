@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -77,7 +78,16 @@ def load_trainer(trainer: Stateful, groups: Groups, meta: dict[str, Any]) -> Non
 
 def _teacher(trainer: Stateful) -> dict[str, str]:
     teacher = getattr(trainer, "teacher", None)
-    return {"teacher": sha256_weights(teacher.state_dict())} if isinstance(teacher, nn.Module) else {}
+    if not isinstance(teacher, nn.Module):
+        return {}
+    written = sum(value._version for value in teacher.parameters())
+    if _DIGESTS.get(teacher, (-1, ""))[0] != written:
+        _DIGESTS[teacher] = written, sha256_weights(teacher.state_dict())
+    return {"teacher": _DIGESTS[teacher][1]}
+
+
+_DIGESTS: WeakKeyDictionary[nn.Module, tuple[int, str]] = WeakKeyDictionary()
+"""Of teachers, by how often their weights were written to: a large one takes a while."""
 
 
 def differences(mine: Mapping[str, Any], found: Mapping[str, Any], place: str = "") -> list[str]:
