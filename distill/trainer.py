@@ -161,8 +161,7 @@ class Distill:
             raise ValueError("a GAN term learns from clips of the world: pass clips")
         self.config, self.generator, self.prompts, self.null, self.clips = config, generator, prompts, null, clips
         critic = trainable_like(teacher, generator.model, config.seed)
-        self.teacher = shard(teacher) if here().sharded else teacher
-        self.teacher.requires_grad_(False)
+        self.teacher = (shard(teacher) if here().sharded else teacher).requires_grad_(False)
         self.codec, self.layout = codec, layout
         self.reward = (
             config.reading(reward).windowed(layout, codec, apart=True)
@@ -172,8 +171,7 @@ class Distill:
         self.learner = Learner(generator.model, config.generator)
         self.critic = Learner(critic, config.critic)
         self.gan = GanTerm(generator.latent_shape[0], config.critic, config.seed) if config.gan else None
-        axes = len(self.reward.axes) if self.reward else 1
-        self.balance = BalanceState.open(axes, config.balance)
+        self.balance = BalanceState.open(len(self.reward.axes) if self.reward else 1, config.balance)
         self.counts = ComputeUsage()
 
     def update(self) -> dict[str, float]:
@@ -195,8 +193,7 @@ class Distill:
                 gained, found = self._gan(self.gan, x0.detach(), keys, draw)
                 direction, measured = direction + config.gan * gained, measured | found
             weight, scored = self._weight(x0.detach(), embeds, texts)
-            size = float(direction.abs().mean())
-            direction = weight * direction
+            size, direction = float(direction.abs().mean()), weight * direction
 
             def loss(rows: slice) -> Tensor:
                 again = x0 if whole else self._clips(embeds[rows], keys[rows], exit_step, grad=True)

@@ -108,7 +108,7 @@ def gradients(name):
             for place, p in enumerate(learner.parameters):
                 found[f"{role} {step} {place}"] = full(p.grad).clone()
 
-        learner._move = record
+        learner._move = lambda record=record: record() or {}
     measured = here().means(trainer.update())
     spent = {key: value for key, value in vars(trainer.counts).items() if "seconds" not in key}
     told = {**measured, **spent}
