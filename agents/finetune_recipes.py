@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..training.learner import LearnerConfig
 from .advantage import AdvantageEstimator
 from .finetune import FineTuneConfig
 from .forward_process import ForwardProcess
 from .policy_gradient import PolicyGradient
-from .reward_gradient import RewardGradient
+from .reward_gradient import RewardGradient, WindowGradient
 
 EPISODE = AdvantageEstimator(returns="episode", normalize_std="group")
 """One score for all chunks of a clip, as published."""
@@ -48,4 +50,6 @@ half of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) push all stoch
 share no prefix. All but reward play 16 clips an update."""
 ALIASES = {"refl": "reward", "nft": "forward", "grpo": "policy", "cm-grpo": "raven"}
 """The papers' names."""
-RECIPES = FINETUNE | {alias: FINETUNE[name] for alias, name in ALIASES.items()}
+WINDOW = replace(FINETUNE["reward"], direction=WindowGradient())
+"""reward, but an update sees one window of each clip: what fits where the whole clip's frames do not."""
+RECIPES = FINETUNE | {"reward-window": WINDOW} | {alias: FINETUNE[name] for alias, name in ALIASES.items()}

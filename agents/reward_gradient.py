@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,18 @@ from ..models.generator import Generator
 from ..models.prompts import PromptBatch
 from ..noise import fold, normal, uniform
 from ..rewards.stream_reward import NoGradientError, StreamReward
-from ..rewards.windows import clip_prompts
+from ..rewards.windows import ChunkLayout, clip_prompts
 from ..training.microbatches import parts
 from .direction import Needs, TrainingBatch, TrainingSample
 from .rollout import Rollout
+
+
+class Decodes(Protocol):
+    """The half of a codec that a reward gradient goes through."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, F, C, h, w] to video [B, F', 3, H, W]."""
+        ...
 
 
 def augmented(video: Tensor, keys: Tensor, noise: float, shift: int) -> Tensor:
@@ -35,7 +43,7 @@ def augmented(video: Tensor, keys: Tensor, noise: float, shift: int) -> Tensor:
 
 
 def reward_direction(
-    latents: Tensor, prompts: PromptBatch, reward: StreamReward, codec: Codec, keys: Tensor, noise: float, shift: int
+    latents: Tensor, prompts: PromptBatch, reward: StreamReward, codec: Decodes, keys: Tensor, noise: float, shift: int
 ) -> tuple[Tensor, Tensor]:
     """Minus d reward / d latents through codec and augmentation, divided by its root mean square per clip; and the
     reward [B] of the augmented clips.
@@ -78,13 +86,11 @@ class RewardGradient:
 
     def training_samples(self, played: Rollout, keys: Tensor, actor: Generator, env: StreamingEnv) -> TrainingBatch:
         """One minibatch; its targets are the direction, and clips are scored as they are augmented."""
-        latents = played.latents.detach()
         assert isinstance(env.reward, StreamReward), "a trainer looks at it when it is made"
-        reward = env.reward.windowed(env.layout, env.codec)
-        keys, told = fold(keys, 1), list[tuple[Tensor, Tensor]]()
+        latents, keys, told = played.latents.detach(), fold(keys, 1), list[tuple[Tensor, Tensor]]()
         for rows, _ in parts(len(latents)):
-            prompts, augment = clip_prompts(played.embeds[rows], played.texts[rows]), (self.noise, self.shift)
-            told.append(reward_direction(latents[rows], prompts, reward, env.codec, keys[rows], *augment))
+            prompts = clip_prompts(played.embeds[rows], played.texts[rows])
+            told.append(self.direction(latents[rows], prompts, keys[rows], env.reward, env))
         found, returns = map(torch.cat, zip(*told, strict=True))
         samples = []
         for step, direction in zip(played.steps, found.chunk(len(played.steps), 1), strict=True):
@@ -93,8 +99,70 @@ class RewardGradient:
             samples.append(TrainingSample(last.x, sigma, direction, x0=step.chunk))
         return TrainingBatch([samples], returns)
 
+    def direction(
+        self, latents: Tensor, prompts: PromptBatch, keys: Tensor, reward: StreamReward, env: StreamingEnv
+    ) -> tuple[Tensor, Tensor]:
+        """`reward_direction` of whole clips, through all their windows."""
+        whole = reward.windowed(env.layout, env.codec)
+        return reward_direction(latents, prompts, whole, env.codec, keys, self.noise, self.shift)
+
     def loss_gradient(
         self, sample: TrainingSample, x0: Tensor, old_x0: Tensor, advantage: Tensor, weight: Tensor | float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The direction, of unit size per clip."""
         return weight * sample.target, {}
+
+
+@dataclass(frozen=True)
+class WindowGradient(RewardGradient):
+    """The gradient of one window of a clip, drawn at random from those that the reward can see, in place of all.
+
+    Decoder and reward then hold the activations of a window's frames alone. In the mean over draws it is the gradient
+    of the whole clip, but for what latents before a window do to its frames through the codec's memory: that part is
+    left out. Its size is that of the whole clip's.
+    """
+
+    kind: Literal["window"] = "window"  # type: ignore[assignment]
+
+    def direction(
+        self, latents: Tensor, prompts: PromptBatch, keys: Tensor, reward: StreamReward, env: StreamingEnv
+    ) -> tuple[Tensor, Tensor]:
+        """Zero outside of the window; and the reward [B] of the window alone."""
+        codec, layout = env.codec, env.layout
+        ends = seen_windows(reward, codec, layout)
+        drawn = (uniform(fold(keys, 2), 0, 0, ()) * len(ends)).long()
+        found, returns = torch.zeros_like(latents), latents.new_zeros(len(latents))
+        for place in sorted(set(drawn.tolist())):
+            rows, span = (drawn == place).nonzero()[:, 0], frames_of_window(layout, ends[place])
+            some, own = prompts.take(rows * layout.chunks + ends[place]), latents[rows]
+            tail = WindowCodec(codec, own[:, : span.start])
+            way, returns[rows] = reward_direction(own[:, span], some, reward, tail, keys[rows], self.noise, self.shift)
+            found[rows, span] = way * (latents.shape[1] / way.shape[1]) ** 0.5
+        return found, returns
+
+
+class WindowCodec:
+    """Decodes what comes after latents [B, F, C, h, w], through which no gradient goes."""
+
+    def __init__(self, codec: Codec, before: Tensor) -> None:
+        self.codec, self.state = codec, codec.open()
+        if before.shape[1]:
+            with torch.no_grad():
+                _, self.state = codec.decode_stream(before, self.state)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The video of the latents that follow."""
+        video: Tensor = self.codec.decode_stream(latents, self.state)[0]
+        return video
+
+
+def frames_of_window(layout: ChunkLayout, end: int) -> slice:
+    """The latent frames of the window that ends with a chunk."""
+    window = layout.window(end)
+    return slice(window[0] * layout.frames_per_chunk, (window[-1] + 1) * layout.frames_per_chunk)
+
+
+def seen_windows(reward: StreamReward, codec: Codec, layout: ChunkLayout) -> list[int]:
+    """The last chunks of those windows that are long enough for the reward."""
+    spans = {end: frames_of_window(layout, end) for end in range(layout.chunks)}
+    return [end for end, s in spans.items() if codec.frames_of(s.stop - s.start, s.start) >= reward.min_frames]

@@ -17,9 +17,9 @@ class Config(TrainOptions):
     """How to fine-tune; a run that was killed goes on from its last update."""
 
     recipe: Annotated[str, tyro.conf.Positional]
-    """reward (refl): by the gradient of the reward. forward (nft), policy (grpo): by its value alone, with credit by
-    chunk. raven (cm-grpo), flow-grpo, ddpo: published baselines. Or your own: an import path, such as
-    my_package.recipes:best_of_n, or the name that an installed package gives it."""
+    """reward (refl): by the gradient of the reward; reward-window: of one window of each clip. forward (nft), policy
+    (grpo): by its value alone, with credit by chunk. raven (cm-grpo), flow-grpo, ddpo: published baselines. Or your
+    own: an import path, such as my_package.recipes:best_of_n, or the name that an installed package gives it."""
     prompts: int | None = None
     """Prompts an update, if not the recipe's own."""
     group: int | None = None

@@ -1,5 +1,7 @@
 """Each direction against autograd of its objective written out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -16,8 +18,9 @@ from reelgym.agents.direction import (
 )
 from reelgym.agents.forward_process import ForwardProcess
 from reelgym.agents.policy_gradient import PolicyGradient
-from reelgym.agents.reward_gradient import augmented, reward_direction
+from reelgym.agents.reward_gradient import WindowCodec, WindowGradient, augmented, reward_direction, seen_windows
 from reelgym.agents.rollout import GatheredStep
+from reelgym.envs.stack import Stack
 from reelgym.models.sampler import FlowSDE, Kernel, consistency
 from reelgym.noise import stream_keys
 from reelgym.rewards.windows import clip_prompts
@@ -192,6 +195,37 @@ def test_reward_direction_is_the_gradient_of_the_return(codec, reward, prompts, 
     total.sum().neg().backward()
     torch.testing.assert_close(direction, leaf.grad / leaf.grad.square().mean((1, 2, 3, 4), keepdim=True).sqrt())
     torch.testing.assert_close(direction.square().mean((1, 2, 3, 4)), torch.ones(2))
+
+
+def test_the_gradient_of_a_window_is_what_the_whole_clip_gives_its_latents(codec, reward, prompts, layout, real_stack):
+    torch.manual_seed(0)
+    for whose, shape in ((codec, (12, 4, 4, 4)), (Stack.load(real_stack).codec, (6, 4, 6, 10))):
+        leaf = torch.randn(2, *shape, requires_grad=True)
+        span = slice(shape[0] // 2, shape[0] - 1)
+        inside = leaf.detach()[:, span].requires_grad_()
+        video = WindowCodec(whose, leaf.detach()[:, : span.start]).decode(inside)
+        first = whose.frames_of(span.start)
+        whole = whose.decode(leaf)[:, first : first + video.shape[1]]
+        torch.testing.assert_close(video, whole, atol=1e-5, rtol=0)
+        weight = torch.randn_like(video)
+        (found,) = torch.autograd.grad((video * weight).sum(), inside)
+        (wanted,) = torch.autograd.grad((whole * weight).sum(), leaf)
+        torch.testing.assert_close(found, wanted[:, span], atol=1e-5, rtol=1e-5)
+        assert bool(wanted[:, : span.start].any()) == (whose is not codec)  # the part that is left out
+
+
+def test_windows_are_drawn_for_each_clip_and_are_the_return_on_the_average(codec, reward, prompts, layout):
+    latents, (embeds, texts) = torch.randn(1, 12, 4, 4, 4).expand(400, -1, -1, -1, -1), prompts(1, 0)
+    batch, keys = clip_prompts(embeds.expand(400, -1, -1, -1), texts * 400), stream_keys(0, 400)
+    env = SimpleNamespace(codec=codec, layout=layout)
+    found, returns = WindowGradient(noise=0.0, shift=0).direction(latents, batch, keys, reward, env)
+    torch.testing.assert_close(found.square().mean((1, 2, 3, 4)), torch.ones(400))
+    seen = found.abs().sum((2, 3, 4)).unflatten(1, (4, 3)).sum(2).ne(0)
+    assert seen_windows(reward, codec, layout) == [0, 1, 2, 3]
+    kinds = {(True, False, False, False), (True, True, False, False), (False, True, True, False)}
+    assert {tuple(row) for row in seen.tolist()} == kinds | {(False, False, True, True)}
+    whole = reward.windowed(layout, codec).score(codec.decode(latents[:1]), clip_prompts(embeds, texts)).reward
+    assert abs(float(returns.mean() - whole)) < 3 * float(returns.std()) / 20
 
 
 def test_augmentation(codec):

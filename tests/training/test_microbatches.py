@@ -7,7 +7,7 @@ import torch
 
 from reelgym.agents.finetune import FineTune, FineTuneConfig
 from reelgym.agents.policy_gradient import PolicyGradient
-from reelgym.agents.reward_gradient import RewardGradient
+from reelgym.agents.reward_gradient import RewardGradient, WindowGradient
 from reelgym.distill.causal_init import CausalInit, CausalInitConfig
 from reelgym.distill.consistency import Consistency, ConsistencyConfig
 from reelgym.distill.on_policy import OnPolicy, OnPolicyConfig
@@ -19,6 +19,7 @@ FINETUNE = {
     "forward": FineTuneConfig(prompts=3, group=2, kl_coef=0.5, kl_every=2),
     "policy": FineTuneConfig(PolicyGradient(), prompts=3, group=2),
     "reward": FineTuneConfig(RewardGradient(shift=0), prompts=3, group=2, prefix="own"),
+    "window": FineTuneConfig(WindowGradient(), prompts=3, group=2, prefix="own"),
 }
 DISTILL = DistillConfig(batch=5, critic_updates=0)
 
