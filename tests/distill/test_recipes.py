@@ -95,8 +95,11 @@ def test_sid_of_scores_that_know_nothing_of_x_is_dmd_times_sigma():
 
 
 def test_a_critic_on_half_of_the_clips_meets_all_of_them(trainer_of):
-    trainer = trainer_of(replace(DMD, batch=4, critic_updates=2, critic_share=0.5))
+    trainer, taken = trainer_of(replace(DMD, batch=4, critic_updates=2, critic_share=0.5)), []
+    step = trainer._critic_step
+    trainer._critic_step = lambda x0, *others: taken.append(x0) or step(x0, *others)
     trainer.update()
+    assert [len(x0) for x0 in taken] == [2, 2] and not torch.equal(*taken)
     assert trainer.critic.updates == 2 and trainer.counts.critic_calls == 4 * (2 + 2 + 4)
     with pytest.raises(ValueError, match="critic_share"):
         replace(DMD, critic_share=0.0)
