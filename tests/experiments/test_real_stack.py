@@ -40,7 +40,14 @@ def command(capsys, line):
     status = cli.main(line.split())
     out, err = capsys.readouterr()
     assert status == 0, err
+    assert "tiny" not in (out + err).lower()
     return out
+
+
+def test_parts_are_checked_and_data_is_cached(walked, capsys):
+    assert "stack.toml fits: 6 parts" in command(capsys, "stack check stack.toml --no-update --device cpu --out check")
+    out = command(capsys, "stack cache stack.toml --device cpu --out cache")
+    assert "clips: 4 clips (2 train, 1 validation, 1 test)" in out and "4 prompts (2 train" in out
 
 
 def test_a_student_begins_as_its_teacher(walked, capsys):
@@ -88,6 +95,14 @@ def test_methods_are_compared(walked, capsys):
     assert "judged by VBench-Long" in page and page.count("<img") == 3 and "racle" not in page
     rows = [{**methods[0], "axis/similarity 4": 0.5}]
     assert "similarity 4" in plain_table(method_columns({**found, "rows": rows}), rows)
+
+
+def test_a_begun_student_is_distilled_and_streams(walked, capsys):
+    Path("begun.toml").write_text('base = "stack.toml"\n[parts]\nstudent = "begun/student"\n')
+    line = "distill dmd --batch 1 --updates 1 --validation 1 --no-guard --device cpu --stack begun.toml"
+    assert "heldout on validation prompts" in command(capsys, f"{line} --out distilled")
+    line = "generate circle --chunks 2 --device cpu --stack begun.toml --student distilled/student --out clip.mp4"
+    assert "clip.mp4: 5 frames" in command(capsys, line)
 
 
 def vbench(videos, folder):
