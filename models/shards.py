@@ -19,12 +19,17 @@ def shard(module: Model) -> Model:
     """Every process keeps its part of each weight, and gathers those of a block while the block runs; in place.
 
     The module's `shard_blocks()` says what is gathered together: blocks, and last the module around them, which is what
-    is called. ValueError where it names nothing. `copy.deepcopy` makes copies in shards of their own.
+    is called. ValueError where it names nothing, and for trained weights of several dtypes. `copy.deepcopy` makes
+    copies in shards of their own.
     """
     blocks: list[nn.Module] = getattr(module, "shard_blocks", list)()
     if not blocks:
         kind = type(module).__name__
         raise ValueError(f"{kind} names nothing to shard: give it shard_blocks(), or leave --shard out")
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.requires_grad}
+    if len(dtypes) > 1:
+        found = " and ".join(sorted(dtypes))
+        raise ValueError(f"weights of one dtype alone train in shards, not {found}: give dtype float32, or a LoRA")
     if blocks[-1] not in _EMPTY:
         _shard(blocks[-1], [name for name, part in blocks[-1].named_modules() if any(part is b for b in blocks)])
     return module

@@ -84,3 +84,7 @@ def test_what_does_not_go_is_told():
         join(shard=True)
     with pytest.raises(ValueError, match="Linear names nothing to shard"):
         shard(torch.nn.Linear(2, 2))
+    mixed = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16()])
+    mixed.shard_blocks = lambda: [mixed]
+    with pytest.raises(ValueError, match="one dtype alone train in shards, not bfloat16 and float32"):
+        shard(mixed)
