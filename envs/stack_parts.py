@@ -19,7 +19,7 @@ from ..models.fit import refuse_unfit
 from ..models.generator import Generator
 from ..models.lora_files import attach_loras, is_lora, lora_file
 from ..models.stream_files import LONG_CACHE, STUDENT, StreamSettings
-from ..models.tiny import STEPS, build_generator, load_encoder, load_manifest, load_tiny
+from ..models.tiny import STEPS, TINY_FPS, build_generator, load_encoder, load_manifest, load_tiny
 from ..models.umt5 import UMT5TextEncoder
 from ..models.videoreward import VideoReward
 from ..models.wan import CausalWan
@@ -138,7 +138,9 @@ def _videoreward(part: RewardFile, place: Path, said: StackFile, dtype: torch.dt
             "train reward`, or an import path"
         )
     bounds: dict[str, Any] = {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels}
-    fps = said.fps or StreamSettings.fps
+    student, fps = said.parts.get("student"), said.fps
+    if fps is None and student is not None:  # else it is unknown, and the reward refuses to guess
+        fps = TINY_FPS if student.is_tiny else StreamSettings.fps
     return VideoReward.from_pretrained(place, part.backbone, part.template, fps, dtype, device, **bounds)
 
 

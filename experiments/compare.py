@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoint import save_checkpoint
-from ..envs.stack import StackSpec
+from ..envs.stack import Stack, StackSpec
 from ..models.tiny import STEPS
 from ..training.recipe import find_recipe
 from ..training.sequence import Stage
@@ -21,7 +21,7 @@ from .events import write_events
 from .findings import BLOCKS, PICTURES
 from .jobs import Job
 from .options import StackOptions, installed_name
-from .presets import METHOD_RECIPES, PRESETS, Preset, chain
+from .presets import METHOD_RECIPES, PRESETS, Preset, chain, needs_of
 from .report import load_media, summary_text, write_picture, write_report
 from .rows import clip_rows, curve_rows, score_lines, table_rows
 from .runs import Task, work
@@ -126,7 +126,11 @@ def plans_of(config: Config) -> dict[str, Stage]:
     """The preset's methods and the recipes that a user adds, by the name they were asked for; ValueError for a line
     that is not NAME=UPDATES."""
     every = preset_of(config).plans()
-    plans = {name: every[name] for name in every if not config.only or name in config.only}
+    needs = {name: _missing(config.spec.load(), name) for name in every}
+    lacking = {name: found for name, found in needs.items() if found}
+    plans = {name: every[name] for name in every if (name in config.only if config.only else name not in lacking)}
+    for name in (name for name in plans if name in lacking):
+        raise ValueError(f"{config.stack}: {name} needs {', '.join(lacking[name])}, which this stack lacks")
     if missing := {*config.only, *(part for name in plans for part in name.split("+"))} - set(plans):
         raise ValueError(
             f"--only lacks {', '.join(sorted(missing))}: choose from {', '.join(every)}, with a sequence's parts"
@@ -137,6 +141,13 @@ def plans_of(config: Config) -> dict[str, Stage]:
             raise ValueError(f"--add {line}: write module:name=UPDATES, such as my_package.recipes:best_of_n=20")
         plans[name] = Stage(find_recipe(name, METHOD_RECIPES), int(updates))
     return plans
+
+
+def _missing(stack: Stack, name: str) -> list[str]:
+    """What a method needs and a stack lacks."""
+    world = stack.has("grammar") or stack.has("world")
+    there = {"world": world, "clips": stack.has("grammar") or "clips" in stack.data}
+    return [need for need in sorted(needs_of(name)) if not there.get(need, stack.has(need))]
 
 
 def _jobs_of(config: Config, results: Results) -> list[Job]:

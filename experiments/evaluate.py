@@ -182,7 +182,7 @@ def reward_scores(stack: Stack, reward: StreamReward, exam: EvalConfig, grades: 
     """What a reward thinks of an exam's clips, P * K of them: the return in the environment, and each axis."""
     scorer, video = reward.windowed(stack.layout, stack.codec), grades.video.flatten(0, 1)
     parts = [
-        scorer.score(video[at], exam_prompts(stack, exam, at.tolist()))
+        scorer.score(video[at].to(stack.device), exam_prompts(stack, exam, at.tolist()))
         for at in torch.arange(len(video)).split(exam.batch)
     ]
     return Scores(torch.cat([part.scores for part in parts]), torch.cat([part.reward for part in parts]))

@@ -63,6 +63,22 @@ def kind_of(name: str) -> str:
     return "both" if len({part in RL for part in parts}) > 1 else "rl" if parts[0] in RL else "distillation"
 
 
+def needs_of(name: str) -> set[str]:
+    """What a method of METHODS learns from: "reward", "teacher", "clips" and "world"; nothing of a recipe of one's
+    own."""
+    parts, needs = (re.split("[+&]", name) if name in METHODS else []), set[str]()
+    for part in parts:
+        if part == "dmd-oracle":
+            needs.add("world")
+        elif part in RL or part == "stream-r1" or part.startswith(("dmd-", "re-")):
+            needs.add("reward")
+        if part in ("sid", "stream-r1") or "dmd" in part:
+            needs.add("teacher")
+        if part in ("continued", "teacher-forcing", "consistency"):
+            needs.add("clips")
+    return needs
+
+
 ABLATION = ("dmd-spatial", "dmd-balanced", "stream-r1", "dmd-reliability", "re-dmd", "dmd-oracle")
 """Parts of Stream-R1 on DMD: weights within a frame, then also reliability and balanced axes, then also weights of
 frames; reliability alone, of all axes and of motion; and weights that no training may know, as an upper bound."""

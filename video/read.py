@@ -47,7 +47,9 @@ def read_video(
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(path, container)
-            rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            if not rate > 0:
+                raise VideoError(f"{path}: does not say how many frames a second it has; write it anew with a rate")
             for frame in _sample(_decode(path, container, stream, rate), fps, 1 / rate):
                 pixels = torch.from_numpy(_upright(frame))
                 frames.append(pixels if each is None else each(pixels))

@@ -21,7 +21,7 @@ from ...envs.worlds.world import PromptRows
 from ...models.prompts import PromptBatch
 from ...plugins import find
 from ...rewards.compose import CallableReward, as_reward
-from ...rewards.measures import MEASURES, drift, similarities
+from ...rewards.measures import MEASURES, MeasureReward, drift, similarities
 from ...rewards.stream_reward import StreamReward
 from ...rewards.windows import clip_prompts
 from ..systems import encode_clauses
@@ -152,6 +152,8 @@ def _measures(stack: Stack) -> tuple[str, Score]:
         raise ValueError(
             f'{stack.folder}: measures are held against clips of the stack; say clips = "FOLDER" in its toml'
         )
+    if "reward" not in stack.places and stack.has("reward") and isinstance(stack.reward.model, MeasureReward):
+        raise ValueError("the judge measures measures what the reward maximises: who trains does not judge")
     real: dict[str, Tensor] = {}
 
     def score(video: Tensor, rows: PromptRows) -> dict[str, Tensor]:

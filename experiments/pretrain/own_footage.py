@@ -68,10 +68,10 @@ def own_footage(stack: Stack, family: str, count: int, split: str, seed: int) ->
 def _real(stack: Stack, count: int, split: str, seed: int) -> Tensor:
     """Clips of a split in an order of the seed, at least a few: where there are fewer, some stand twice."""
     clips = data_of(stack).clips(split)
-    order = torch.randperm(len(clips.keys), generator=torch.Generator().manual_seed(seed)).tolist()
-    rows = (order * -(-_FEWEST // len(order)) if len(order) < _FEWEST else order)[:count]
-    latents = (clips.store.get(clips.keys[row])[None].to(stack.device) for row in rows)
-    return torch.cat([stack.codec.decode(one).cpu() for one in latents])
+    order = torch.randperm(len(clips.keys), generator=torch.Generator().manual_seed(seed)).tolist()[:count]
+    latents = (clips.store.get(clips.keys[row])[None].to(stack.device) for row in order)
+    video = torch.cat([stack.codec.decode(one).cpu() for one in latents])
+    return video[torch.arange(max(len(order), min(count, _FEWEST))) % len(order)]
 
 
 def _held(video: Tensor, random: torch.Generator) -> Tensor:

@@ -149,7 +149,7 @@ class VideoReward(TokenReward):
     def _patches(self, clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Patches [N, 1176] and grids [B, 3] of the clips, once they are checked, on their device."""
         if self.source_fps is None:
-            raise ValueError("source_fps: not given; set it to the frames per second of the clips")
+            raise ValueError("source_fps: not given; set it to the frames per second of the clips (stack.toml: fps)")
         patches, grids = [], []
         for index, clip in enumerate(clips):
             _check(clip, index)

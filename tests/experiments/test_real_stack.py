@@ -3,7 +3,9 @@ who judges it."""
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,28 +14,46 @@ import torch
 from reelgym.agents.finetune_recipes import FINETUNE
 from reelgym.agents.league import build
 from reelgym.envs.stack import Stack, StackSpec
-from reelgym.experiments import cli, selfplay
+from reelgym.experiments import cli, compare, jobs, selfplay
+from reelgym.experiments.evaluation import judged
 from reelgym.experiments.evaluation.columns import method_columns
 from reelgym.experiments.evaluation.judges import clip_measures, judge_for, judge_reward, open_judge
 from reelgym.experiments.evaluation.vbench import read_vbench
 from reelgym.experiments.league import runs as league
 from reelgym.experiments.league.dataset import Budget, FamilyClips
+from reelgym.experiments.presets import needs_of
 from reelgym.experiments.pretrain import detector as pretraining
 from reelgym.experiments.tables import plain_table
-from reelgym.models.tiny import load_tiny
+from reelgym.models.detector import ClipDetector
+from reelgym.models.tiny import load_tiny, save_tiny
+from reelgym.rewards.measures import MeasureReward
 
+HELDOUT = sys.modules["random_stack"].HELDOUT
 ROWS = [["a circle"] * 2, ["a square"] * 2]
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
     """A stack.toml: Wan, AutoencoderKLWan, UMT5, Qwen2-VL with VideoReward's head twice, prompts, encoded videos."""
-    return sys.modules["random_stack"].main(tmp_path_factory.mktemp("walk"))
+    toml = sys.modules["random_stack"].main(tmp_path_factory.mktemp("walk"))
+    toml.with_name("bare.toml").write_text(toml.read_text().split("[parts.reward]")[0])
+    return toml
+
+
+@pytest.fixture(scope="module")
+def begun(walked):
+    """What `train student` prints of a student that begins as its teacher."""
+    line = f"train student --stack {walked} --batch 1 --out {walked.parent / 'begun'} --threads 1"
+    with redirect_stdout(StringIO()) as printed:
+        assert cli.main([*line.split(), "--steps", "2", "--recipe", "teacher-forcing+consistency"]) == 0
+    return printed.getvalue()
 
 
 @pytest.fixture(autouse=True)
 def here(walked, monkeypatch):
     monkeypatch.chdir(walked.parent)
+    monkeypatch.setattr(jobs, "made_from", lambda work, *modules: "one state of the code")
+    monkeypatch.setattr(judged, "LONG", 2)
 
 
 def command(capsys, line):
@@ -50,10 +70,9 @@ def test_parts_are_checked_and_data_is_cached(walked, capsys):
     assert "clips: 4 clips (2 train, 1 validation, 1 test)" in out and "4 prompts (2 train" in out
 
 
-def test_a_student_begins_as_its_teacher(walked, capsys):
+def test_a_student_begins_as_its_teacher(walked, begun, capsys):
     line = "train student --stack stack.toml --batch 1 --out begun --threads 1"
-    out = command(capsys, f"{line} --steps 2 --recipe teacher-forcing+consistency")
-    assert "validation_loss=" in out and "student: begun/student" in out
+    assert "validation_loss=" in begun and "begun/student" in begun and "tiny" not in begun
     told = json.loads(Path("begun/student/student.json").read_text())
     assert told["steps"] == 2 and told["made_from"] == Stack.load(walked).weights()["teacher"]
     start = Stack.load(walked).teacher.transformer.state_dict()
@@ -97,7 +116,7 @@ def test_methods_are_compared(walked, capsys):
     assert "similarity 4" in plain_table(method_columns({**found, "rows": rows}), rows)
 
 
-def test_a_begun_student_is_distilled_and_streams(walked, capsys):
+def test_a_begun_student_is_distilled_and_streams(walked, begun, capsys):
     Path("begun.toml").write_text('base = "stack.toml"\n[parts]\nstudent = "begun/student"\n')
     line = "distill dmd --batch 1 --updates 1 --validation 1 --no-guard --device cpu --stack begun.toml"
     assert "heldout on validation prompts" in command(capsys, f"{line} --out distilled")
@@ -118,6 +137,17 @@ def vbench(videos, folder):
         sharp = [{"video_path": str(clip), "video_results": 50.0} for clip in clips]
         held = {"motion_smoothness": [0.75, smooth], "imaging_quality": [0.5, sharp]}
         (folder / f"results_{run.name}_eval_results.json").write_text(json.dumps(held))
+
+
+def test_methods_that_lack_a_part_are_left_out(walked):
+    bare = walked.with_name("lacking.toml")
+    bare.write_text(walked.read_text().split("\n[parts.reward]")[0].replace('clips = "clips"', "") + HELDOUT)
+    config = compare.Config("quick", stack=str(bare), device="cpu")
+    assert list(compare.plans_of(config)) == ["dmd"]
+    assert compare.references_of(config) == ["teacher", "start", "four-steps"]
+    with pytest.raises(ValueError, match="consistency needs clips, which this stack lacks"):
+        compare.plans_of(replace(config, only=("consistency", "dmd")))
+    assert needs_of("dmd&reward") == {"reward", "teacher"} and needs_of("on-policy") == set()
 
 
 def test_files_of_vbench(tmp_path):
@@ -150,8 +180,7 @@ def test_a_student_is_fine_tuned_under_a_guard_that_measures(walked, capsys):
 def test_who_judges(walked, tmp_path, monkeypatch):
     stack = Stack.load(walked)
     assert judge_for(stack) == "heldout" and judge_for(Stack.load("tiny")) == "oracle"
-    (walked.parent / "bare.toml").write_text(walked.read_text().split("[parts.reward]")[0])
-    bare = Stack.load(walked.parent / "bare.toml")
+    bare = Stack.load(walked.with_name("bare.toml"))
     assert judge_for(bare) == "measures"
     (walked.parent / "mine.py").write_text(
         "def redness(video, prompts):\n"
@@ -178,6 +207,8 @@ def test_who_trains_does_not_judge(walked):
     for stack, name in ((same, "heldout"), (mine, "mean:mean")):
         with pytest.raises(ValueError, match="who trains does not judge"):
             open_judge(name, stack)
+    with pytest.raises(ValueError, match="who trains does not judge"):
+        open_judge("measures", Stack.load(walked).with_parts(reward=MeasureReward(("sharpness",))))
     for name, toml, words in (
         ("heldout", "bare.toml", "no held-out reward"),
         ("nobody", "bare.toml", "no 'nobody' among"),
@@ -203,14 +234,19 @@ SMALL = Budget(
 )  # fmt: skip
 
 
-def test_a_detector_and_self_play(walked, capsys, monkeypatch):
+def test_a_detector_learns_from_videos(walked, capsys, monkeypatch):
     short = {"real": 4, "made": 2, "slow": 1, "calibrated": 4, "measured": 4, "judged": 2}
     recipes = {name: replace(recipe, **short) for name, recipe in pretraining.DETECTOR_RECIPES.items()}
     monkeypatch.setattr(pretraining, "DETECTOR_RECIPES", recipes)
     out = command(capsys, "train rival --stack stack.toml --steps 1 --batch 2 --threads 1 --out rival")
     assert "auc_student=" in out and load_tiny("rival", walked.parent / "rival" / "weights").size == (24, 40)
+
+
+def test_a_generator_and_a_detector_play(walked, capsys, monkeypatch):
+    torch.manual_seed(0)
+    save_tiny(Path("weak/weights"), ClipDetector(8, (24, 40)), {})
     toml = walked.with_name("played.toml")
-    toml.write_text('base = "stack.toml"\n[parts]\nrival = "rival/weights"\n')
+    toml.write_text('base = "stack.toml"\n[parts]\nrival = "weak/weights"\n')
     monkeypatch.setitem(selfplay.SELFPLAY_PRESETS, "quick", replace(selfplay.SELFPLAY_PRESETS["quick"], size=SMALL))
     for module in (build, league):
         monkeypatch.setattr(module, "DETECTION", replace(module.DETECTION, batch=2))

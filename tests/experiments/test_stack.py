@@ -11,6 +11,7 @@ from reelgym.distill.recipes import DISTILL
 from reelgym.envs.stack import Stack, StackSpec
 from reelgym.experiments import cli
 from reelgym.models.codec import WanCodec
+from reelgym.models.prompts import PromptBatch
 from reelgym.models.umt5 import UMT5TextEncoder
 from reelgym.models.videoreward import VideoReward
 from reelgym.models.wan_files import load_transformer
@@ -43,6 +44,15 @@ def test_a_real_stack_is_made_of_what_its_file_says(real_stack):
     assert stack.teacher.transformer is not stack.student().model.transformer
     assert set(stack.weights()) == {"codec", "student", "teacher", "encoder", "reward"}
     assert real_stack in StackSpec(str(real_stack)).depends_on
+
+
+def test_a_reward_refuses_clips_of_an_unknown_rate(real_stack):
+    toml = edited(real_stack, "fps = 8\n", "")
+    assert Stack.load(toml).reward.model.source_fps == Stack.load(toml).fps == 16
+    toml.write_text(toml.read_text().replace('student = "wan"\n', ""))
+    reward = Stack.load(toml).reward
+    with pytest.raises(ValueError, match="source_fps: not given.* fps"):
+        reward.score(torch.rand(1, 5, 3, 48, 80), PromptBatch(("a circle",), torch.zeros(1, 0, 0)))
 
 
 def test_what_a_file_says_over_its_base(real_stack, stack):
