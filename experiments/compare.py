@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checkpoint import save_checkpoint
+from ..checkpoint import save_checkpoint, write_json
 from ..envs.stack import Stack, StackSpec
+from ..models.lora_files import write_lora
+from ..models.stream_files import STUDENT
 from ..models.tiny import STEPS
 from ..training.recipe import find_recipe
 from ..training.sequence import Stage
@@ -20,7 +22,7 @@ from .evaluation.vbench import read_vbench, rejudged
 from .events import write_events
 from .findings import BLOCKS, PICTURES
 from .jobs import Job
-from .options import StackOptions, installed_name
+from .options import AdapterOptions, StackOptions, installed_name
 from .presets import METHOD_RECIPES, PRESETS, Preset, chain, needs_of
 from .report import load_media, summary_text, write_picture, write_report
 from .rows import clip_rows, curve_rows, score_lines, table_rows
@@ -33,7 +35,7 @@ __all__ = ["BLOCKS", "PICTURES", "Config", "run"]
 
 
 @dataclass(frozen=True)
-class Config(StackOptions):
+class Config(AdapterOptions, StackOptions):
     """What to compare; a run that was killed goes on where it was, jobs that are finished are not redone."""
 
     preset: Literal["quick", "one-step", "two-steps", "ablation", "standard", "smoke"] = "quick"
@@ -73,11 +75,21 @@ def run(config: Config) -> None:
     out, found = done.out, {name: result for name, (_, result) in done.results.items()}
     media = {name: tensor for groups, _ in done.results.values() for name, tensor in groups.get("media", {}).items()}
     save_checkpoint(out / "media", {"media": media}, {})
+    if done.config.adapter is not None:
+        write_loras(out / "students", done.results)
     lines = score_lines(_runs(done.config, done.results), preset_of(done.config).exam)
     (out / "scores.csv").write_text("\n".join(lines) + "\n")
     write_events(out / "tensorboard", found, load_media(out / "media"))
     write_picture(out, out / PICTURES[0])
     print(f"report: {write_report(out)}\ncurves and clips: tensorboard --logdir {out / 'tensorboard'}")
+
+
+def write_loras(folder: Path, results: Results) -> None:
+    """What every method trained with every seed, as `generate --student` and diffusers read it."""
+    for name, (groups, found) in results.items():
+        if "weights" in groups:
+            write_lora(folder / name, groups["weights"])
+            write_json(folder / name / STUDENT, {"part": "student", "sampler_steps": found["steps"]})
 
 
 def preset_of(config: Config) -> Preset:
@@ -164,9 +176,9 @@ def search_jobs(config: Config, plans: Mapping[str, Stage]) -> list[Job]:
     A sequence is not searched: it takes the winners of its parts.
     """
     preset = preset_of(config)
-    share, cost = preset.search_share, 2 * preset.search_share
+    share, cost, trained = preset.search_share, 2 * preset.search_share, (spec_of(config), config.adapter)
     return [
-        Job(folder_of(job), Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, spec_of(config)), cost)
+        Job(folder_of(job), Task(name, SEARCH_SEED, None, preset.validation, plan, 1, 0, *trained), cost)
         for name, start in plans.items()
         for job, recipe in tries_of(name, start.recipe, preset.search).items()
         for plan in [Stage(recipe, max(1, round(share * start.updates)))]
@@ -207,7 +219,7 @@ def _task(config: Config, preset: Preset, name: str, seed: int, plan: Stage | No
     shown = preset.shown if seed == config.seed else 0
     videos = str(config.out / "videos" / folder_of(f"{name}-{seed}")) if preset.exam.rows and config.out else ""
     exams = (preset.exam, preset.validation)
-    return Task(name, seed, *exams, plan, preset.points, shown, spec_of(config), videos)
+    return Task(name, seed, *exams, plan, preset.points, shown, spec_of(config), config.adapter, videos)
 
 
 def winners(plans: Mapping[str, Stage], tries: Sequence[Job], results: Results) -> dict[str, Stage]:
@@ -261,6 +273,7 @@ def _settings_of(config: Config, results: Results) -> dict[str, Any]:
     settings["plans"] = {name: asdict(plan) for name, plan in plans.items()}
     settings |= {"notes": [*notes(preset, plans), *diverged(_runs(config, results))], "workers": config.workers}
     settings |= {"steps": len(spec_of(config).load().generator.sigmas)}
+    settings |= {} if config.adapter is None else {"lora": asdict(config.adapter)}
     settings |= {"weights": "shipped" if config.stack == "tiny" else config.stack}
     settings |= {name: path for name in ("reward", "world") if (path := getattr(config, name))}
     if preset.exam.judge != ORACLE:

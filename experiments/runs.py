@@ -13,6 +13,8 @@ from torch.nn.functional import avg_pool2d
 
 from ..envs.stack import Stack, StackSpec
 from ..models.generator import Generator
+from ..models.lora import AdapterConfig
+from ..models.lora_files import lora_weights
 from ..models.tiny import STEPS
 from ..noise import SeedDomain
 from ..training.learner import NonFiniteError
@@ -51,6 +53,8 @@ class Task:
     """Prompts whose clips are kept for the report."""
     stack: StackSpec = StackSpec()
     """What the student belongs to."""
+    adapter: AdapterConfig | None = None
+    """What trains in place of the student's weights, where anything does."""
     videos: str = ""
     """Folder for the clips of the exam as files, where another than the oracle judges; empty: none."""
 
@@ -69,7 +73,7 @@ def work(task: Task) -> Result:
     stack = task.stack.load()
     if task.plan is None:
         return _measured(stack, task)
-    student = stack.student()
+    student = stack.student(task.adapter)
     trainer = task.plan.recipe.with_seed(task.seed).trainer(stack, student)
     curve, log = list[dict[str, Any]](), list[dict[str, Any]]()
 
@@ -100,7 +104,8 @@ def work(task: Task) -> Result:
         grades = _graded(stack, system, task, task.exam)
         result |= grades_json(grades) | _sliced(stack, system, task.exam, task.seed)
         result |= {"steps": len(student.sigmas), "first_chunk": grades.first_chunk}
-        groups = {"weights": student.model.state_dict(), **_media(grades, task)}
+        weights = student.model.state_dict() if task.adapter is None else lora_weights(student.model)
+        groups = {"weights": weights, **_media(grades, task)}
     return groups, result
 
 

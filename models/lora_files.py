@@ -52,9 +52,14 @@ def lora_weights(model: CausalWan) -> dict[str, Tensor]:
 
 def save_lora(folder: str | Path, model: CausalWan) -> None:
     """Write the adapter that trains into a folder: for `WanPipeline.load_lora_weights`, and for ComfyUI."""
+    write_lora(folder, lora_weights(model))
+
+
+def write_lora(folder: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Write `lora_weights` into a folder, both files."""
     from safetensors.torch import save_file
 
-    folder, weights = Path(folder), lora_weights(model)
+    folder = Path(folder)
     (folder / COMFYUI).parent.mkdir(parents=True, exist_ok=True)
     save_file({f"transformer.{name}": value for name, value in weights.items()}, folder / LORA, {"format": "pt"})
     named = {f"diffusion_model.{_original(name)}": value for name, value in weights.items()}

@@ -10,8 +10,10 @@ from reelgym.checkpoint import load_checkpoint
 from reelgym.distill.recipes import DISTILL
 from reelgym.envs.stack import Stack
 from reelgym.experiments import cli
+from reelgym.experiments.compare import Config, plans_of, training_jobs, write_loras
+from reelgym.experiments.runs import work
 from reelgym.experiments.train_student import save_student
-from reelgym.models.lora import AdapterConfig
+from reelgym.models.lora import AdapterConfig, lora_words
 from reelgym.models.lora_files import LORA
 
 OPTIONS = ("--lora-rank", "2", "--validation", "1", "--no-guard", "--student-steps", "2")
@@ -77,6 +79,22 @@ def test_a_lora_is_resumed_to_the_bit_saved_and_streams(real_stack, tmp_path, ca
     assert "float32, LoRA of rank 2 on 16 layers" in capsys.readouterr().out
     again = Stack.load(toml).with_weights(student=student).said.parts["student"]
     assert again.loras == {str(real_stack.with_name("look")): 0.5, str(student): 1.0}
+
+
+def test_methods_that_train_a_lora_are_compared_and_kept(real_stack, tmp_path):
+    few = {"prompts": 1, "updates": 1, "batch": 1, "seeds": 1, "student_steps": 2, "lora_rank": 2}
+    toml = real_stack.with_name("compared.toml")
+    toml.write_text('base = "stack.toml"\nprompts = "compared.csv"\n')
+    rows = "".join(f"a circle in {split},{split}\n" for split in ("train", "validation", "test"))
+    toml.with_name("compared.csv").write_text(f"text,split\n{rows}")
+    config = Config("smoke", stack=str(toml), only=("dmd",), out=tmp_path, **few)
+    (job,) = training_jobs(config, plans_of(config))
+    result = work(job.config)
+    write_loras(tmp_path / "students", {job.name: result})
+    stack = Stack.load(real_stack).with_weights(student=tmp_path / "students" / "dmd-0")
+    trained = stack.generator
+    assert len(trained.sigmas) == 2 and "LoRA of rank 2 on 16 layers" in lora_words(trained.model)
+    assert any(value.any() for name, value in result[0]["weights"].items() if "lora_B" in name)
 
 
 def test_a_lora_of_the_shipped_student(tmp_path):
