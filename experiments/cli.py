@@ -18,6 +18,7 @@ COMMANDS = {
     "stack init": "write a commented stack.toml for the weights that you have",
     "stack check": "load every part of a stack of your own, see whether they fit, and make a chunk, a score, an update",
     "stack cache": "encode the prompts and clips of a stack of your own, ahead of its first training",
+    "plan": "forecast memory and hours of a training on cards that nobody has rented yet",
     "compare": "compare RL fine-tuning with distillation, in a table and a report",
     "ablate": "add the parts of Stream-R1 to DMD one by one, on a student of two steps",
     "selfplay": "play a generator against a detector, both learning, beside baselines that play otherwise",

@@ -3,6 +3,7 @@ safetensors, in the folder and with the manifest of checkpoint.py."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def load_parts(folder: Path, like: Groups, ranks: Ranks) -> State:
         place: Any = like.get(group, {}).get(name)
         empty = torch.empty_like(place) if in_shards(place) else torch.empty(told.size, dtype=told.properties.dtype)
         made[path] = result[group][name] = empty
-    load(made, storage_reader=reader, no_dist=ranks.count == 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(made, storage_reader=reader, no_dist=ranks.count == 1)
     return result, meta
 
 
