@@ -26,9 +26,9 @@ from .stack.check import amount
 from .tables import Column, Row, number, plain_table
 
 WAN_14B: dict[str, Any] = WAN_1_3B | {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
-SIZES = {"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B}
+WAN_SIZES = {"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B}
 """Students that need no files: 832x480 pixels, 7 chunks of 3 latent frames, bfloat16."""
-SPARE = 4e9
+CUDA_BYTES = 4e9
 """Bytes of a card that are not a training's: CUDA's own, and gaps."""
 
 
@@ -86,15 +86,15 @@ def run(config: Config) -> None:
 
 
 def shape_of(stack: str) -> Shape:
-    """Of a stack's student, or of SIZES."""
-    if stack in SIZES:
+    """Of a stack's student, or of WAN_SIZES."""
+    if stack in WAN_SIZES:
         with torch.device("meta"):
             said = StreamSettings()
-            small = SIZES[stack] | {"num_layers": 1}
+            small = WAN_SIZES[stack] | {"num_layers": 1}
             model = CausalWan.from_config(small, said.frames_per_chunk, said.text_len, said.cache, said.rope_theta)
         h, w = (side // 8 for side in said.size)
         shape = Shape(model.config, (model.transformer.config.in_channels, h, w), 7, len(said.sigmas), torch.bfloat16)
-        return shape.with_layers(SIZES[stack]["num_layers"])
+        return shape.with_layers(WAN_SIZES[stack]["num_layers"])
     loaded = Stack.load(stack)
     student = loaded.generator
     chunks, steps = loaded.layout.chunks, len(student.sigmas)
@@ -127,7 +127,7 @@ def _cards(config: Config, found: Forecast, gpus: int) -> list[Row]:
     for shard in (False, True) if gpus > 1 else (False,):
         taken = found.memory(gpus, shard)
         row: Row = {"kind": "cards", "gpus": gpus, "shard": shard, "gigabytes": taken / 1e9}
-        row |= {"fits": taken + SPARE <= config.memory * 1e9, "clips": config.batch * gpus}
+        row |= {"fits": taken + CUDA_BYTES <= config.memory * 1e9, "clips": config.batch * gpus}
         rows.append(row | {"hours": config.updates * seconds / 3600})
     return rows
 

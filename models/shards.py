@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-Model = TypeVar("Model", bound=nn.Module)
+Sharded = TypeVar("Sharded", bound=nn.Module)
 _EMPTY: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """Of everything in shards a twin without weights: FSDP copies nothing."""
 
 
-def shard(module: Model) -> Model:
+def shard(module: Sharded) -> Sharded:
     """Every process keeps its part of each weight, and gathers those of a block while the block runs; in place.
 
     The module's `shard_blocks()` says what is gathered together: blocks, and last the module around them, which is what
@@ -56,7 +56,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(part in _EMPTY for part in module.modules())
 
 
-def whole(module: Model, keep: bool = True) -> Model:
+def whole(module: Sharded, keep: bool = True) -> Sharded:
     """A copy with its weights in one piece, on the CPU; itself where they are. All processes call it alike; keep: false
     where this one needs no weights, and gets none."""
     roots = [part for part in module.modules() if part in _EMPTY]

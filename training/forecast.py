@@ -16,7 +16,7 @@ from ..models.generator import Generator
 from ..models.lora import AdapterConfig, frozen_copy, trainable_copy, trainable_like
 from ..models.sampler import step_sigmas
 from ..models.wan import CausalWan
-from .footprint import Footprint, footprint, held_by, pretended, bytes_of
+from .footprint import Footprint, bytes_of, footprint, held_by, pretended
 from .learner import Learner, LearnerConfig
 
 
@@ -119,12 +119,12 @@ def _traced(shape: Shape, method: Method, clips: int, adapter: AdapterConfig | N
     with torch.device("meta"):
         base = shape.build().requires_grad_(False)
         student = trainable_copy(base, adapter)
+        if recompute:
+            student.transformer.enable_gradient_checkpointing()
         parts: dict[str, CausalWan] = {"student": student}
         parts |= {role: frozen_copy(base if role == "teacher" else student) for role in method.frozen}
         parts |= {role: trainable_like(base, student) for role in method.trained}
     with pretended(*parts.values()):
-        if recompute:
-            student.transformer.enable_gradient_checkpointing()
         config = LearnerConfig(ema=method.ema)
         learners = {role: Learner(parts[role], config) for role in ("student", *method.trained)}
         model = shape.config

@@ -11,7 +11,7 @@ from reelgym.experiments import cli
 from reelgym.models.generator import Generator
 from reelgym.models.lora import trainable_copy
 from reelgym.models.sampler import step_sigmas
-from reelgym.training.footprint import footprint, held_by, bytes_of
+from reelgym.training.footprint import bytes_of, footprint, held_by
 from reelgym.training.forecast import Forecast, Shape, forecast
 
 WAN = {
