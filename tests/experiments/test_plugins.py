@@ -80,7 +80,7 @@ def test_a_recipe_and_a_reward_of_ones_own_train_a_student(package, stack, capsy
         assert "mine.recipes:best_of_n" in written["command"] and "--reward mine.rewards:redness" in written["command"]
     again = [word for word in door if word not in ("--reward", "mine.rewards:redness")]
     assert cli.main(["finetune", *again, "--out", "runs/finetune", "--updates", "2"]) == 1
-    assert "another cache, number of steps, reward or world" in capsys.readouterr().err
+    assert "another cache, number of steps, LoRA, reward or world" in capsys.readouterr().err
 
 
 def test_a_reward_of_ones_own_scores_a_file(package, stack):
