@@ -50,6 +50,6 @@ half of 2605.15190), flow-grpo (2505.05470) and ddpo (2305.13301) push all stoch
 share no prefix. All but reward play 16 clips an update."""
 ALIASES = {"refl": "reward", "nft": "forward", "grpo": "policy", "cm-grpo": "raven"}
 """The papers' names."""
-WINDOW = replace(FINETUNE["reward"], direction=WindowGradient())
+_WINDOW = replace(FINETUNE["reward"], direction=WindowGradient())
 """reward, but an update sees one window of each clip: what fits where the whole clip's frames do not."""
-RECIPES = FINETUNE | {"reward-window": WINDOW} | {alias: FINETUNE[name] for alias, name in ALIASES.items()}
+RECIPES = FINETUNE | {"reward-window": _WINDOW} | {alias: FINETUNE[name] for alias, name in ALIASES.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .wan import CausalWan
 
-Model = TypeVar("Model", bound=nn.Module)
+Copied = TypeVar("Copied", bound=nn.Module)
 ADAPTER = "default"
 """PEFT's name of the adapter that trains; others, which were loaded, are frozen with the base."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -77,13 +77,13 @@ def adapter_of(model: nn.Module) -> AdapterConfig | None:
     return AdapterConfig(said.r, said.lora_alpha, tuple(sorted(said.target_modules)))
 
 
-def twin(model: Model) -> Model:
+def twin(model: Copied) -> Copied:
     """A copy. Under an adapter that trains it shares the base in memory, and the adapter alone is copied."""
     shared = {id(p): p for name, p in model.named_parameters() if not _OWN.search(name)} if adapter_of(model) else {}
     return copy.deepcopy(model, shared)
 
 
-def frozen_copy(model: Model) -> Model:
+def frozen_copy(model: Copied) -> Copied:
     """The model as it is now, without gradient: a `twin`, which with a fresh adapter is the base to the bit."""
     return twin(model).requires_grad_(False)
 

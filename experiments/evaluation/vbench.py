@@ -21,7 +21,7 @@ _SPLIT = "split_clip"
 _PERCENT = ("imaging_quality",)
 """Dimensions whose videos are scored from 0 to 100, and their aggregate from 0 to 1."""
 
-Found = dict[str, dict[str, dict[str, list[float]]]]
+_Found = dict[str, dict[str, dict[str, list[float]]]]
 """Scores of a video by run, name and dimension."""
 
 
@@ -61,7 +61,7 @@ def read_vbench(folder: Path) -> VBenchScores:
     files = sorted(folder.rglob(f"*{SUFFIX}"))
     if not files:
         raise ValueError(f"{folder}: no *{SUFFIX} here; give the folder that VBench wrote to")
-    found: Found = {}
+    found: _Found = {}
     variants = {_read(file, found) for file in files}
     if len(variants) > 1:
         raise ValueError(f"{folder}: results of VBench and of VBench-Long, which differ: give one of them")
@@ -82,7 +82,7 @@ def rejudged(result: Mapping[str, Any], judge: VBenchScores, run: str, clips: in
     return {**result, "scores": means, "by_clip": found, "late": [], "drift": []}
 
 
-def _read(file: Path, found: Found) -> str:
+def _read(file: Path, found: _Found) -> str:
     """Add a file's scores; the variant that wrote it."""
     long = False
     try:
