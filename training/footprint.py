@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from ..models.causal_attention import causal_bias, rotary_turn
 from .learner import Learner
@@ -62,10 +62,9 @@ def footprint(parts: Iterable[str], held: Iterable[Tensor]) -> Footprint:
     """What work takes, in numbers or pretended: a generator that names each part when it is done. held: what is there
     all along."""
     live, flops, before = _Live(held), dict[str, float](), 0
-    with live, FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    with live:
         for part in parts:
-            now = counter.get_total_flops()
-            flops[part], before = flops.get(part, 0) + now - before, now
+            flops[part], before = flops.get(part, 0) + live.flops - before, live.flops
     return Footprint(flops, live.peak)
 
 
@@ -92,16 +91,19 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 class _Live(TorchDispatchMode):
-    """Follows the storages that operations make, until nothing holds them."""
+    """Counts, and follows the storages that operations make until nothing holds them. (FlopCounterMode holds some,
+    those that are made again in the backward pass among them.)"""
 
     def __init__(self, held: Iterable[Tensor]) -> None:
         super().__init__()
         self.held = [_storage(value) for value in held]
         self.known = {id(storage) for storage in self.held}
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if (count := _COUNTS.get(func.overloadpacket)) is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
         for value in tree_leaves(out):
             if isinstance(value, Tensor):
                 self._meet(_storage(value))
@@ -131,17 +133,18 @@ def _forget() -> None:
     causal_bias.cache_clear()
 
 
-def _forward(query: Any, key: Any, value: Any, *others: Any, out_shape: Any = None, **more: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+def _forward(query: Tensor, key: Tensor, value: Tensor, *others: Any, **more: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
-def _backward(gradient: Any, query: Any, key: Any, value: Any, *others: Any, out_shape: Any = None, **more: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+def _backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any, **more: Any) -> int:
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
 
 
 _KEPT: list[torch.UntypedStorage] = []
-_ATTENTION: Any = {
+_COUNTS: dict[Any, Any] = {
+    **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
 }
-"""Attention on a CPU, which torch's own counter leaves out."""
+"""FLOPs of an operation from its arguments: torch's formulas, and attention on a CPU, which these leave out."""

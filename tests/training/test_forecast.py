@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from reelgym.distill.forecast import matching_method
 from reelgym.distill.recipes import DMD
@@ -25,6 +26,12 @@ SHAPE = Shape(
     1,
     torch.float32,
 )
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(g, q, k, v)
+    ),
+}
 RECIPE = DMD.with_batch(2)
 
 
@@ -66,13 +73,22 @@ def test_memory_is_what_the_allocator_gives_out(planned, trainer):
     assert list(planned.held.values()) == [bytes_of(held) for held in held_by(*parts)]
 
 
-def test_flops_are_those_that_an_update_counts(planned, trainer):
-    def update():
-        trainer.update()
+def test_activations_that_are_made_again_are_not_held():
+    def pass_through(recompute):
+        model = SHAPE.with_layers(6).build()
+        if recompute:
+            model.transformer.enable_gradient_checkpointing()
+        model(torch.zeros(2, 4, *SHAPE.latent), 0.5, torch.zeros(2, 2, 4, 8)).square().mean().backward()
         yield "all"
 
-    counted = footprint(update(), [])
-    assert planned.flops == pytest.approx(counted.flops["all"], rel=0.1)
+    held, again = (footprint(pass_through(recompute), []) for recompute in (False, True))
+    assert again.peak < held.peak / 2 and again.flops["all"] > 1.2 * held.flops["all"]
+
+
+def test_flops_are_those_that_an_update_counts(planned, trainer):
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counted:
+        trainer.update()
+    assert planned.flops == pytest.approx(counted.get_total_flops(), rel=0.1)
     assert set(planned.work.flops) == {"rollout", "critic", "scores", "student"}
 
 
