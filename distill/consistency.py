@@ -57,7 +57,7 @@ class ConsistencyConfig:
 
     def trainer(self, stack: Stack, generator: Generator) -> Consistency:
         """The teacher is the generator as it is now."""
-        return Consistency(self, generator, world_clips(stack, self.pool, self.seed))
+        return Consistency(self, generator, world_clips(stack, self.pool, self.seed), stack.null())
 
     def with_learning_rate(self, rate: float) -> ConsistencyConfig:
         """With another rate."""
@@ -73,15 +73,13 @@ class ConsistencyConfig:
 
 
 class Consistency:
-    """Trains a generator to predict alike along its teacher's flow; `clips` draws encoded clips of the world."""
+    """Trains a generator to predict alike along its teacher's flow.
 
-    def __init__(
-        self,
-        config: ConsistencyConfig,
-        generator: Generator,
-        clips: LatentSampler,
-    ) -> None:
-        self.config, self.generator, self.clips = config, generator, clips
+    clips: draws encoded clips of the world.   null: the empty prompt's embedding [L, D], for the guided teacher.
+    """
+
+    def __init__(self, config: ConsistencyConfig, generator: Generator, clips: LatentSampler, null: Tensor) -> None:
+        self.config, self.generator, self.clips, self.null = config, generator, clips, null
         self.learner = Learner(generator.model, config.learner)
         self.teacher, self.target = (frozen_copy(generator.model) for _ in range(2))
         self.counts = ComputeUsage()
@@ -131,7 +129,7 @@ class Consistency:
         """What the average predicts one step of the teacher further on; the step's own end at level 0."""
         v = self.teacher.teacher_forcing(x, past, upper, embeds)
         if self.config.guidance != 1:
-            blind = self.teacher.teacher_forcing(x, past, upper, torch.zeros_like(embeds))
+            blind = self.teacher.teacher_forcing(x, past, upper, self.null.expand_as(embeds))
             v = guided(blind, v, self.config.guidance)
         further = x + (lower - upper)[:, :, None, None, None] * v
         predicted = x0_from_v(further, self.target.teacher_forcing(further, past, lower, embeds), lower)

@@ -33,7 +33,7 @@ def trainer_of(generator, make_wan, codec, reward, prompts, layout):
     def make(config, steps=4, on=None):
         student = on or replace(generator, model=copy.deepcopy(generator.model)).with_steps(steps)
         if isinstance(config, ConsistencyConfig):
-            return Consistency(config, student, clips)
+            return Consistency(config, student, clips, null)
         if isinstance(config, OnPolicyConfig):
             return OnPolicy(config, student, prompts, null)
         if isinstance(config, Mixture):

@@ -94,7 +94,7 @@ def trainer_of(recipe, adapter=False, of=None):
         case OnPolicyConfig():
             return OnPolicy(recipe, generator, prompts, null)
         case ConsistencyConfig():
-            return Consistency(recipe, generator, clips)
+            return Consistency(recipe, generator, clips, null)
     return CausalInit(recipe, generator, clips)
 
 

@@ -42,7 +42,7 @@ def gradient(monkeypatch, generator, env, prompts, make_wan):
             case "on-policy":
                 return OnPolicy(OnPolicyConfig(batch=5), own, prompts, null)
             case "consistency":
-                return Consistency(ConsistencyConfig(batch=5), own, clips)
+                return Consistency(ConsistencyConfig(batch=5), own, clips, null)
             case "continued":
                 return CausalInit(CausalInitConfig(batch=5, past="clean"), own, clips)
         config = replace(DISTILL, matching=kind, critic_updates=int(whose == "critic"))
