@@ -32,7 +32,7 @@ from ..training.recipe import Recipe
 from ..training.state import plain
 from .console import progress
 from .evaluate import EvalConfig, evaluate
-from .evaluation.judges import judge_reward, open_judge
+from .evaluation.judges import judge_reward, open_judge, refuse_trained
 from .jobs import one_thread
 from .options import AdapterOptions, CacheOptions, StackOptions, installed_name
 from .results import command_line, pick_device, write_results
@@ -110,6 +110,8 @@ def _train_student(command: str, name: str, recipe: Recipe, options: TrainOption
             f"{options.stack}: the guard watches a held-out reward, and the stack has none: name one as "
             "[parts] heldout, another judge (--judge), or train without (--no-guard)"
         )
+    if options.guard and not options.judge:
+        refuse_trained("heldout", lambda: stack.heldout, stack)
     stack = stack.with_cache(options.cache(stack.generator.model.cache_config))
     student = stack.student(options.adapter, options.seed)
     if options.recompute:

@@ -243,6 +243,13 @@ def test_a_real_student_is_trained_saved_and_streams(real_stack, tmp_path, capsy
             assert f"clip.mp4: 5 frames, 0.625 s, by {who}" in capsys.readouterr().out
 
 
+def test_a_guard_does_not_watch_what_is_maximised(stack, tmp_path, capsys):
+    toml = tmp_path / "stack.toml"
+    toml.write_text(f'base = "{stack}"\n[parts]\nheldout = "{stack}/reward"\n')
+    assert cli.main(["finetune", "reward", "--stack", str(toml), "--out", str(tmp_path / "run")]) == 1
+    assert "the judge heldout has the weights of the reward that is maximised" in capsys.readouterr().err
+
+
 def test_trainings_say_what_a_real_stack_lacks(real_stack, capsys):
     bare = real_stack.with_name("edited.toml")
     bare.write_text(real_stack.read_text().replace('prompts = "prompts.jsonl"\nclips = "clips"\n', ""))
