@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from ..agents.finetune_recipes import FINETUNE
-from ..agents.forecast import forward_method
-from ..agents.forward_process import ForwardProcess
-from ..distill.forecast import matching_method
-from ..distill.recipes import DISTILL
-from ..distill.trainer import DistillConfig
+from ..agents.finetune_recipes import RECIPES
 from ..envs.stack import Stack
+from ..models.codec import WanCodec
 from ..models.lora import AdapterConfig
 from ..models.stream_files import StreamSettings
+from ..models.tiny import build_generator
 from ..models.wan import CausalWan
-from ..training.forecast import Forecast, Method, Shape, forecast
-from .bench.random_wan import WAN_1_3B
+from ..rewards.windows import ChunkLayout
+from ..training.forecast import Footprint, forecast
+from ..training.recipe import find_recipe
+from .bench.random_wan import WAN_1_3B, NoEncoder, hollow_videoreward
 from .console import publish
 from .options import StackName
-from .stack.check import amount
+from .presets import METHOD_RECIPES
+from .stack.check import OnePrompt, amount
 from .tables import Column, Row, number, plain_table
 
 WAN_14B: dict[str, Any] = WAN_1_3B | {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
@@ -39,7 +39,7 @@ class Config:
     stack: StackName = "wan-1.3b"
     """wan-1.3b, wan-14b (their sizes need no files), or whatever else --stack takes."""
     recipe: str = "dmd"
-    """dmd, or forward."""
+    """What `reelgym finetune` or `reelgym distill` takes: a name or an import path."""
     gpus: tuple[int, ...] = (1,)
     """Numbers of cards to plan for."""
     memory: float = 80.0
@@ -74,10 +74,14 @@ COLUMNS = (
 
 
 def run(config: Config) -> None:
-    """Print memory by role, FLOPs by part, and what fits; ValueError for a recipe that cannot be planned."""
-    shape = shape_of(config.stack)
+    """Print memory and FLOPs by part, and what fits."""
     adapter = None if config.lora_rank is None else AdapterConfig(config.lora_rank)
-    found = forecast(shape, method_of(config.recipe, shape), config.batch, adapter, config.recompute)
+    recipe = find_recipe(config.recipe, {**RECIPES, **METHOD_RECIPES}).with_batch(config.batch)
+    if config.stack in WAN_SIZES:
+        one, two = (forecast(recipe, stack_of(config.stack, n), adapter, config.recompute) for n in (1, 2))
+        found = two.at(one, (2, 1), WAN_SIZES[config.stack]["num_layers"])
+    else:
+        found = forecast(recipe, Stack.load(config.stack), adapter, config.recompute)
     rows = [*_parts(found), *(row for gpus in config.gpus for row in _cards(config, found, gpus))]
     lines = [f"{row['name']:<22} {amount(row['amount'])}{row['unit']}" for row in rows if row["kind"] == "part"]
     cards = [row for row in rows if row["kind"] == "cards"]
@@ -85,44 +89,42 @@ def run(config: Config) -> None:
     publish(["reelgym", "plan"], config, [config.seed], rows, text)
 
 
-def shape_of(stack: str) -> Shape:
-    """Of a stack's student, or of WAN_SIZES."""
-    if stack in WAN_SIZES:
-        with torch.device("meta"):
-            said = StreamSettings()
-            small = WAN_SIZES[stack] | {"num_layers": 1}
-            model = CausalWan.from_config(small, said.frames_per_chunk, said.text_len, said.cache, said.rope_theta)
-        h, w = (side // 8 for side in said.size)
-        shape = Shape(model.config, (model.transformer.config.in_channels, h, w), 7, len(said.sigmas), torch.bfloat16)
-        return shape.with_layers(WAN_SIZES[stack]["num_layers"])
-    loaded = Stack.load(stack)
-    student = loaded.generator
-    chunks, steps = loaded.layout.chunks, len(student.sigmas)
-    return Shape(student.model.config, student.latent_shape, chunks, steps, student.model.dtype)
+def stack_of(name: str, layers: int) -> Stack:
+    """One of WAN_SIZES with so many layers, on the meta device; its reward is VideoReward's shape."""
+    from diffusers import AutoencoderKLWan
+
+    said = StreamSettings()
+    with torch.device("meta"):
+        sizes = (WAN_SIZES[name] | {"num_layers": layers}, said.frames_per_chunk, said.text_len)
+        student, teacher = (CausalWan.from_config(*sizes, *more).eval() for more in ((said.cache,), ()))
+        vae = AutoencoderKLWan()
+    codec = WanCodec(vae, said.size).requires_grad_(False)
+    live: dict[str, Any] = {
+        "student": student.to(torch.bfloat16).requires_grad_(False),
+        "teacher": teacher.to(torch.bfloat16).requires_grad_(False),
+        "codec": codec,
+        "encoder": NoEncoder(said.text_len, WAN_SIZES[name]["text_dim"]),
+        "world": OnePrompt("a cat walks over the grass"),
+        "reward": hollow_videoreward(said.fps),
+    }
+    live["generator"] = build_generator(live["student"], codec)
+    return Stack({}, ChunkLayout(7, said.frames_per_chunk, 2)).with_parts(**live)
 
 
-def method_of(name: str, shape: Shape) -> Method:
-    """Of a recipe by its name; ValueError for one whose parts are not known here."""
-    recipe: Any = {**DISTILL, **FINETUNE}.get(name)
-    if isinstance(recipe, DistillConfig) and recipe.matching == "dmd":
-        return matching_method(recipe, shape.steps)
-    if isinstance(getattr(recipe, "direction", None), ForwardProcess):
-        return forward_method(recipe)
-    raise ValueError(f"{name} cannot be planned yet: dmd and its kind can, and forward")
+def _parts(found: Footprint) -> list[Row]:
+    sizes = {f"{name}'s weights": size for name, size in found.weights.items()} | {"optimisers": found.optimizer}
+    for who, held in found.held.items():
+        sizes[f"while {who} works"] = held.bytes
+    rows: list[Row] = [{"kind": "part", "name": name, "amount": size, "unit": "B"} for name, size in sizes.items()]
+    flops = {f"{part} (FLOPs)": count for part, count in found.flops.items()}
+    return [*rows, *({"kind": "part", "name": part, "amount": count, "unit": ""} for part, count in flops.items())]
 
 
-def _parts(found: Forecast) -> list[Row]:
-    rows: list[Row] = [{"kind": "part", "name": role, "amount": size, "unit": "B"} for role, size in found.held.items()]
-    flops = {f"{part} (FLOPs)": count for part, count in found.work.flops.items()}
-    rows += [{"kind": "part", "name": part, "amount": count, "unit": ""} for part, count in flops.items()]
-    return [*rows, {"kind": "part", "name": "an update needs", "amount": found.work.peak, "unit": "B"}]
-
-
-def _cards(config: Config, found: Forecast, gpus: int) -> list[Row]:
+def _cards(config: Config, found: Footprint, gpus: int) -> list[Row]:
     """With whole weights on each card and, on several, in shards."""
     if gpus < 1:
         raise ValueError(f"--gpus counts cards from 1, not {gpus}")
-    seconds = found.flops / (config.tflops * 1e12 * config.utilisation)
+    seconds = sum(found.flops.values()) / (config.tflops * 1e12 * config.utilisation)
     rows = []
     for shard in (False, True) if gpus > 1 else (False,):
         taken = found.memory(gpus, shard)

@@ -26,6 +26,7 @@ from ..jobs import on_threads
 from ..options import BenchOptions
 from ..results import pick_device
 from ..tables import Column, Row, markdown_table, number
+from .random_wan import stand_in_chat
 from .timing import median_timings
 
 _PROMPT = "a red circle moves left fast"
@@ -188,12 +189,7 @@ def qwen_subject(config: Config, device: torch.device) -> _Subject:
     )
     special = (504, 505, 506)
 
-    def chat(text: str, video_tokens: int) -> list[int]:
-        """Stands in for a tokenizer and a template, which are not shipped: tokens of no meaning around the video's."""
-        filler = [(7 * place) % 490 for place in range(200)]
-        quality, motion, alignment = special
-        return [1, *[sizes.video_token_id] * video_tokens, *filler, quality, *filler, motion, *filler, alignment]
-
+    chat = stand_in_chat(sizes.video_token_id, special)
     options: dict[str, Any] = {"pixels": PixelConfig(min_pixels=28 * 28, rounding=False), "chat": chat}
     backbone = Qwen2VLModel(sizes)
     model = VideoReward(backbone, special, source_fps=2.0, **options).to(device).eval()

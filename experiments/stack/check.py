@@ -81,14 +81,14 @@ def run(config: Config) -> None:
 
 def amount(count: float) -> str:
     """A count with three figures: 1.42 G."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:g} "
 
 
 @dataclass(frozen=True)
-class _OnePrompt:
+class OnePrompt:
     """A world of one prompt, for a stack without prompts of its own."""
 
     text: str
@@ -102,7 +102,7 @@ def _trials(stack: Stack, config: Config) -> Mapping[str, Callable[[], str]]:
     if not stack.has("generator") or not stack.has("encoder"):
         return {}
     if not ("prompts" in stack.data or stack.has("world") or stack.has("grammar")):
-        stack = stack.with_parts(world=_OnePrompt(config.prompt))
+        stack = stack.with_parts(world=OnePrompt(config.prompt))
     found = {"chunk": partial(_chunk, stack, config.seed)}
     if stack.has("reward"):
         found["score"] = partial(_score, stack, config.seed)

@@ -87,7 +87,7 @@ def resize(levels: Tensor, size: tuple[int, int], rounding: bool = True) -> Tens
     lost, lost_width = x.shape[-2] - size[0], x.shape[-1] - size[1]
     for axis in (-2, -1) if lost > max(0, 2 * lost_width) else (-1, -2):
         if size[axis] != x.shape[axis]:
-            matrix = _matrix(x.shape[axis], size[axis]).to(x.device)
+            matrix = resampling_matrix(x.shape[axis], size[axis]).to(x.device)
             x = _level(x @ matrix.T if axis == -1 else matrix @ x, rounding)
     return x
 
@@ -128,7 +128,7 @@ def _bicubic(x: float) -> float:
 
 
 @lru_cache(maxsize=32)
-def _matrix(given: int, wanted: int) -> Tensor:
+def resampling_matrix(given: int, wanted: int) -> Tensor:
     """Float64 [wanted, given]: the weights of one pass, whose support is scaled when it shrinks, in 2**-22ths."""
     scale = given / wanted
     stretch = max(scale, 1.0)

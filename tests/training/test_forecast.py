@@ -1,111 +1,115 @@
 """Forecasts of memory and FLOPs, held against trainings that were run."""
 
+import copy
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
-from reelgym.distill.forecast import matching_method
-from reelgym.distill.recipes import DMD
-from reelgym.distill.trainer import Distill
+from reelgym.agents.finetune_recipes import FINETUNE
+from reelgym.distill.recipes import DISTILL
+from reelgym.envs.stack import Stack
 from reelgym.experiments import cli
 from reelgym.models.generator import Generator
-from reelgym.models.lora import trainable_copy
+from reelgym.models.lora import AdapterConfig
 from reelgym.models.sampler import step_sigmas
-from reelgym.training.footprint import bytes_of, footprint, held_by
-from reelgym.training.forecast import Forecast, Shape, forecast
-
-WAN = {
-    "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "text_dim": 8,
-    "freq_dim": 16, "ffn_dim": 96, "num_layers": 3,
-}  # fmt: skip
-SHAPE = Shape(
-    {"config": WAN, "frames_per_chunk": 2, "text_len": 4, "cache": {}, "rope_theta": 1e4},
-    (4, 8, 8),
-    2,
-    1,
-    torch.float32,
-)
-ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
-        sdpa_backward_flop_count(g, q, k, v)
-    ),
-}
-RECIPE = DMD.with_batch(2)
+from reelgym.rewards.windows import ChunkLayout
+from reelgym.training.forecast import ATTENTION_FLOPS, Footprint, Held, Tally, forecast
 
 
-@pytest.fixture(scope="module")
-def planned():
-    return forecast(SHAPE, matching_method(RECIPE, SHAPE.steps), clips=2)
+class OneText:
+    def prompts(self, count, *, chunks, split, seed):
+        return [("a red circle moves left",) * chunks] * count
 
 
-@pytest.fixture(scope="module")
-def trainer():
-    """The same training, in numbers."""
-    torch.manual_seed(0)
-    teacher = SHAPE.build()
-    student = Generator(trainable_copy(teacher), step_sigmas(1, 5.0), SHAPE.latent, 2)
-
-    def prompts(batch, step):
-        return torch.zeros(batch, SHAPE.chunks, 4, 8), (("",) * SHAPE.chunks,) * batch
-
-    made = Distill(RECIPE, student, teacher, prompts, torch.zeros(4, 8))
-    made.update()
-    return made
+@pytest.fixture
+def small(make_wan, codec, reward, prompts):
+    """A stack of one layer, two chunks and one step."""
+    student, teacher = make_wan(0).requires_grad_(False), make_wan(1).requires_grad_(False)
+    generator = Generator(student, step_sigmas(1, 2.0), (4, 4, 4), 3)
+    parts = {"codec": codec, "reward": reward, "encoder": prompts.encoder, "world": OneText()}
+    stack = Stack({}, ChunkLayout(2, 3, 2)).with_parts(**parts, student=student, teacher=teacher)
+    return stack.with_parts(generator=generator)
 
 
-def peak_of(work):
-    """Most bytes at once that torch's allocator gave out, beyond those of before."""
+RECIPES = {"dmd": DISTILL["dmd"].with_batch(2), "reward": FINETUNE["reward"].with_batch(2)}
+
+
+def measured(recipe, stack):
+    """Most bytes at once that torch's allocator gave out in an update, beyond those of before; and operations."""
+    trainer = recipe.trainer(stack, stack.student())
+    trainer.update()
     with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as found:
-        work()
+        trainer.update()
     now = peak = 0
     events = (e for e in found.profiler.kineto_results.events() if e.name() == "[memory]")
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
-    return peak
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+        trainer.update()
+    return peak, counter.get_total_flops()
 
 
-def test_memory_is_what_the_allocator_gives_out(planned, trainer):
-    assert planned.work.peak == pytest.approx(peak_of(trainer.update), rel=0.1)
-    parts = (trainer.learner.module, trainer.teacher, trainer.critic.module, trainer.learner, trainer.critic)
-    assert list(planned.held.values()) == [bytes_of(held) for held in held_by(*parts)]
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_is_what_an_update_takes(name, small):
+    before = [p.clone() for p in small.generator.model.parameters()]
+    found = forecast(RECIPES[name], small)
+    peak, flops = measured(RECIPES[name], small)
+    assert max(held.bytes for held in found.held.values()) == pytest.approx(peak, rel=0.1)
+    assert sum(found.flops.values()) == pytest.approx(flops, rel=0.1)
+    size = sum(p.nbytes for p in small.generator.model.parameters())
+    assert found.weights["student"] == pytest.approx(size, rel=0.01)
+    assert found.optimizer == pytest.approx(2 * size * (2 if name == "dmd" else 1), rel=0.01)
+    assert all(torch.equal(a, b) for a, b in zip(before, small.generator.model.parameters(), strict=True))
 
 
-def test_activations_that_are_made_again_are_not_held():
-    def pass_through(recompute):
-        model = SHAPE.with_layers(6).build()
+def test_an_adapter_shares_its_base_and_keeps_little(small):
+    found = forecast(RECIPES["reward"], small, AdapterConfig(2))
+    whole = forecast(RECIPES["reward"], small)
+    assert found.optimizer < whole.optimizer / 2 and sum(found.weights.values()) < sum(whole.weights.values())
+
+
+def test_activations_that_are_made_again_are_not_held(make_wan):
+    found = []
+    for recompute in (False, True):
+        model = make_wan(0)
+        blocks = model.transformer.blocks
+        blocks.extend(copy.deepcopy(blocks[0]) for _ in range(5))
         if recompute:
             model.transformer.enable_gradient_checkpointing()
-        model(torch.zeros(2, 4, *SHAPE.latent), 0.5, torch.zeros(2, 2, 4, 8)).square().mean().backward()
-        yield "all"
-
-    held, again = (footprint(pass_through(recompute), []) for recompute in (False, True))
-    assert again.peak < held.peak / 2 and again.flops["all"] > 1.2 * held.flops["all"]
-
-
-def test_flops_are_those_that_an_update_counts(planned, trainer):
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counted:
-        trainer.update()
-    assert planned.flops == pytest.approx(counted.get_total_flops(), rel=0.1)
-    assert set(planned.work.flops) == {"rollout", "critic", "scores", "student"}
+        with Tally({"student": model}) as tally:
+            model(
+                torch.zeros(2, 6, 4, 4, 4), 0.5, torch.zeros(2, 2, 8, model.config["config"]["text_dim"])
+            ).square().mean().backward()
+        found.append(tally.footprint())
+    held, again = found
+    assert again.held["student"].activations < held.held["student"].activations / 2
+    assert again.flops["student"] > 1.2 * held.flops["student"] and set(again.flops) == {"student"}
 
 
-def test_shards_split_what_is_held(planned):
-    assert planned.memory(8) == planned.memory(1) > planned.memory(8, sharded=True)
-    held = sum(planned.held.values())
-    assert planned.memory(8, sharded=True) > held / 8 + planned.work.peak - planned.gradients
+def test_shards_split_what_trains():
+    found = Footprint({"student": 80, "codec": 5}, 160, {"student": Held(80, 7)}, {"student": 1}, {"student": 4})
+    assert found.memory(8) == found.memory(1) == 80 + 5 + 160 + 87
+    assert found.memory(8, sharded=True) == (80 + 160) // 8 + 5 + 10 + 7 + 12
 
 
-def test_the_command(planned, monkeypatch, capsys, tmp_path, stack):
-    monkeypatch.setattr("reelgym.experiments.plan.forecast", lambda *_: planned)
+def test_layers_add_up():
+    two, three = (Footprint({"s": 10 * n}, 20 * n, {"s": Held(n, 5 + n)}, {"s": 100 * n}, {"s": 10}) for n in (2, 3))
+    assert three.at(two, (3, 2), 30) == Footprint({"s": 300}, 600, {"s": Held(30, 35)}, {"s": 3000}, {"s": 10})
+
+
+def test_the_command(monkeypatch, capsys, tmp_path, stack):
+    found = Footprint(
+        {"student": 2 * 10**9}, 4 * 10**9, {"student": Held(0, 10**9)}, {"student": 10**15}, {"student": 1}
+    )
+    monkeypatch.setattr("reelgym.experiments.plan.forecast", lambda *_: found)
     asked = ["plan", "--stack", stack, "--out", str(tmp_path), "--gpus", "1", "8"]
     assert cli.main(asked) == 0
     said = capsys.readouterr().out
-    assert "student's optimiser" in said and "8 --shard" in said and "try" not in said
+    assert "student's weights" in said and "8 --shard" in said and "try" not in said
     assert cli.main([*asked, "--memory", "1"]) == 0
     assert "Nothing fits: try --recompute, --lora-rank 32" in capsys.readouterr().out
-    assert cli.main([*asked, "--recipe", "consistency"]) == 1
-    assert "consistency cannot be planned yet" in capsys.readouterr().err
-    assert isinstance(planned, Forecast)
+    assert cli.main([*asked, "--recipe", "nothing"]) == 1
+    assert "nothing" in capsys.readouterr().err
