@@ -11,6 +11,7 @@ from reelgym.agents.finetune_recipes import FINETUNE
 from reelgym.distill.recipes import DISTILL
 from reelgym.envs.stack import Stack
 from reelgym.experiments import cli
+from reelgym.experiments.stack.check import OnePrompt
 from reelgym.models.generator import Generator
 from reelgym.models.lora import AdapterConfig
 from reelgym.models.sampler import step_sigmas
@@ -18,17 +19,17 @@ from reelgym.rewards.windows import ChunkLayout
 from reelgym.training.forecast import ATTENTION_FLOPS, Footprint, Held, Tally, forecast
 
 
-class OneText:
-    def prompts(self, count, *, chunks, split, seed):
-        return [("a red circle moves left",) * chunks] * count
-
-
 @pytest.fixture
 def small(make_wan, codec, reward, prompts):
     """A stack of one layer, two chunks and one step."""
     student, teacher = make_wan(0).requires_grad_(False), make_wan(1).requires_grad_(False)
     generator = Generator(student, step_sigmas(1, 2.0), (4, 4, 4), 3)
-    parts = {"codec": codec, "reward": reward, "encoder": prompts.encoder, "world": OneText()}
+    parts = {
+        "codec": codec,
+        "reward": reward,
+        "encoder": prompts.encoder,
+        "world": OnePrompt("a red circle moves left"),
+    }
     stack = Stack({}, ChunkLayout(2, 3, 2)).with_parts(**parts, student=student, teacher=teacher)
     return stack.with_parts(generator=generator)
 
